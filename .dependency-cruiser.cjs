@@ -8,6 +8,8 @@ const edges = {
   runtime: ['spec', 'models', 'weights'],
   eval: ['spec', 'runtime'],
   'backend-onnx': ['spec'],
+  'backend-tfjs': ['spec'],
+  'backend-webgpu': ['spec'],
 };
 
 /** @type {import('dependency-cruiser').IConfiguration} */

@@ -8,5 +8,6 @@ export default defineConfig({
     // Native addons and worker threads crash together; each file gets a process of its own.
     pool: 'forks',
     testTimeout: 60_000,
+    reporters: ['default', './tools/summary-reporter.ts'],
   },
 });
