@@ -1,5 +1,6 @@
 export * from './backend.js';
 export * from './errors.js';
+export * from './float16.js';
 export * from './graph.js';
 export * from './inline.js';
 export * from './join.js';
