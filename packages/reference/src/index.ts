@@ -1,1 +1,1 @@
-export {};
+export { referenceBackend } from './device.js';
