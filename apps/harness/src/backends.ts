@@ -1,0 +1,90 @@
+import { existsSync, readFileSync, realpathSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { type AttentionBackend, type Device, DslaError, openBackend } from '@dsla/spec';
+
+interface Known {
+  readonly package: string;
+  /** Packages whose versions decide what it can do. */
+  readonly natives: readonly string[];
+}
+
+/** Backends by the names that `--backend` takes; the first is the default. */
+export const knownBackends: Readonly<Record<string, Known>> = {
+  onnx: { package: '@dsla/backend-onnx', natives: ['onnxruntime-node', 'koffi'] },
+  reference: { package: '@dsla/reference', natives: [] },
+};
+
+/**
+ * Imports a backend: a known name, or the package or file of a third party that exports an `AttentionBackend`.
+ * @throws DslaError E_INPUT for an unknown name, E_UNAVAILABLE when the import fails.
+ */
+export async function importBackend(name: string): Promise<AttentionBackend> {
+  const known = knownBackends[name];
+  if (!known && !name.includes('/')) {
+    throw new DslaError('E_INPUT', {
+      where: '--backend',
+      rule: `must be one of ${Object.keys(knownBackends).join(', ')}, or the package or file of another backend`,
+      got: name,
+      cure: 'Run `dsla doctor` to see which ones work here.',
+    });
+  }
+  let exports: Readonly<Record<string, unknown>>;
+  try {
+    exports = await import(known ? known.package : locate(name));
+  } catch (cause) {
+    throw new DslaError('E_UNAVAILABLE', {
+      where: `backend ${name}`,
+      rule: `could not be imported (${cause instanceof Error ? cause.message : String(cause)})`,
+      cure: 'Install its package.',
+      cause,
+    });
+  }
+  const backend = Object.values(exports).find(isBackend);
+  if (backend) return backend;
+  throw new DslaError('E_UNAVAILABLE', {
+    where: `backend ${name}`,
+    rule: 'must export an AttentionBackend with specificationVersion 1',
+    got: Object.keys(exports),
+    cure: 'Use a version that fits this one.',
+  });
+}
+
+/** @throws DslaError with every reason why it does not open. */
+export async function openNamed(name: string, threads: number | undefined, signal: AbortSignal): Promise<Device> {
+  return openBackend([await importBackend(name)], { signal, ...(threads === undefined ? {} : { threads }) });
+}
+
+/** Versions of the packages of a backend, as installed; absent ones are left out. */
+export function backendVersions(name: string): Record<string, string> {
+  const known = knownBackends[name];
+  if (!known) return {};
+  const home = packageFolder(known.package, import.meta.url);
+  if (!home) return {};
+  const versions: Record<string, string> = { [known.package]: versionIn(home) };
+  for (const native of known.natives) {
+    const folder = packageFolder(native, join(home, 'package.json'));
+    if (folder) versions[native] = versionIn(folder);
+  }
+  return versions;
+}
+
+// Third parties are looked up from the folder in which the command runs.
+function locate(name: string): string {
+  return pathToFileURL(createRequire(join(process.cwd(), 'package.json')).resolve(name)).href;
+}
+
+function packageFolder(name: string, from: string): string | undefined {
+  const folders = (createRequire(from).resolve.paths(name) ?? []).map((path) => join(path, name));
+  const folder = folders.find((candidate) => existsSync(join(candidate, 'package.json')));
+  return folder && realpathSync(folder);
+}
+
+function versionIn(folder: string): string {
+  return (JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8')) as { version: string }).version;
+}
+
+function isBackend(value: unknown): value is AttentionBackend {
+  return typeof value === 'object' && value !== null && (value as Partial<AttentionBackend>).specificationVersion === 1;
+}
