@@ -41,7 +41,6 @@ export async function byLevel(points: readonly Point[], axis: Axis): Promise<str
       width: 165,
       height: 190,
       encoding: {
-        x: { field: 'level', type: 'quantitative', title: 'converted layers', axis: { tickMinStep: 1, format: 'd' } },
         y: valueAxis(axis),
         color: colors(
           titles.map((family) => familyTitles[family]),
@@ -49,17 +48,26 @@ export async function byLevel(points: readonly Point[], axis: Axis): Promise<str
         ),
       },
       layer: [
-        { transform: [{ filter: 'datum.family !== "zamba"' }], mark: { type: 'line', strokeWidth: 1.5 } },
-        { transform: [{ filter: 'datum.family !== "zamba"' }], mark: { type: 'point', filled: true, size: 30 } },
         {
-          transform: [{ filter: 'datum.family !== "zamba" && isValid(datum.low)' }],
-          mark: { type: 'rule', opacity: 0.6 },
-          encoding: { y2: { field: 'high' }, y: { ...valueAxis(axis), field: 'low' } },
+          transform: [{ filter: 'datum.family !== "zamba"' }],
+          encoding: {
+            x: {
+              field: 'level',
+              type: 'quantitative',
+              title: 'converted layers',
+              axis: { tickMinStep: 1, format: 'd' },
+            },
+          },
+          layer: [
+            // An untuned conversion starts as the window: dashed, so that both can be seen.
+            { mark: { type: 'line', strokeWidth: 1.5 }, encoding: dashed(`datum.series === "${familyTitles.window}"`) },
+            { mark: { type: 'point', filled: true, size: 30, opacity: 1 } },
+            interval(axis),
+          ],
         },
         {
           transform: [{ filter: 'datum.family === "zamba"' }],
-          mark: { type: 'rule', strokeDash: [4, 3], strokeWidth: 1.5 },
-          encoding: { x: { datum: { expr: 'null' } } },
+          mark: { type: 'rule', strokeWidth: 1.5, strokeDash: [6, 3] },
         },
       ],
     },
@@ -108,18 +116,9 @@ export async function byLength(points: readonly Point[], axis: Axis, xTitle: str
         color: colors(ordered, palette),
       },
       layer: [
-        {
-          mark: { type: 'line', strokeWidth: 1.5 },
-          encoding: {
-            strokeDash: { condition: { test: 'datum.family === "zamba"', value: [4, 3] }, value: [1, 0] },
-          },
-        },
-        { mark: { type: 'point', filled: true, size: 26 } },
-        {
-          transform: [{ filter: 'isValid(datum.low)' }],
-          mark: { type: 'rule', opacity: 0.6 },
-          encoding: { y: { ...valueAxis(axis), field: 'low' }, y2: { field: 'high' } },
-        },
+        { mark: { type: 'line', strokeWidth: 1.5 }, encoding: dashed('datum.family === "zamba"') },
+        { mark: { type: 'point', filled: true, size: 26, opacity: 1 } },
+        interval(axis),
       ],
     },
   });
@@ -163,6 +162,18 @@ function valueAxis({ title, scale, format }: Axis): object {
   };
 }
 
+function dashed(test: string): object {
+  return { strokeDash: { condition: { test, value: [4, 3] }, value: [1, 0] } };
+}
+
+function interval(axis: Axis): object {
+  return {
+    transform: [{ filter: 'isValid(datum.low)' }],
+    mark: { type: 'rule', opacity: 0.6 },
+    encoding: { y: { ...valueAxis(axis), field: 'low' }, y2: { field: 'high' } },
+  };
+}
+
 function colors(domain: readonly string[], range: readonly string[]): object {
   return { field: 'series', type: 'nominal', title: null, scale: { domain, range } };
 }
@@ -185,7 +196,7 @@ async function render(spec: object): Promise<string> {
         domainColor: baseline,
         tickColor: baseline,
       },
-      legend: { ...text, orient: 'bottom', symbolType: 'circle', columns: 8 },
+      legend: { ...text, orient: 'bottom', symbolType: 'circle', symbolOpacity: 1, columns: 8 },
       header: { ...text, titleFontWeight: 'normal', labelFontWeight: 'bold' },
       facet: { spacing: 14 },
     },
