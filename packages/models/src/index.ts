@@ -1,1 +1,11 @@
-export * from './model.js';
+export { type BoundWeights, bindWeights, type TensorReader } from './bind.js';
+export { type ModelConfig, parseConfig } from './config.js';
+export type { LlamaConfig } from './config-llama.js';
+export type { ZambaConfig } from './config-zamba.js';
+export { type DescribeOptions, describe, tapesOf } from './describe.js';
+export type { DualOptions } from './dual.js';
+export type { MixerOptions, Mixers, WindowOptions } from './mixers.js';
+export type { ModelDescription, Plan, Segment, WeightRef } from './model.js';
+export { planAt } from './plan.js';
+export type { PublishedOptions } from './published.js';
+export type { RopeScaling } from './rope.js';

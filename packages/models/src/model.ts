@@ -38,12 +38,16 @@ export interface Segment {
 export interface WeightRef {
   /** Names to look for, first found wins: checkpoints of different ages spell differently. */
   readonly tensors: readonly string[];
-  /** Shape after selection. */
+  /** Shape after selection. Leading axes of 1 do not count. */
   readonly shape: readonly number[];
+  /** Shape in the checkpoint, where it differs. */
+  readonly stored?: readonly number[];
   /** Takes element `index` of the first axis (which disappears). */
   readonly index?: number;
   /** Takes rows start, start + step, ... of the first axis. */
   readonly rows?: { readonly start: number; readonly step: number };
+  /** The mixer that it belongs to: a conversion file is asked for it before the model's own checkpoint. */
+  readonly mixer?: string;
   /** Values of a weight that no base checkpoint holds: the untuned start of a conversion, used where `tensors` are absent. */
   readonly initial?: () => Float32Array;
 }

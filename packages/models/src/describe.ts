@@ -1,0 +1,31 @@
+import { inferWidths, type LayerGraph } from '@dsla/spec';
+import type { ModelConfig } from './config.js';
+import { llama } from './llama.js';
+import type { Mixers } from './mixers.js';
+import type { ModelDescription } from './model.js';
+import { zamba } from './zamba.js';
+
+export interface DescribeOptions {
+  /** Mixers that plans may name, besides 'default'. A model whose layers cannot be exchanged takes none. */
+  readonly mixers?: Mixers;
+}
+
+/**
+ * The model as tapes.
+ * @throws DslaError E_INPUT or E_UNSUPPORTED when a mixer's options break a rule or do not fit the model.
+ */
+export function describe(config: ModelConfig, { mixers = {} }: DescribeOptions = {}): ModelDescription {
+  const description = config.architecture === 'llama' ? llama(config, mixers) : zamba(config);
+  for (const graph of tapesOf(description)) inferWidths(graph, (name) => description.weights[name]!.shape);
+  return description;
+}
+
+/** Every tape of a description. */
+export function tapesOf({ segments, head, headAll, folds }: ModelDescription): readonly LayerGraph[] {
+  return [
+    ...segments.flatMap(({ versions }) => Object.values(versions)),
+    head,
+    headAll,
+    ...Object.values(folds).flat(),
+  ];
+}
