@@ -7,7 +7,8 @@ import { findShards, type Shards } from './shards.js';
 
 /** An open checkpoint: its headers are in memory, its tensors are read on demand. */
 export interface Checkpoint extends AsyncDisposable {
-  readonly folder: string;
+  /** The file or folder that was opened. */
+  readonly path: string;
   readonly tensors: ReadonlyMap<string, TensorInfo>;
   /** `__metadata__` of all files together. */
   readonly metadata: Readonly<Record<string, string>>;
@@ -23,20 +24,21 @@ export interface OpenCheckpointOptions {
 }
 
 /**
- * Opens `model.safetensors`, or the shards of `model.safetensors.index.json`, and checks every header.
+ * Opens a safetensors file, or a folder with `model.safetensors` or the shards of `model.safetensors.index.json`, and checks
+ * every header.
  * @throws DslaError E_IO, E_FORMAT, E_ABORTED; nothing is left open.
  */
-export async function openCheckpoint(folder: string, options: OpenCheckpointOptions = {}): Promise<Checkpoint> {
-  throwIfAborted(options.signal, folder);
-  const shards = await findShards(folder);
+export async function openCheckpoint(path: string, options: OpenCheckpointOptions = {}): Promise<Checkpoint> {
+  throwIfAborted(options.signal, path);
+  const shards = await findShards(path);
   await using scope = new Scope();
   const files: OpenFile[] = [];
-  for (const path of shards.files) {
-    throwIfAborted(options.signal, folder);
-    files.push(await openSafetensors(path, scope));
+  for (const file of shards.files) {
+    throwIfAborted(options.signal, path);
+    files.push(await openSafetensors(file, scope));
   }
-  const tensors = merge(files, shards, folder);
-  return checkpoint(folder, files, tensors, scope.move(), options.signal);
+  const tensors = merge(files, shards, path);
+  return checkpoint(path, files, tensors, scope.move(), options.signal);
 }
 
 interface OpenFile {
@@ -56,30 +58,26 @@ async function openSafetensors(path: string, scope: Scope): Promise<OpenFile> {
 }
 
 /** One table of all files; the index, where there is one, must agree with it. */
-function merge(files: readonly OpenFile[], { index }: Shards, folder: string): Map<string, TensorInfo> {
+function merge(files: readonly OpenFile[], { index }: Shards, path: string): Map<string, TensorInfo> {
   const tensors = new Map<string, TensorInfo>();
-  for (const { path, header } of files) {
+  for (const { path: file, header } of files) {
     for (const [name, info] of header.tensors) {
       const other = tensors.get(name);
-      if (other) damaged(`${folder} tensor ${name}`, 'it must stand in one file only', [other.file, path]);
+      if (other) damaged(`${path} tensor ${name}`, 'it must stand in one file only', [other.file, file]);
       tensors.set(name, info);
     }
   }
   for (const [name, file] of index ?? []) {
     const found = tensors.get(name);
     if (found?.file !== file) {
-      damaged(
-        `${folder} tensor ${name}`,
-        `the index places it in ${file}, which must hold it`,
-        found?.file ?? 'nothing',
-      );
+      damaged(`${path} tensor ${name}`, `the index places it in ${file}, which must hold it`, found?.file ?? 'nothing');
     }
   }
   return tensors;
 }
 
 function checkpoint(
-  folder: string,
+  path: string,
   files: readonly OpenFile[],
   tensors: ReadonlyMap<string, TensorInfo>,
   scope: Scope,
@@ -88,12 +86,12 @@ function checkpoint(
   const handles = new Map(files.map(({ path, handle }) => [path, handle]));
   let closed = false;
   const find = (name: string): { info: TensorInfo; handle: FileHandle; where: string } => {
-    if (closed) throw new DslaError('E_DISPOSED', { where: folder, rule: 'the checkpoint has been closed' });
-    throwIfAborted(signal, folder);
+    if (closed) throw new DslaError('E_DISPOSED', { where: path, rule: 'the checkpoint has been closed' });
+    throwIfAborted(signal, path);
     const info = tensors.get(name);
     if (!info) {
       throw new DslaError('E_CONFIG', {
-        where: folder,
+        where: path,
         rule: 'the checkpoint must hold the tensor',
         got: name,
         cure: 'Check that config.json belongs to these weights.',
@@ -102,7 +100,7 @@ function checkpoint(
     return { info, handle: handles.get(info.file)!, where: `${info.file} tensor ${name}` };
   };
   return {
-    folder,
+    path,
     tensors,
     metadata: Object.assign({}, ...files.map(({ header }) => header.metadata)),
     async read(name, range) {

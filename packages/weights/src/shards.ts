@@ -17,16 +17,18 @@ export interface Shards {
 }
 
 /**
- * Finds the files of a checkpoint: `model.safetensors`, else the shards of `model.safetensors.index.json`.
+ * Finds the files of a checkpoint. A path is one file, or a folder with `model.safetensors` or with the shards of
+ * `model.safetensors.index.json`.
  * @throws DslaError E_IO, E_FORMAT
  */
-export async function findShards(folder: string): Promise<Shards> {
-  const root = await io(folder, () => realpath(folder));
-  if (await exists(join(root, singleName))) return { files: [await inside(root, singleName, folder)] };
-  const path = join(root, indexName);
-  if (!(await exists(path))) {
+export async function findShards(path: string): Promise<Shards> {
+  const root = await io(path, () => realpath(path));
+  if ((await io(root, () => stat(root))).isFile()) return { files: [root] };
+  if (await exists(join(root, singleName))) return { files: [await inside(root, singleName, path)] };
+  const indexPath = join(root, indexName);
+  if (!(await exists(indexPath))) {
     throw new DslaError('E_IO', {
-      where: folder,
+      where: path,
       rule: `a checkpoint must hold ${singleName} or ${indexName}`,
       got: 'neither',
       cure: 'Pass the folder that a Hugging Face model was downloaded to; .bin and .gguf files are not read.',
@@ -34,8 +36,8 @@ export async function findShards(folder: string): Promise<Shards> {
   }
   const index = new Map<string, string>();
   const real = new Map<string, string>();
-  for (const [tensor, file] of Object.entries(await readIndex(path))) {
-    if (!real.has(file)) real.set(file, await inside(root, file, path));
+  for (const [tensor, file] of Object.entries(await readIndex(indexPath))) {
+    if (!real.has(file)) real.set(file, await inside(root, file, indexPath));
     index.set(tensor, real.get(file)!);
   }
   return { files: [...new Set(real.values())], index };
