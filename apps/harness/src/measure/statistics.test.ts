@@ -47,7 +47,12 @@ describe('meanEstimate', () => {
 
 describe('ratioEstimate', () => {
   it('weighs by the base', () => {
-    expect(ratioEstimate([{ amount: 1, of: 1 }, { amount: 9, of: 4 }]).value).toBe(2); // biome-ignore format: one line
+    expect(
+      ratioEstimate([
+        { amount: 1, of: 1 },
+        { amount: 9, of: 4 },
+      ]).value,
+    ).toBe(2);
   });
 
   it('is the mean with its interval where all bases are 1', () => {

@@ -1,0 +1,157 @@
+import { existsSync } from 'node:fs';
+import { readFile } from 'node:fs/promises';
+import { basename, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import {
+  describe,
+  type MixerOptions,
+  type ModelConfig,
+  type ModelDescription,
+  type Plan,
+  parseConfig,
+  planAt,
+} from '@dsla/models';
+import { type LoadedModel, type LoadOptions, loadModel, loadNetwork, type TextModel } from '@dsla/runtime';
+import { type Device, DslaError } from '@dsla/spec';
+import { z } from 'zod';
+
+/** Attention that can take the place of softmax attention, by the names that `--mixer` takes. */
+export const mixers = {
+  /** Two states on the shared q, k, v, o, joined with an exact window. */
+  foldable: { kind: 'dual' },
+  /** The same window without states: needs no training. */
+  window: { kind: 'window', size: 64, sinks: 4 },
+  /** One state instead of two. */
+  single: { kind: 'dual', states: 1 },
+  /** As in the paper's code. */
+  published: { kind: 'published' },
+} as const satisfies Record<string, MixerOptions>;
+
+export type Mixer = keyof typeof mixers;
+
+/** A Hugging Face folder, before anything of it is loaded. */
+export interface Checkpoint {
+  readonly folder: string;
+  readonly name: string;
+  readonly config: ModelConfig;
+  readonly convertible: number;
+  /** Layers in the order of conversion. */
+  readonly order: readonly number[];
+  /** Last layers of the order that carry recall; 0 where nobody has measured it. */
+  readonly kept: number;
+  /** Where the order comes from, for the report. */
+  readonly orderOrigin: string;
+}
+
+const orderSchema = z.object({
+  /** Layers in the order of conversion, those that carry recall last. */
+  order: z.array(z.int().nonnegative()),
+  /** Number of layers at the end of the order that carry recall. */
+  keep: z.int().nonnegative().default(0),
+  origin: z.string().optional(),
+});
+
+/** Reads config.json and, where there is one, order.json. @throws DslaError E_IO, E_FORMAT, E_CONFIG, E_UNSUPPORTED */
+export async function inspect(folder: string): Promise<Checkpoint> {
+  const config = parseConfig(await readJson(join(folder, 'config.json')));
+  const { convertible } = describe(config);
+  const file = join(folder, 'order.json');
+  const natural = { order: Array.from({ length: convertible }, (_, layer) => layer), kept: 0 };
+  const base = { folder, name: basename(resolve(folder)), config, convertible };
+  if (!existsSync(file)) return { ...base, ...natural, orderOrigin: 'bottom to top, nothing measured' };
+  const parsed = orderSchema.safeParse(await readJson(file));
+  if (!parsed.success) {
+    throw new DslaError('E_FORMAT', {
+      where: file,
+      rule: z.prettifyError(parsed.error).replaceAll('\n', ' '),
+      cure: 'It must hold "order", a list of layers, and may hold "keep", a count.',
+    });
+  }
+  const { order, keep, origin } = parsed.data;
+  return { ...base, order, kept: keep, orderOrigin: origin ?? 'order.json' };
+}
+
+/** The checkpoints that come with this package. */
+export function embedded(name: 'llama-4m' | 'zamba-4m'): string {
+  return fileURLToPath(new URL(`../checkpoints/${name}`, import.meta.url));
+}
+
+export interface Conversion {
+  readonly mixer: Mixer;
+  /** Layers of the order that are converted. */
+  readonly level: number;
+  /** Folder with trained mixers. */
+  readonly folder?: string | undefined;
+}
+
+/** @throws DslaError E_INPUT for a level out of range or an order that is none */
+export function planOf({ convertible, order }: Checkpoint, { mixer, level }: Conversion): Plan {
+  return planAt(order, level, mixer, convertible);
+}
+
+/** The tapes of a conversion. @throws DslaError E_UNSUPPORTED for a mixer that does not fit the model */
+export function describeConversion({ config }: Checkpoint, { mixer, level }: Conversion): ModelDescription {
+  return describe(config, { mixers: level === 0 ? {} : { [mixer]: mixers[mixer] } });
+}
+
+export interface OpenOptions {
+  readonly slots?: number;
+  readonly context?: number;
+  readonly signal: AbortSignal;
+}
+
+/** Loads a checkpoint for the one plan of a conversion. */
+export function openModel(
+  checkpoint: Checkpoint,
+  conversion: Conversion,
+  device: Device,
+  options: OpenOptions,
+): Promise<TextModel> {
+  return loadModel(checkpoint.folder, loadOptions(checkpoint, conversion, device, options));
+}
+
+/** The same without the tokenizer, for what needs no text. */
+export function openNetwork(
+  checkpoint: Checkpoint,
+  conversion: Conversion,
+  device: Device,
+  options: OpenOptions,
+): Promise<LoadedModel> {
+  return loadNetwork(checkpoint.folder, loadOptions(checkpoint, conversion, device, options));
+}
+
+function loadOptions(
+  checkpoint: Checkpoint,
+  conversion: Conversion,
+  device: Device,
+  options: OpenOptions,
+): LoadOptions {
+  const { mixer, level, folder } = conversion;
+  const converted = level > 0;
+  return {
+    ...options,
+    device,
+    plan: planOf(checkpoint, conversion),
+    mixers: converted ? { [mixer]: mixers[mixer] } : {},
+    conversion: converted ? folder : undefined,
+  };
+}
+
+async function readJson(file: string): Promise<unknown> {
+  let text: string;
+  try {
+    text = await readFile(file, 'utf8');
+  } catch (cause) {
+    throw new DslaError('E_IO', {
+      where: file,
+      rule: `could not be read (${cause instanceof Error ? cause.message : String(cause)})`,
+      cure: 'Name a Hugging Face model folder: config.json, model.safetensors, tokenizer.json.',
+      cause,
+    });
+  }
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new DslaError('E_FORMAT', { where: file, rule: 'must be JSON', cure: 'Download the file again.', cause });
+  }
+}

@@ -1,0 +1,105 @@
+import { availableParallelism, cpus, totalmem } from 'node:os';
+import { tapesOf } from '@dsla/models';
+import { type Device, isDslaError } from '@dsla/spec';
+import type { Command } from 'commander';
+import { backendVersions, importBackend, knownBackends } from '../backends.js';
+import { type Checkpoint, describeConversion, inspect, type Mixer, mixers } from '../checkpoint.js';
+import { ownVersion } from '../report/machine.js';
+import { colorsFor, type Io, print, printJson } from '../ui/io.js';
+import { addCommonOptions, type CommonOptions, names } from '../ui/options.js';
+import { formatBytes } from '../ui/units.js';
+
+interface DoctorOptions extends CommonOptions {
+  readonly model?: string;
+  readonly backend: readonly string[];
+}
+
+interface BackendState {
+  readonly name: string;
+  readonly works: boolean;
+  readonly description: string | null;
+  readonly versions: Readonly<Record<string, string>>;
+  readonly obstacles: readonly string[];
+  /** By mixer ('softmax' for the model's own attention), for the model asked about. */
+  readonly unsupported?: Readonly<Record<string, readonly string[]>>;
+}
+
+export function addDoctor(program: Command, io: Io): void {
+  const command = program
+    .command('doctor')
+    .description('what works on this machine, and what is missing')
+    .option('-m, --model <folder>', 'also ask every backend what of this model it cannot run')
+    .option('-b, --backend <names>', 'backends to ask', names, Object.keys(knownBackends));
+  addCommonOptions(command).action((options: DoctorOptions) => runDoctor(options, io));
+}
+
+async function runDoctor(options: DoctorOptions, io: Io): Promise<void> {
+  const checkpoint = options.model === undefined ? undefined : await inspect(options.model);
+  const machine = {
+    dsla: ownVersion,
+    node: process.version,
+    platform: `${process.platform} ${process.arch}`,
+    cpu: cpus()[0]?.model.trim() ?? 'unknown',
+    cores: availableParallelism(),
+    memoryBytes: totalmem(),
+  };
+  const backends: BackendState[] = [];
+  for (const name of options.backend) backends.push(await examine(name, checkpoint, io.signal));
+  if (options.json) {
+    printJson(io, { ...machine, backends });
+    return;
+  }
+  print(
+    io,
+    [
+      `dsla ${machine.dsla}, Node ${machine.node}, ${machine.platform}`,
+      `${machine.cpu}, ${machine.cores} cores, ${formatBytes(machine.memoryBytes)}`,
+      ...backends.flatMap((state) => describeState(state, io)),
+    ].join('\n'),
+  );
+}
+
+async function examine(name: string, checkpoint: Checkpoint | undefined, signal: AbortSignal): Promise<BackendState> {
+  const missing = { name, works: false, description: null, versions: backendVersions(name) };
+  try {
+    const backend = await importBackend(name);
+    const obstacles = await backend.obstacles({ signal });
+    if (obstacles.length > 0) return { ...missing, obstacles };
+    await using device = await backend.open({ signal });
+    const unsupported = checkpoint && unsupportedOf(checkpoint, device);
+    return { ...missing, works: true, description: device.description, obstacles, ...(unsupported && { unsupported }) };
+  } catch (error) {
+    if (signal.aborted || (isDslaError(error) && error.code === 'E_INPUT')) throw error;
+    return { ...missing, obstacles: [error instanceof Error ? error.message : String(error)] };
+  }
+}
+
+function unsupportedOf(checkpoint: Checkpoint, device: Device): Record<string, readonly string[]> {
+  const ask = (mixer: Mixer, level: number): readonly string[] => {
+    try {
+      const tapes = tapesOf(describeConversion(checkpoint, { mixer, level }));
+      return [...new Set(tapes.flatMap((graph) => device.unsupported(graph)))];
+    } catch (error) {
+      return [error instanceof Error ? error.message : String(error)];
+    }
+  };
+  const converted = checkpoint.convertible === 0 ? [] : (Object.keys(mixers) as Mixer[]);
+  return {
+    softmax: ask('foldable', 0),
+    ...Object.fromEntries(converted.map((mixer) => [mixer, ask(mixer, checkpoint.convertible)])),
+  };
+}
+
+function describeState({ name, works, description, versions, obstacles, unsupported }: BackendState, io: Io): string[] {
+  const colors = colorsFor(io.out, io.env);
+  const packages = Object.entries(versions).map(([each, version]) => `${each} ${version}`);
+  return [
+    '',
+    `${works ? colors.green('ok     ') : colors.red('missing')} ${name}: ${description ?? 'does not open'}`,
+    ...(packages.length > 0 ? [`        ${packages.join(', ')}`] : []),
+    ...obstacles.map((obstacle) => `        ${obstacle}`),
+    ...Object.entries(unsupported ?? {}).map(
+      ([mixer, reasons]) => `        ${mixer}: ${reasons.length === 0 ? 'runs' : reasons.join(' | ')}`,
+    ),
+  ];
+}
