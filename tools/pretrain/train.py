@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--stages", type=json.loads, default=STAGES, help="JSON, in place of the list in this file")
-    parser.add_argument("--weights", nargs="*", help="start from DIR/<model>.{0,1}.pt at --skip steps, with a new optimiser")
+    parser.add_argument("--weights", nargs="*", help="the two files of --out: start from them at step --skip, with a new optimiser")
     parser.add_argument("--skip", type=int, default=0)
     args = parser.parse_args()
     begin = time.time()
