@@ -35,7 +35,7 @@ async function check(bench: Bench, { tensors }: Golden, play: Play): Promise<voi
 }
 
 /** Runs a golden case on a device. */
-export async function perform(
+async function perform(
   device: Device,
   play: Play,
 ): Promise<{ outputs: Record<string, Float32Array>; state?: Float32Array }> {
