@@ -1,3 +1,126 @@
-import type { Command } from 'commander';
-import type { Io } from '../ui/io.js';
-export function addCompare(_program: Command, _io: Io): void {}
+import { join } from 'node:path';
+import { DslaError, throwIfAborted } from '@dsla/spec';
+import { type Command, InvalidArgumentError } from 'commander';
+import { knownBackends } from '../backends.js';
+import { type Checkpoint, embedded, inspect, type Mixer, mixers } from '../checkpoint.js';
+import { compare } from '../compare/compare.js';
+import { checkLevels, defaultLevels, lineUp } from '../compare/line-up.js';
+import { readText } from '../measure/text.js';
+import { openFolder, writeFiles } from '../report/files.js';
+import { renderHtml } from '../report/html.js';
+import { renderReport } from '../report/table.js';
+import { type Io, print, printJson } from '../ui/io.js';
+import { addCommonOptions, type CommonOptions, names, whole, wholes } from '../ui/options.js';
+import { openProgress } from '../ui/progress.js';
+import { defaultBackend } from './model-options.js';
+
+interface CompareOptions extends CommonOptions {
+  readonly llama?: string;
+  readonly zamba?: string;
+  readonly conversion?: string;
+  readonly levels?: readonly number[];
+  readonly mixers: readonly Mixer[];
+  readonly lengths?: readonly number[];
+  readonly windows?: number;
+  readonly rounds?: number;
+  readonly backend: readonly string[];
+  readonly threads?: number;
+  readonly text?: string;
+  readonly out: string;
+  readonly quick?: true;
+}
+
+export function addCompare(program: Command, io: Io): void {
+  const command = program
+    .command('compare')
+    .description('softmax, Zamba, DSLA and its baselines: quality, speed, memory')
+    .option('--llama <folder>', 'Hugging Face folder (default: the embedded one)')
+    .option('--zamba <folder>', 'Hugging Face folder (default: the embedded one, without --llama)')
+    .option('--conversion <folder>', 'trained mixers of the foldable form (default: untuned)')
+    .option('--levels <n,...>', 'converted layers (default: quarters, and all but the recall layers)', wholes(1))
+    .option('--mixers <names>', 'attention of the converted layers', mixerNames, Object.keys(mixers))
+    .option('--lengths <n,...>', 'tokens (default: 512 to 4096 in doublings)', wholes(2))
+    .option('--windows <n>', 'windows of text for bits per byte', whole(1))
+    .option('--rounds <n>', 'times that each speed is measured', whole(1))
+    .option('-b, --backend <names>', `${Object.keys(knownBackends).join(', ')}, or packages`, names, [defaultBackend])
+    .option('-t, --threads <n>', 'threads of the backend', whole(1))
+    .option('--text <file>', 'text to read (default: Moby-Dick)')
+    .option('--quick', 'fewer lengths, windows and rounds')
+    .option('-o, --out <folder>', 'where report.json and report.html go', 'dsla-report');
+  addCommonOptions(command).action((options: CompareOptions) => runCompare(options, io));
+}
+
+async function runCompare(options: CompareOptions, io: Io): Promise<void> {
+  const { signal } = io;
+  await openFolder(options.out);
+  const { llama, zamba } = await checkpoints(options);
+  const levels = options.levels ?? defaultLevels(llama);
+  checkLevels(levels, llama);
+  const lengths = lengthsFor(options, zamba ? [llama, zamba] : [llama]);
+  const text = await readText(options.text);
+  const progress = openProgress(io, options.quiet === true);
+  try {
+    const report = await compare({
+      entries: lineUp(llama, zamba, { levels, mixers: options.mixers, conversion: options.conversion }),
+      backends: options.backend,
+      threads: options.threads,
+      text,
+      bits: { contexts: lengths, windows: options.windows ?? (options.quick ? 2 : 4) },
+      speed: { lengths, rounds: options.rounds ?? (options.quick ? 1 : 3), decodeTokens: options.quick ? 8 : 16 },
+      command: ['dsla', ...process.argv.slice(2)],
+      progress,
+      signal,
+    });
+    const html = await renderHtml(report);
+    throwIfAborted(signal, 'compare');
+    await writeFiles(options.out, { 'report.json': `${JSON.stringify(report, null, 1)}\n`, 'report.html': html });
+    if (options.json) printJson(io, report);
+    else print(io, renderReport(io, report));
+    progress.note(`Wrote ${join(options.out, 'report.json')} and ${join(options.out, 'report.html')}.`);
+  } finally {
+    progress.end();
+  }
+}
+
+interface Pair {
+  readonly llama: Checkpoint;
+  readonly zamba: Checkpoint | undefined;
+}
+
+async function checkpoints(options: CompareOptions): Promise<Pair> {
+  if (options.zamba !== undefined && options.llama === undefined) {
+    throw new DslaError('E_INPUT', {
+      where: '--zamba',
+      rule: 'needs --llama: beside the embedded Llama it would be a comparison of sizes',
+      cure: 'Name both folders.',
+    });
+  }
+  const zamba = options.llama === undefined ? embedded('zamba-4m') : options.zamba;
+  return {
+    llama: await inspect(options.llama ?? embedded('llama-4m')),
+    zamba: zamba === undefined ? undefined : await inspect(zamba),
+  };
+}
+
+/** @throws DslaError E_INPUT for a length beyond what a model was trained for */
+function lengthsFor({ lengths, quick }: CompareOptions, models: readonly Checkpoint[]): readonly number[] {
+  const context = Math.min(...models.map(({ config }) => config.context));
+  if (lengths === undefined) {
+    const longest = Math.min(context, quick ? 1024 : 4096);
+    return [8, 4, 2, 1].map((share) => Math.floor(longest / share)).filter((length) => length > 1);
+  }
+  if (lengths.at(-1)! <= context) return lengths;
+  throw new DslaError('E_INPUT', {
+    where: '--lengths',
+    rule: `must be at most ${context}, what the models were trained for`,
+    got: lengths.at(-1),
+    cure: 'Choose shorter ones.',
+  });
+}
+
+function mixerNames(text: string): Mixer[] {
+  return names(text).map((name) => {
+    if (Object.hasOwn(mixers, name)) return name as Mixer;
+    throw new InvalidArgumentError(`Allowed choices are ${Object.keys(mixers).join(', ')}.`);
+  });
+}

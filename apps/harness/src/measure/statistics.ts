@@ -42,18 +42,30 @@ export interface Share {
 
 /** Sum of amounts over sum of bases, with the linearised interval of a ratio (Cochran, Sampling Techniques, 6.4). */
 export function ratioEstimate(shares: readonly Share[]): Estimate {
-  const base = shares.reduce((sum, share) => sum + share.of, 0);
-  const value = shares.reduce((sum, share) => sum + share.amount, 0) / base;
-  const residuals = shares.map((share) => share.amount - value * share.of);
-  const n = shares.length;
-  if (n < 2) return around(value, null, n);
-  const error = (sampleStandardDeviation(residuals) * Math.sqrt(n)) / base;
-  return around(value, studentQuantile(n - 1) * error, n);
+  const { value, residuals } = ratio(shares);
+  return withResiduals(value, residuals);
 }
 
-/** Ratio of `b` minus ratio of `a` on the same bases: what the pairs have in common cancels. */
+/** Ratio of `b` minus ratio of `a`, window by window: what the pairs have in common cancels. */
 export function ratioDifference(a: readonly Share[], b: readonly Share[]): Estimate {
-  return ratioEstimate(b.map((share, index) => ({ amount: share.amount - a[index]!.amount, of: share.of })));
+  const [from, to] = [ratio(a), ratio(b)];
+  return withResiduals(
+    to.value - from.value,
+    to.residuals.map((residual, index) => residual - from.residuals[index]!),
+  );
+}
+
+function ratio(shares: readonly Share[]): { readonly value: number; readonly residuals: readonly number[] } {
+  const base = shares.reduce((sum, share) => sum + share.of, 0);
+  const value = shares.reduce((sum, share) => sum + share.amount, 0) / base;
+  return { value, residuals: shares.map((share) => (share.amount - value * share.of) / base) };
+}
+
+/** The variance of a sum of n residuals is n times theirs. */
+function withResiduals(value: number, residuals: readonly number[]): Estimate {
+  const n = residuals.length;
+  if (n < 2) return around(value, null, n);
+  return around(value, studentQuantile(n - 1) * sampleStandardDeviation([...residuals]) * Math.sqrt(n), n);
 }
 
 /** Proportion with Wilson's score interval. */

@@ -3,9 +3,9 @@ import { formatBytes, formatCount, formatSeconds, formatTokens, significant } fr
 import { byLength, byLevel } from './charts.js';
 import { cachePoints, contendersOf, qualityPoints, speedPoints } from './points.js';
 import type { Report, Speed } from './report.js';
-import { formatEstimate, lengthsOf, nameOf, type Row, rowsAt } from './rows.js';
+import { formatEstimate, lengthsOf, type Row, rowsAt } from './rows.js';
 import { css } from './style.js';
-import { columns } from './table.js';
+import { columns, isUntuned } from './table.js';
 
 /** The whole report as one page that needs neither network nor scripts; the JSON is embedded. */
 export async function renderHtml(report: Report): Promise<string> {
@@ -48,15 +48,15 @@ function overview(report: Report): string {
   const names = report.models.map(({ name }) => escapeHtml(name)).join(' and ');
   const head = `<h1>Attention compared</h1>
 <p class="lead">${names} on ${escapeHtml(report.machine.cpu)}, ${report.machine.cores} cores; text: ${escapeHtml(report.text.name)}. Every contender read the same windows.</p>
-${report.contenders.some(({ tuned, level }) => level > 0 && !tuned) ? '<p class="note"><strong>Untuned: before any tuning.</strong> Converted layers share the softmax weights; their gates and mixes are at their initial values.</p>' : ''}`;
+${isUntuned(report) ? '<p class="note"><strong>Untuned: before any tuning.</strong> Converted layers share the softmax weights; their gates and mixes are at their initial values.</p>' : ''}`;
   const tables = report.backends.map(
     ({ name, description }) => `<h2>At ${formatTokens(longest)} tokens</h2>
 <p>${escapeHtml(description)}</p>
 ${table([...columns, { title: 'weights', cell: ({ weights }) => weights }], rowsAt(report, longest, name), isBaseline)}`,
   );
   return `${head}\n${tables.join('\n')}
-<p class="small">Bits per byte and recall ± half of the 95 % interval; tokens a second ± one standard deviation. “Above softmax” is the paired difference on the same windows, so its interval is narrower than that of either value. “Faster decode” and “smaller cache” name the context from which the contender gains on softmax at every longer measured length.</p>
-${report.gaps.length > 0 ? list(report.gaps) : ''}`;
+<p class="small">Bits per byte and recall ± half of the 95 % interval; tokens a second ± one standard deviation. “vs softmax” is the paired difference on the same windows, so its interval is narrower than that of either value. “Faster at” and “smaller at” name the context from which decode and the cache gain on softmax at every longer measured length.</p>
+${report.gaps.length > 0 ? list(report.gaps.map((gap) => `Left out: ${gap}`)) : ''}`;
 }
 
 async function qualitySection(report: Report): Promise<string> {
@@ -118,7 +118,7 @@ function breakEvenSection(report: Report): string {
         ? `not up to ${formatTokens(longest)}`
         : `from ${Math.round(from)} tokens`;
   const cells: readonly Column<Row>[] = [
-    { title: 'attention', align: 'left', cell: ({ of }) => nameOf(of) },
+    { title: 'attention', align: 'left', cell: ({ of }) => of.label },
     { title: 'converted', cell: ({ of }) => `${of.level} / ${of.layers}` },
     { title: 'gains on softmax in', align: 'left', cell: ({ quantity }) => quantity },
     { title: 'backend', align: 'left', cell: ({ backend, quantity }) => (quantity === 'cache' ? '' : backend) },
@@ -133,9 +133,7 @@ function rawSection(report: Report): string {
   const contenders = contendersOf(report);
   const name = (id: string) => {
     const contender = contenders.get(id)!;
-    return contender.family === 'zamba'
-      ? nameOf(contender)
-      : `${nameOf(contender)} ${contender.level}/${contender.layers}`;
+    return contender.family === 'zamba' ? contender.label : `${contender.label} ${contender.level}/${contender.layers}`;
   };
   const quality: readonly Column<Report['recall'][number]>[] = [
     { title: 'contender', align: 'left', cell: ({ contender }) => name(contender) },

@@ -13,10 +13,10 @@ export interface Point {
 export const familyTitles: Readonly<Record<Family, string>> = {
   softmax: 'softmax',
   zamba: 'Zamba',
-  foldable: 'DSLA (foldable)',
+  foldable: 'DSLA',
   window: 'sliding window',
   single: 'single state',
-  published: 'DSLA as published',
+  published: 'published DSLA',
 };
 
 /** The contenders by id. */

@@ -1,4 +1,4 @@
-import { formatBytes, formatTokens, significant } from '../ui/units.js';
+import { formatBytes, significant } from '../ui/units.js';
 import { familyTitles } from './points.js';
 import type { Contender, Crossing, Report } from './report.js';
 
@@ -66,7 +66,7 @@ export function lengthsOf(report: Report): readonly number[] {
 }
 
 /** What a row is called beside its level. */
-export function nameOf({ family, tuned }: Contender): string {
+export function nameOf({ family, tuned }: Pick<Contender, 'family' | 'tuned'>): string {
   const converted = family !== 'softmax' && family !== 'zamba';
   return converted && family !== 'window' && !tuned ? `${familyTitles[family]}, untuned` : familyTitles[family];
 }
@@ -88,10 +88,8 @@ export function spread(mean: number, sd: number | null): string {
   return sd === null ? significant(mean) : `${significant(mean)} ± ${significant(sd)}`;
 }
 
-/** "from 1200", "always", "not up to 4k". */
+/** "≥ 1200", "always", "never": within the measured lengths. */
 export function formatCrossing(crossing: Crossing | undefined): string {
   if (!crossing) return nothing;
-  if (crossing.from === 'always') return `from ${formatTokens(crossing.shortest)} or less`;
-  if (crossing.from === 'never') return `not up to ${formatTokens(crossing.longest)}`;
-  return `from ${Math.round(crossing.from)}`;
+  return typeof crossing.from === 'string' ? crossing.from : `≥ ${Math.round(crossing.from)}`;
 }

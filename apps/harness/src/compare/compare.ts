@@ -1,0 +1,112 @@
+import { performance } from 'node:perf_hooks';
+import { Scope, throwIfAborted } from '@dsla/spec';
+import { measureSpeed, type SpeedProtocol } from '../measure/speed.js';
+import type { Text } from '../measure/text.js';
+import { commit, machine } from '../report/machine.js';
+import type { Report } from '../report/report.js';
+import type { Progress } from '../ui/progress.js';
+import { crossings } from './crossings.js';
+import type { Entry } from './line-up.js';
+import { cacheOf, loadAll, modelsOf, type Running } from './load.js';
+import { type BitsProtocol, measureBits } from './quality.js';
+
+export interface CompareOptions {
+  readonly entries: readonly Entry[];
+  /** The first one measures quality, all measure speed. */
+  readonly backends: readonly string[];
+  readonly threads: number | undefined;
+  readonly text: Text;
+  readonly bits: BitsProtocol;
+  readonly speed: SpeedProtocol;
+  readonly command: readonly string[];
+  readonly progress: Progress;
+  readonly signal: AbortSignal;
+}
+
+/** The main job: every contender on the same text, on every backend. @throws DslaError, E_ABORTED included */
+export async function compare(options: CompareOptions): Promise<Report> {
+  const started = performance.now();
+  const { backends: names, threads, text, progress, signal } = options;
+  const gaps: string[] = [];
+  const backends: Report['backends'] = [];
+  const speed: Report['speed'] = [];
+  let facts: Pick<Report, 'models' | 'contenders' | 'cache'> | undefined;
+  let quality: Pick<Report, 'bitsPerByte' | 'excess'> | undefined;
+  for (const backend of names) {
+    throwIfAborted(signal, 'compare');
+    await using scope = new Scope();
+    const context = Math.max(options.speed.lengths.at(-1)! + options.speed.decodeTokens, ...options.bits.contexts);
+    const running = await loadAll(options.entries, { backend, threads, context, progress, signal }, scope, gaps);
+    backends.push({ name: backend, description: running[0]!.model.device.description, threads: threads ?? null });
+    facts ??= factsOf(running, options.speed.lengths);
+    quality ??= await measureBits(running, text, options.bits, progress, signal);
+    speed.push(...(await timeAll(running, backend, options)));
+  }
+  progress.end();
+  const measured = { ...facts!, speed };
+  return {
+    format: 'dsla-report',
+    version: 1,
+    createdAt: new Date().toISOString(),
+    seconds: (performance.now() - started) / 1000,
+    command: [...options.command],
+    commit: await commit(),
+    machine: machine(names),
+    backends,
+    text: text.facts,
+    protocol: [...bitsProtocol(options.bits), ...speedProtocol(options.speed)],
+    gaps,
+    ...quality!,
+    recall: [],
+    ...measured,
+    crossings: crossings({ ...measured, backends: names }),
+  };
+}
+
+function factsOf(
+  running: readonly Running[],
+  lengths: readonly number[],
+): Pick<Report, 'models' | 'contenders' | 'cache'> {
+  return {
+    models: modelsOf(running),
+    contenders: running.map(({ contender }) => contender),
+    cache: running.flatMap((each) => cacheOf(each, lengths)),
+  };
+}
+
+async function timeAll(
+  running: readonly Running[],
+  backend: string,
+  options: CompareOptions,
+): Promise<Report['speed']> {
+  const { speed, text, progress, signal } = options;
+  const timed = running.map(({ contender, model }) => ({
+    contender: contender.id,
+    backend,
+    model,
+    ids: idsFor(model, text.content, speed.lengths.at(-1)! + speed.decodeTokens),
+  }));
+  progress.stage('speed', timed.length * speed.rounds);
+  return measureSpeed(timed, speed, (contender) => progress.step(contender), signal);
+}
+
+/** The text's first ids; a short text is repeated. */
+function idsFor({ tokenizer }: Running['model'], text: string, count: number): Int32Array {
+  // No token is longer than its bytes, and few are longer than 16 characters.
+  const ids = tokenizer.encode(text.slice(0, 16 * count));
+  return Int32Array.from({ length: count }, (_, index) => ids[index % ids.length]!);
+}
+
+function bitsProtocol({ contexts, windows }: BitsProtocol): string[] {
+  return [
+    `Bits per byte: ${windows} windows of ${contexts.at(-1)} tokens, spread evenly over the text, each beginning with a paragraph (and the begin token, where the tokenizer has one); every token counts. Shorter contexts are the beginnings of the same windows. n = ${windows} windows; 95 % intervals by Student's t over windows.`,
+  ];
+}
+
+function speedProtocol({ lengths, rounds, decodeTokens }: SpeedProtocol): string[] {
+  return [
+    `Speed: the contenders were timed in turn, in ${rounds} rounds, after a warm-up of ${lengths[0]} prompt tokens and ${decodeTokens} decoded ones each. One sequence (batch 1), in steps of up to 512 tokens.`,
+    `Prefill: time to the first token of a prompt of each length, n = ${rounds}. Decode: single-token steps at each length, n = ${rounds * decodeTokens}.`,
+    'Cache: bytes of one sequence at each length, from the descriptions of its states. Weights: as the backend computes with them.',
+  ];
+}

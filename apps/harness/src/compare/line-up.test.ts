@@ -1,0 +1,55 @@
+import { describe, expect, it } from 'vitest';
+import type { Checkpoint } from '../checkpoint.js';
+import { checkLevels, defaultLevels, lineUp } from './line-up.js';
+
+const llama = (convertible: number, kept: number): Checkpoint => ({
+  folder: '/models/llama',
+  name: 'llama',
+  config: {} as Checkpoint['config'],
+  convertible,
+  order: Array.from({ length: convertible }, (_, layer) => layer),
+  kept,
+  orderOrigin: '',
+});
+
+describe('defaultLevels', () => {
+  it('gives quarters, and all but the recall layers', () => {
+    expect(defaultLevels(llama(8, 0))).toEqual([2, 4, 6, 8]);
+    expect(defaultLevels(llama(8, 1))).toEqual([2, 4, 6, 7, 8]);
+    expect(defaultLevels(llama(2, 0))).toEqual([1, 2]);
+    expect(defaultLevels(llama(1, 0))).toEqual([1]);
+  });
+});
+
+describe('lineUp', () => {
+  const mixers = ['foldable', 'window', 'single', 'published'] as const;
+
+  it('has the ablations at one level', () => {
+    const entries = lineUp(llama(8, 1), llama(0, 0), { levels: [4, 7], mixers, conversion: '/tuned' });
+    expect(entries.map(({ id }) => id)).toEqual([
+      'softmax',
+      'foldable-4',
+      'foldable-7',
+      'window-4',
+      'window-7',
+      'single-7',
+      'published-7',
+      'zamba',
+    ]);
+    expect(entries.filter(({ conversion }) => conversion.folder).map(({ family }) => family)).toEqual([
+      'foldable',
+      'foldable',
+    ]);
+  });
+
+  it('takes the level closest to half where recall layers are unknown', () => {
+    const entries = lineUp(llama(8, 0), undefined, { levels: [1, 5, 8], mixers: ['single'] });
+    expect(entries.map(({ id }) => id)).toEqual(['softmax', 'single-5']);
+  });
+});
+
+it('refuses levels out of range', () => {
+  expect(() => checkLevels([1, 8], llama(8, 0))).not.toThrow();
+  expect(() => checkLevels([0], llama(8, 0))).toThrow(/--levels: levels must be in 1\.\.8 for llama, got 0\./);
+  expect(() => checkLevels([9], llama(8, 0))).toThrow(/got 9/);
+});

@@ -1,0 +1,65 @@
+import { DslaError } from '@dsla/spec';
+import type { Checkpoint, Conversion, Mixer } from '../checkpoint.js';
+import type { Family } from '../report/report.js';
+
+/** A checkpoint and what it is turned into. */
+export interface Entry {
+  readonly id: string;
+  readonly family: Family;
+  readonly checkpoint: Checkpoint;
+  readonly conversion: Conversion;
+}
+
+export interface LineUpOptions {
+  /** Levels of the foldable form and of the sliding window. */
+  readonly levels: readonly number[];
+  readonly mixers: readonly Mixer[];
+  /** Trained mixers of the foldable form. */
+  readonly conversion?: string | undefined;
+}
+
+/**
+ * Who takes part: the softmax model first, then its conversions, Zamba last. The single state and the published form, which
+ * only answer whether two states and our form pay, take part at one level.
+ */
+export function lineUp(llama: Checkpoint, zamba: Checkpoint | undefined, options: LineUpOptions): Entry[] {
+  const { levels, mixers, conversion } = options;
+  const converted = mixers.flatMap((mixer) => {
+    const own = mixer === 'foldable' || mixer === 'window' ? levels : [ablationLevel(llama, levels)];
+    return own.map((level): Entry => {
+      const folder = mixer === 'foldable' ? conversion : undefined;
+      return { id: `${mixer}-${level}`, family: mixer, checkpoint: llama, conversion: { mixer, level, folder } };
+    });
+  });
+  const unconverted: Conversion = { mixer: 'foldable', level: 0 };
+  return [
+    { id: 'softmax', family: 'softmax', checkpoint: llama, conversion: unconverted },
+    ...converted,
+    ...(zamba ? [{ id: 'zamba', family: 'zamba', checkpoint: zamba, conversion: unconverted } as const] : []),
+  ];
+}
+
+/** A quarter, half, three quarters and all of the layers, and all but those that carry recall, if that is known. */
+export function defaultLevels({ convertible, kept }: Checkpoint): number[] {
+  const levels = [0.25, 0.5, 0.75, 1].map((share) => Math.round(share * convertible));
+  if (kept > 0) levels.push(convertible - kept);
+  return [...new Set(levels)].filter((level) => level > 0).sort((a, b) => a - b);
+}
+
+/** @throws DslaError E_INPUT for levels out of range */
+export function checkLevels(levels: readonly number[], { name, convertible }: Checkpoint): void {
+  const wrong = levels.find((level) => level < 1 || level > convertible);
+  if (wrong === undefined) return;
+  throw new DslaError('E_INPUT', {
+    where: '--levels',
+    rule: `levels must be in 1..${convertible} for ${name}`,
+    got: wrong,
+    cure: 'Level 0, the softmax model, always takes part.',
+  });
+}
+
+// All but the recall layers, where known; else the level closest to half.
+function ablationLevel({ convertible, kept }: Checkpoint, levels: readonly number[]): number {
+  const wanted = kept > 0 ? convertible - kept : convertible / 2;
+  return [...levels].sort((a, b) => Math.abs(a - wanted) - Math.abs(b - wanted))[0]!;
+}
