@@ -1,0 +1,63 @@
+import type { ElementType } from '../protobuf.js';
+
+// What the backend needs of ONNX Runtime, whichever way it is reached. Everything that computes happens off the calling
+// thread; the calling thread allocates, fills and reads memory between executions.
+
+/** A zeroed block of host memory. */
+export interface Memory {
+  /** Never used twice in a process. */
+  readonly id: number;
+  readonly bytes: number;
+  /** Its content; not to be touched after `free`. */
+  readonly buffer: ArrayBufferLike;
+  /** What is bound to it and must go with it. */
+  readonly bound: Set<Bound>;
+  free(): void;
+}
+
+/** A stretch of memory seen as a tensor. */
+export interface Tensor {
+  readonly memory: Memory;
+  /** In bytes. */
+  readonly offset: number;
+  readonly type: ElementType;
+  readonly dims: readonly number[];
+}
+
+/** Inputs and outputs of one run, fixed. */
+export interface Bound {
+  dispose(): void;
+}
+
+export interface Session {
+  bind(inputs: ReadonlyMap<string, Tensor>, outputs: ReadonlyMap<string, Tensor>): Bound;
+  dispose(): void;
+}
+
+/** Work to be executed in order. */
+export interface Commands {
+  /** `where` is named when the run fails. */
+  run(bound: Bound, where: string): void;
+  copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void;
+}
+
+/** A way to reach ONNX Runtime, opened. */
+export interface Binding {
+  readonly description: string;
+  /** Settles when the thread that computes has ended by itself. */
+  readonly lost: Promise<Error>;
+  /** @throws DslaError E_MEMORY */
+  allocate(bytes: number, where: string): Memory;
+  /** @throws DslaError E_DEVICE with ONNX Runtime's text. */
+  session(model: Uint8Array, where: string): Promise<Session>;
+  commands(): Commands;
+  /** @throws DslaError E_DEVICE with ONNX Runtime's text and the `where` of the run. */
+  execute(commands: Commands): Promise<void>;
+  close(): Promise<void>;
+}
+
+export interface BindingOptions {
+  readonly threads: number;
+  /** Prefix of the files of ONNX Runtime's profiler, which is off without it. */
+  readonly profile?: string;
+}

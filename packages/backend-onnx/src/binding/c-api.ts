@@ -1,0 +1,227 @@
+import { DslaError } from '@dsla/spec';
+import { elementCode } from '../protobuf.js';
+import { startThread, type Thread, ThreadError } from '../thread.js';
+import type { Binding, BindingOptions, Bound, Commands, Memory, Session, Tensor } from './binding.js';
+import { outOfMemory, refuseAbsurd } from './memory.js';
+import { type Handle, type OrtLibrary, openLibrary } from './ort-api.js';
+
+/** ONNX Runtime's C API through koffi: memory is bound in place and nothing is copied. */
+export async function openCApi(path: string, options: BindingOptions): Promise<Binding> {
+  const library = await openLibrary(path);
+  const environment = environmentOf(library, options.threads);
+  const addresses = Object.fromEntries(
+    (['CreateSessionFromArray', 'RunWithBinding', 'GetErrorMessage', 'ReleaseStatus'] as const).map((name) => [
+      name,
+      library.address(name),
+    ]),
+  );
+  const thread = await startThread({ binding: 'c-api', addresses });
+  return new CApi(library, environment, thread, options);
+}
+
+interface Environment {
+  readonly handle: Handle;
+  readonly hostMemory: Handle;
+  /** Threads of the pool that its sessions share. */
+  readonly threads: number;
+}
+
+const environments = new Map<OrtLibrary, Environment>();
+
+/** One a process, never released: ONNX Runtime keeps a single one, with one thread pool and one arena for all sessions. */
+function environmentOf(library: OrtLibrary, threads: number): Environment {
+  let environment = environments.get(library);
+  if (!environment) {
+    const threading = library.make('CreateThreadingOptions');
+    library.call('SetGlobalIntraOpNumThreads', threading, threads);
+    const handle = library.make('CreateEnvWithGlobalThreadPools', logErrors, 'dsla', threading);
+    library.call('ReleaseThreadingOptions', threading);
+    const hostMemory = library.make('CreateCpuMemoryInfo', 1, 0);
+    library.call('CreateAndRegisterAllocator', handle, hostMemory, null);
+    environment = { handle, hostMemory, threads };
+    environments.set(library, environment);
+  }
+  return environment;
+}
+
+const logErrors = 3;
+const allOptimisations = 99;
+let nextMemory = 1;
+
+interface HostMemory extends Memory {
+  readonly address: bigint;
+}
+
+class CApi implements Binding {
+  readonly description: string;
+  readonly lost: Promise<Error>;
+  readonly #library: OrtLibrary;
+  readonly #environment: Environment;
+  readonly #thread: Thread;
+  readonly #options: BindingOptions;
+
+  constructor(library: OrtLibrary, environment: Environment, thread: Thread, options: BindingOptions) {
+    this.description = `ONNX Runtime ${library.version}, CPU, ${options.threads} threads, C API through koffi`;
+    this.lost = thread.lost;
+    this.#library = library;
+    this.#environment = environment;
+    this.#thread = thread;
+    this.#options = options;
+  }
+
+  allocate(bytes: number, where: string): Memory {
+    refuseAbsurd(bytes, where);
+    const block = this.#library.allocate(bytes);
+    if (!block) throw outOfMemory(bytes, where);
+    const bound = new Set<Bound>();
+    const memory: HostMemory = {
+      id: nextMemory++,
+      bytes,
+      address: block.address,
+      buffer: block.buffer,
+      bound,
+      free() {
+        for (const each of bound) each.dispose();
+        block.free();
+      },
+    };
+    return memory;
+  }
+
+  async session(model: Uint8Array, where: string): Promise<Session> {
+    const options = this.#sessionOptions();
+    try {
+      const handle = await this.#thread.ask({ kind: 'create', model, env: this.#environment.handle, options });
+      return new CApiSession(this.#library, this.#environment.hostMemory, handle as Handle);
+    } catch (error) {
+      throw deviceError(error, where);
+    } finally {
+      this.#library.call('ReleaseSessionOptions', options);
+    }
+  }
+
+  commands(): Commands {
+    return new CApiCommands();
+  }
+
+  async execute(commands: Commands): Promise<void> {
+    const { list, places } = commands as CApiCommands;
+    try {
+      await this.#thread.ask({ kind: 'execute', commands: list });
+    } catch (error) {
+      throw deviceError(error, (error instanceof ThreadError && error.at !== undefined && places[error.at]) || 'onnx');
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#thread.close();
+  }
+
+  #sessionOptions(): Handle {
+    const library = this.#library;
+    const options = library.make('CreateSessionOptions');
+    library.call('SetSessionGraphOptimizationLevel', options, allOptimisations);
+    library.call('AddSessionConfigEntry', options, 'session.use_env_allocators', '1');
+    if (this.#options.threads === this.#environment.threads) library.call('DisablePerSessionThreads', options);
+    else library.call('SetIntraOpNumThreads', options, this.#options.threads);
+    if (this.#options.profile !== undefined) library.call('EnableProfiling', options, this.#options.profile);
+    return options;
+  }
+}
+
+class CApiSession implements Session {
+  readonly handle: Handle;
+  readonly #library: OrtLibrary;
+  readonly #hostMemory: Handle;
+  #gone = false;
+
+  constructor(library: OrtLibrary, hostMemory: Handle, handle: Handle) {
+    this.#library = library;
+    this.#hostMemory = hostMemory;
+    this.handle = handle;
+  }
+
+  bind(inputs: ReadonlyMap<string, Tensor>, outputs: ReadonlyMap<string, Tensor>): Bound {
+    const library = this.#library;
+    const binding = library.make('CreateIoBinding', this.handle);
+    const attach = (kind: 'BindInput' | 'BindOutput', name: string, tensor: Tensor): void => {
+      const value = this.#value(tensor);
+      library.call(kind, binding, name, value);
+      library.call('ReleaseValue', value); // the binding holds a reference of its own
+    };
+    for (const [name, tensor] of inputs) attach('BindInput', name, tensor);
+    for (const [name, tensor] of outputs) attach('BindOutput', name, tensor);
+    return new CApiBound(library, this.handle, binding);
+  }
+
+  dispose(): void {
+    if (this.#gone) return;
+    this.#gone = true;
+    this.#library.call('ReleaseSession', this.handle);
+  }
+
+  #value({ memory, offset, type, dims }: Tensor): Handle {
+    const bytes = dims.reduce((product, size) => product * size, elementBytes[type]);
+    const address = (memory as HostMemory).address + BigInt(offset);
+    return this.#library.make(
+      'CreateTensorWithDataAsOrtValue',
+      this.#hostMemory,
+      address,
+      bytes,
+      BigInt64Array.from(dims, BigInt),
+      dims.length,
+      elementCode(type),
+    );
+  }
+}
+
+const elementBytes = { float: 4, int32: 4, int64: 8, bool: 1 } as const;
+
+class CApiBound implements Bound {
+  readonly session: Handle;
+  readonly #library: OrtLibrary;
+  #handle: Handle;
+
+  constructor(library: OrtLibrary, session: Handle, handle: Handle) {
+    this.#library = library;
+    this.session = session;
+    this.#handle = handle;
+  }
+
+  /** @throws DslaError E_INTERNAL */
+  get handle(): Handle {
+    if (this.#handle === 0n)
+      throw new DslaError('E_INTERNAL', {
+        where: 'onnx',
+        rule: 'a binding must not be used after its memory is freed',
+      });
+    return this.#handle;
+  }
+
+  dispose(): void {
+    if (this.#handle === 0n) return;
+    this.#library.call('ReleaseIoBinding', this.#handle);
+    this.#handle = 0n;
+  }
+}
+
+class CApiCommands implements Commands {
+  /** [session, binding] runs, [to, from, bytes] copies. */
+  readonly list: bigint[][] = [];
+  readonly places: (string | undefined)[] = [];
+
+  run(bound: Bound, where: string): void {
+    const { session, handle } = bound as CApiBound;
+    this.places[this.list.push([session, handle]) - 1] = where;
+  }
+
+  copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void {
+    const at = (memory: Memory, offset: number): bigint => (memory as HostMemory).address + BigInt(offset);
+    this.list.push([at(to, toByte), at(from, fromByte), BigInt(bytes)]);
+  }
+}
+
+function deviceError(cause: unknown, where: string): DslaError {
+  if (cause instanceof DslaError) return cause;
+  return new DslaError('E_DEVICE', { where, rule: (cause as Error).message, cause });
+}

@@ -1,0 +1,65 @@
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { availableParallelism } from 'node:os';
+import { dirname, join } from 'node:path';
+import type { OpenOptions } from '@dsla/spec';
+import type { Binding, BindingOptions } from './binding.js';
+import { openCApi } from './c-api.js';
+
+/** How to open what was asked for, or why it cannot be opened. */
+export interface Choice {
+  readonly obstacles: readonly string[];
+  readonly open?: () => Promise<Binding>;
+}
+
+const version = '1.29.0';
+
+export async function choose(options: OpenOptions = {}): Promise<Choice> {
+  const general = generalObstacles(options);
+  if (general.length > 0) return { obstacles: general };
+  const path = libraryPath();
+  const obstacles = await cApiObstacles(path);
+  const settings: BindingOptions = {
+    threads: options.threads ?? availableParallelism(),
+    ...(options.extra?.profile === undefined ? {} : { profile: options.extra.profile }),
+  };
+  return obstacles.length > 0 ? { obstacles } : { obstacles, open: () => openCApi(path, settings) };
+}
+
+function generalObstacles({ computeType, threads, extra = {} }: OpenOptions): string[] {
+  const obstacles: string[] = [];
+  if (computeType === 'f16') obstacles.push('it computes in float32; leave computeType out or ask for f32');
+  if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1))
+    obstacles.push(`threads must be an integer of at least 1, not ${threads}`);
+  if (extra.binding !== undefined && extra.binding !== 'c-api')
+    obstacles.push(`extra.binding must be c-api, not ${extra.binding}`);
+  const installed = installedVersion();
+  if (installed === undefined) obstacles.push(`onnxruntime-node is not installed; add onnxruntime-node ${version}`);
+  else if (installed !== version)
+    obstacles.push(`onnxruntime-node ${version} is needed, ${installed} is installed; install that version`);
+  return obstacles;
+}
+
+function installedVersion(): string | undefined {
+  try {
+    return createRequire(import.meta.url)('onnxruntime-node/package.json').version;
+  } catch {
+    return undefined;
+  }
+}
+
+function libraryPath(): string {
+  const entry = createRequire(import.meta.url).resolve('onnxruntime-node');
+  return join(dirname(entry), '../bin/napi-v6', process.platform, process.arch, 'libonnxruntime.so.1');
+}
+
+async function cApiObstacles(path: string): Promise<string[]> {
+  if (process.platform !== 'linux') return [`the C API is reached on Linux only, not on ${process.platform}`];
+  if (!existsSync(path)) return [`onnxruntime-node brings no library for ${process.arch}: ${path} is missing`];
+  try {
+    await import('koffi');
+    return [];
+  } catch (error) {
+    return [`koffi does not load: ${(error as Error).message}`];
+  }
+}

@@ -1,0 +1,20 @@
+import { DslaError } from '@dsla/spec';
+
+/**
+ * Memory is taken lazily by the system, which would kill the process later instead of refusing now.
+ * @throws DslaError E_MEMORY
+ */
+export function refuseAbsurd(bytes: number, where: string): void {
+  if (!(bytes <= process.availableMemory())) throw outOfMemory(bytes, where);
+}
+
+export function outOfMemory(bytes: number, where: string, cause?: unknown): DslaError {
+  const free = process.availableMemory();
+  return new DslaError('E_MEMORY', {
+    where,
+    rule: `${bytes} bytes of memory must be available, ${free} are`,
+    cure: 'Use fewer slots or a smaller capacity, or free other states.',
+    details: { wanted: bytes, free },
+    cause,
+  });
+}

@@ -1,0 +1,163 @@
+import { DslaError } from '@dsla/spec';
+import type { TypeObject } from 'koffi';
+
+// The functions of ONNX Runtime's C API that are used, by their slot in OrtApi (onnxruntime_c_api.h, API 23 to 29: the table
+// only ever grows at its end).
+
+const P = 'void *';
+const S = 'const char *';
+const I = 'int';
+const Z = 'size_t';
+const V = 'void';
+/** A handle. */
+const H = 'handle';
+
+const table: Readonly<Record<OrtFunction, readonly [slot: number, result: string, args: readonly string[]]>> = {
+  GetErrorCode: [1, I, [P]],
+  GetErrorMessage: [2, S, [P]],
+  ReleaseStatus: [93, V, [P]],
+  CreateEnvWithGlobalThreadPools: [119, P, [I, S, H, P]],
+  CreateThreadingOptions: [121, P, [P]],
+  ReleaseThreadingOptions: [122, V, [H]],
+  SetGlobalIntraOpNumThreads: [147, P, [H, I]],
+  CreateAndRegisterAllocator: [144, P, [H, H, P]],
+  CreateSessionFromArray: [8, P, [H, P, Z, H, P]],
+  CreateSessionOptions: [10, P, [P]],
+  EnableProfiling: [14, P, [H, S]],
+  SetSessionGraphOptimizationLevel: [23, P, [H, I]],
+  SetIntraOpNumThreads: [24, P, [H, I]],
+  DisablePerSessionThreads: [120, P, [H]],
+  AddSessionConfigEntry: [130, P, [H, S, S]],
+  CreateCpuMemoryInfo: [69, P, [I, I, P]],
+  CreateTensorWithDataAsOrtValue: [49, P, [H, P, Z, P, Z, I, P]],
+  RunWithBinding: [133, P, [H, P, H]],
+  CreateIoBinding: [134, P, [H, P]],
+  BindInput: [136, P, [H, S, H]],
+  BindOutput: [137, P, [H, S, H]],
+  ReleaseEnv: [92, V, [H]],
+  ReleaseMemoryInfo: [94, V, [H]],
+  ReleaseSession: [95, V, [H]],
+  ReleaseValue: [96, V, [H]],
+  ReleaseSessionOptions: [100, V, [H]],
+  ReleaseIoBinding: [135, V, [H]],
+};
+
+export type OrtFunction =
+  | 'GetErrorCode'
+  | 'GetErrorMessage'
+  | 'ReleaseStatus'
+  | 'CreateEnvWithGlobalThreadPools'
+  | 'CreateThreadingOptions'
+  | 'ReleaseThreadingOptions'
+  | 'SetGlobalIntraOpNumThreads'
+  | 'CreateAndRegisterAllocator'
+  | 'CreateSessionFromArray'
+  | 'CreateSessionOptions'
+  | 'EnableProfiling'
+  | 'SetSessionGraphOptimizationLevel'
+  | 'SetIntraOpNumThreads'
+  | 'DisablePerSessionThreads'
+  | 'AddSessionConfigEntry'
+  | 'CreateCpuMemoryInfo'
+  | 'CreateTensorWithDataAsOrtValue'
+  | 'RunWithBinding'
+  | 'CreateIoBinding'
+  | 'BindInput'
+  | 'BindOutput'
+  | 'ReleaseEnv'
+  | 'ReleaseMemoryInfo'
+  | 'ReleaseSession'
+  | 'ReleaseValue'
+  | 'ReleaseSessionOptions'
+  | 'ReleaseIoBinding';
+export type Handle = bigint;
+
+/** Lowest API version that has all of the table and the operators used. */
+const apiVersion = 23;
+const nowAndForever = 0x1002; // RTLD_NOW | RTLD_NODELETE
+const alignment = 64;
+
+export interface OrtLibrary {
+  readonly version: string;
+  /** Address of a function, for another thread. */
+  address(name: OrtFunction): bigint;
+  /** Calls a function; a status becomes an error. */
+  call(name: OrtFunction, ...args: unknown[]): void;
+  /** Calls a function whose last argument receives a handle. */
+  make(name: OrtFunction, ...args: unknown[]): Handle;
+  /** A block of zeroed memory on a boundary of 64 bytes; undefined where there is none. */
+  allocate(bytes: number): { readonly address: bigint; readonly buffer: ArrayBuffer; free(): void } | undefined;
+}
+
+/** What koffi makes of a function; its results are checked by the table only. */
+// biome-ignore lint/suspicious/noExplicitAny: the result's type is in the table
+type Callable = (...args: unknown[]) => any;
+
+const libraries = new Map<string, Promise<OrtLibrary>>();
+
+/**
+ * Loads a library once per process and pins it: otherwise the garbage collector may unload it under its functions.
+ * @throws DslaError E_UNAVAILABLE
+ */
+export function openLibrary(path: string): Promise<OrtLibrary> {
+  let library = libraries.get(path);
+  if (!library) {
+    library = load(path);
+    libraries.set(path, library);
+  }
+  return library;
+}
+
+async function load(path: string): Promise<OrtLibrary> {
+  const { default: koffi } = await import('koffi');
+  // Unnamed, because named koffi types are global to a thread; unlike `void *` it refuses strings and objects.
+  const handle = koffi.pointer(koffi.opaque());
+  const typeOf = (name: string): string | TypeObject => (name === H ? handle : name);
+  const callable = (address: bigint, result: string, args: readonly string[]): Callable =>
+    koffi.decode(address, koffi.proto(null, typeOf(result), args.map(typeOf)));
+  const pointerAt = (from: bigint, slot: number): bigint => koffi.decode(from, slot * 8, P);
+
+  const libc = koffi.load('libc.so.6');
+  libc.func('dlopen', P, [S, I])(path, nowAndForever);
+  const base: bigint = koffi.load(path).func('OrtGetApiBase', P, [])();
+  const version: string = callable(pointerAt(base, 1), S, [])();
+  const api: bigint | null = callable(pointerAt(base, 0), P, ['uint32_t'])(apiVersion);
+  if (!api)
+    throw new DslaError('E_UNAVAILABLE', {
+      where: path,
+      rule: `ONNX Runtime must offer API ${apiVersion}`,
+      got: version,
+      cure: 'Install onnxruntime-node 1.29.0.',
+    });
+  const names = Object.keys(table) as OrtFunction[];
+  const addresses = new Map(names.map((name) => [name, pointerAt(api, table[name][0])]));
+  const functions = new Map(
+    names.map((name) => [name, callable(addresses.get(name)!, table[name][1], table[name][2])]),
+  );
+  const calloc = libc.func('calloc', P, [Z, Z]);
+  const free = libc.func('free', V, [P]);
+
+  const call = (name: OrtFunction, ...args: unknown[]): void => {
+    const status: bigint | null | undefined = functions.get(name)!(...args);
+    if (!status) return;
+    const message: string = functions.get('GetErrorMessage')!(status);
+    functions.get('ReleaseStatus')!(status);
+    throw new DslaError('E_DEVICE', { where: `ONNX Runtime ${name}`, rule: message });
+  };
+  return {
+    version,
+    address: (name) => addresses.get(name)!,
+    call,
+    make(name, ...args) {
+      const out = new BigUint64Array(1);
+      call(name, ...args, out);
+      return out[0]!;
+    },
+    allocate(bytes) {
+      const block: bigint | null = calloc(1, bytes + alignment);
+      if (!block) return undefined;
+      const address = (block + BigInt(alignment - 1)) & ~BigInt(alignment - 1);
+      return { address, buffer: koffi.view(address, bytes), free: () => free(block) };
+    },
+  };
+}

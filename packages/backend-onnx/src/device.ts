@@ -1,0 +1,102 @@
+import {
+  type AttentionLayer,
+  type Capabilities,
+  checkBatch,
+  type Device,
+  type DeviceBuffer,
+  elementCount,
+  f32,
+  type HostTensor,
+  type LayerGraph,
+  type Named,
+  type StateSpec,
+  type StateStore,
+  type Step,
+  type StepBatch,
+  throwIfAborted,
+  type WeightSource,
+} from '@dsla/spec';
+import type { Binding } from './binding/binding.js';
+import { OnnxBuffer } from './buffer.js';
+import { disposed, invalid } from './errors.js';
+import { compileLayer } from './layer.js';
+import { Order } from './order.js';
+import { Pool } from './pool.js';
+import { unsupportedNodes } from './program.js';
+import { OnnxStore } from './state.js';
+import { OnnxStep } from './step.js';
+import { Tables } from './tables.js';
+import { WeightTable } from './weights.js';
+
+export class OnnxDevice implements Device {
+  readonly backend = 'onnx';
+  readonly description: string;
+  readonly capabilities: Capabilities = { computeType: 'f32', grain: 'run' };
+  readonly lost: Promise<Error>;
+  readonly binding: Binding;
+  readonly pool: Pool;
+  readonly weights: WeightTable;
+  readonly tables: Tables;
+  readonly order: Order = new Order();
+  #gone = false;
+
+  constructor(binding: Binding) {
+    this.binding = binding;
+    this.description = binding.description;
+    this.lost = binding.lost;
+    this.pool = new Pool(binding);
+    this.weights = new WeightTable(this.pool);
+    this.tables = new Tables(binding);
+  }
+
+  unsupported(graph: LayerGraph): readonly string[] {
+    return unsupportedNodes(graph);
+  }
+
+  async compile(graph: LayerGraph, weights: WeightSource, signal?: AbortSignal): Promise<AttentionLayer> {
+    this.#check();
+    throwIfAborted(signal, `compile ${graph.name}`);
+    return await compileLayer(graph, weights, this, signal);
+  }
+
+  createState(spec: StateSpec, slots: number, tokens: number): StateStore {
+    this.#check();
+    return new OnnxStore(spec, slots, tokens, this.pool, this.order);
+  }
+
+  upload({ dtype, shape, data }: HostTensor): DeviceBuffer {
+    this.#check();
+    if (dtype !== 'f32' || data.length !== elementCount(shape))
+      throw invalid('upload', `must be f32 with the length of [${shape.join(', ')}]`, `${dtype}, ${data.length}`);
+    const memory = this.pool.take(data.byteLength, 'upload');
+    new Float32Array(memory.buffer).set(data);
+    return new OnnxBuffer('buffer', shape, (own) => this.order.after(() => this.pool.give(own)), memory);
+  }
+
+  async download(buffer: DeviceBuffer): Promise<HostTensor> {
+    this.#check();
+    if (!(buffer instanceof OnnxBuffer)) throw invalid('download', 'must be a buffer of this backend', typeof buffer);
+    return await this.order.run(async () => f32(buffer.shape, buffer.read()));
+  }
+
+  beginStep(batch: StepBatch, values: Named<DeviceBuffer> = {}): Step {
+    this.#check();
+    checkBatch(batch, Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY); // slots and capacity are known by each store
+    return new OnnxStep(batch, values, this);
+  }
+
+  memory(): { readonly buffers: number; readonly bytes: number } {
+    return this.pool.usage;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#gone) return;
+    this.#gone = true;
+    await this.order.idle();
+    await this.binding.close();
+  }
+
+  #check(): void {
+    if (this.#gone) throw disposed('device onnx');
+  }
+}

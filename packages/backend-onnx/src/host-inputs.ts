@@ -1,0 +1,35 @@
+import type { Memory, Tensor } from './binding/binding.js';
+import type { ControlData } from './lowering.js';
+import type { Pool } from './pool.js';
+import type { ElementType } from './protobuf.js';
+
+/** The small inputs of one step: each made once, however many layers want it. */
+export class HostInputs {
+  readonly #pool: Pool;
+  readonly #tensors = new Map<string, Tensor>();
+  readonly #borrowed: Memory[] = [];
+
+  constructor(pool: Pool) {
+    this.#pool = pool;
+  }
+
+  get(key: string, type: ElementType, make: () => ControlData): Tensor {
+    let tensor = this.#tensors.get(key);
+    if (!tensor) {
+      const { dims, data } = make();
+      const memory = this.#pool.borrow(data.byteLength, 'inputs of a step');
+      this.#borrowed.push(memory);
+      new Uint8Array(memory.buffer).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+      tensor = { memory, offset: 0, type, dims };
+      this.#tensors.set(key, tensor);
+    }
+    return tensor;
+  }
+
+  /** The next step borrows the same memory in the same order. */
+  release(): void {
+    for (const memory of this.#borrowed.reverse()) this.#pool.giveBack(memory);
+    this.#borrowed.length = 0;
+    this.#tensors.clear();
+  }
+}

@@ -1,0 +1,72 @@
+import type { Row, StateSpec, Weight } from '@dsla/spec';
+import type { Dims, GraphBuilder, Ref } from './emit.js';
+import type { ElementType } from './protobuf.js';
+
+/** A small input that the host makes for a row of a step: positions, masks, indices. */
+export interface Control {
+  /** Controls of equal keys are the same: they are made once a row and shared by all layers. */
+  readonly key: string;
+  readonly type: ElementType;
+  readonly dims: Dims;
+  make(row: Pick<Row, 'past' | 'count'>): ControlData;
+}
+
+export interface ControlData {
+  readonly dims: readonly number[];
+  readonly data: Float32Array | Int32Array | BigInt64Array;
+}
+
+/** A table by token position, [positions, width], shared by all rows; it grows with the longest row. */
+export interface Table {
+  readonly key: string;
+  readonly width: number;
+  entry(position: number, index: number): number;
+}
+
+/** A weight as a kernel wants it, made from the one of the checkpoint when it is loaded. */
+export interface Derivation {
+  /** Equal names mean equal functions. */
+  readonly name: string;
+  shape(from: readonly number[]): readonly number[];
+  apply(data: Float32Array, from: readonly number[]): Float32Array;
+}
+
+/** Where a graph input comes from or a graph output goes to. */
+export type Source =
+  /** A value of the tape, [tokens or rows, width]. */
+  | { readonly kind: 'value'; readonly value: number }
+  /** int32 [tokens] */
+  | { readonly kind: 'ids' }
+  /** int64 [rows]: index of every row's last token. */
+  | { readonly kind: 'last' }
+  | { readonly kind: 'weight'; readonly weight: Weight; readonly derivation?: Derivation }
+  | { readonly kind: 'control'; readonly control: Control }
+  | { readonly kind: 'table'; readonly table: Table }
+  | { readonly kind: 'state'; readonly state: string; readonly part: number };
+
+export interface Port {
+  readonly name: string;
+  readonly source: Source;
+  readonly type: ElementType;
+  /** 'tokens' is the capacity of a state; other words are known from the source at the run. */
+  readonly dims: Dims;
+}
+
+/** What the lowering of a node may use. */
+export interface Lowering {
+  readonly graph: GraphBuilder;
+  /** The model serves exactly one token of one row. */
+  readonly decode: boolean;
+  shapeOf(weight: Weight): readonly number[];
+  spec(state: string): StateSpec;
+  weight(weight: Weight, derivation?: Derivation): Ref;
+  control(control: Control): Ref;
+  table(table: Table): Ref;
+  /** A part of the row's state; `dims` are its shape, possibly with leading ones. */
+  past(state: string, part: number, dims: Dims): Ref;
+  /**
+   * Its next content, written over the old one: every reader of the old one must come before in the graph, so that what
+   * computes `value` depends on it.
+   */
+  present(state: string, part: number, value: Ref): void;
+}

@@ -1,0 +1,61 @@
+import type { Binding, Memory } from './binding/binding.js';
+
+/**
+ * The memory of a device. What is in use is counted; blocks for values are handed out in sizes of powers of two and kept
+ * for the next step, last returned first, so that a step like the one before meets the same blocks and their bindings.
+ */
+export class Pool {
+  readonly #binding: Binding;
+  readonly #idle = new Map<number, Memory[]>();
+  #buffers = 0;
+  #bytes = 0;
+
+  constructor(binding: Binding) {
+    this.#binding = binding;
+  }
+
+  get usage(): { readonly buffers: number; readonly bytes: number } {
+    return { buffers: this.#buffers, bytes: this.#bytes };
+  }
+
+  /** Zeroed, of exactly this size. @throws DslaError E_MEMORY */
+  take(bytes: number, where: string): Memory {
+    const memory = this.#binding.allocate(bytes, where);
+    this.#count(1, bytes);
+    return memory;
+  }
+
+  give(memory: Memory): void {
+    memory.free();
+    this.#count(-1, -memory.bytes);
+  }
+
+  /** Of at least this size, with any content. @throws DslaError E_MEMORY */
+  borrow(bytes: number, where: string): Memory {
+    const size = 2 ** Math.ceil(Math.log2(Math.max(bytes, 256)));
+    const memory = this.#idle.get(size)?.pop() ?? this.#binding.allocate(size, where);
+    this.#count(1, size);
+    return memory;
+  }
+
+  giveBack(memory: Memory): void {
+    let idle = this.#idle.get(memory.bytes);
+    if (!idle) {
+      idle = [];
+      this.#idle.set(memory.bytes, idle);
+    }
+    idle.push(memory);
+    this.#count(-1, -memory.bytes);
+  }
+
+  /** Frees what waits for the next step. */
+  trim(): void {
+    for (const idle of this.#idle.values()) for (const memory of idle) memory.free();
+    this.#idle.clear();
+  }
+
+  #count(buffers: number, bytes: number): void {
+    this.#buffers += buffers;
+    this.#bytes += bytes;
+  }
+}

@@ -1,0 +1,144 @@
+import { DslaError, elementCount, f32, type HostTensor, partShape, type StateSpec, type StateStore } from '@dsla/spec';
+import type { Memory } from './binding/binding.js';
+import { disposed, invalid } from './errors.js';
+import type { Order } from './order.js';
+import type { Pool } from './pool.js';
+
+/** Slots of host memory, taken at their first use and given back by `clear`; sessions write into them in place. */
+export class OnnxStore implements StateStore {
+  readonly spec: StateSpec;
+  readonly slots: number;
+  readonly tokens: number;
+  readonly #pool: Pool;
+  readonly #order: Order;
+  readonly #shapes: readonly (readonly number[])[];
+  readonly #slots = new Map<number, readonly Memory[]>();
+  #gone = false;
+
+  constructor(spec: StateSpec, slots: number, tokens: number, pool: Pool, order: Order) {
+    const where = `createState ${spec.name}`;
+    if (!Number.isInteger(slots) || slots < 1) throw invalid(where, 'slots must be an integer of at least 1', slots);
+    if (!Number.isInteger(tokens) || tokens < 0)
+      throw invalid(where, 'tokens must be an integer of at least 0', tokens);
+    this.spec = spec;
+    this.slots = slots;
+    this.tokens = tokens;
+    this.#pool = pool;
+    this.#order = order;
+    this.#shapes = spec.parts.map((part) => partShape(part, tokens));
+    const bytes = this.#shapes.reduce((sum, shape) => sum + 4 * elementCount(shape), 0);
+    const free = process.availableMemory();
+    if (bytes > free)
+      throw new DslaError('E_MEMORY', {
+        where,
+        rule: `a slot takes ${bytes} bytes of memory, ${free} are available`,
+        cure: 'Choose a smaller capacity.',
+        details: { wanted: bytes, free },
+      });
+  }
+
+  /** Longest row, in tokens: Infinity where the state does not grow with them. */
+  get capacity(): number {
+    return this.spec.parts.some(({ shape }) => shape.includes('tokens')) ? this.tokens : Number.POSITIVE_INFINITY;
+  }
+
+  get bytes(): number {
+    let bytes = 0;
+    for (const parts of this.#slots.values()) for (const part of parts) bytes += part.bytes;
+    return bytes;
+  }
+
+  /** The parts of a slot, taken if need be. @throws DslaError E_MEMORY */
+  parts(slot: number): readonly Memory[] {
+    this.check(slot);
+    let parts = this.#slots.get(slot);
+    if (!parts) {
+      parts = this.#take();
+      this.#slots.set(slot, parts);
+    }
+    return parts;
+  }
+
+  clear(slot: number): void {
+    this.check(slot);
+    const parts = this.#slots.get(slot);
+    this.#slots.delete(slot);
+    if (!parts) return;
+    this.#order.after(() => {
+      for (const part of parts) this.#pool.give(part);
+    });
+  }
+
+  copy(from: number, to: number): void {
+    this.check(from);
+    const source = this.#slots.get(from);
+    if (!source) {
+      this.clear(to);
+      return;
+    }
+    const target = this.parts(to);
+    this.#order.after(() => {
+      source.forEach((part, index) => {
+        floats(target[index]!).set(floats(part));
+      });
+    });
+  }
+
+  async export(slot: number): Promise<readonly HostTensor[]> {
+    this.check(slot);
+    const parts = this.#slots.get(slot);
+    await this.#order.idle();
+    return this.#shapes.map((shape, index) =>
+      f32(shape, parts ? floats(parts[index]!).slice(0, elementCount(shape)) : new Float32Array(elementCount(shape))),
+    );
+  }
+
+  import(slot: number, parts: readonly HostTensor[]): void {
+    this.check(slot);
+    const where = `state ${this.spec.name} import`;
+    if (parts.length !== this.#shapes.length)
+      throw invalid(where, `must get ${this.#shapes.length} parts`, parts.length);
+    parts.forEach(({ dtype, shape, data }, index) => {
+      const want = `f32 [${this.#shapes[index]!.join(', ')}]`;
+      const got = `${dtype} [${shape.join(', ')}]`;
+      if (got !== want || data.length !== elementCount(shape))
+        throw invalid(where, `part ${this.spec.parts[index]!.name} must be ${want}`, got);
+    });
+    const target = this.parts(slot);
+    const content = parts.map(({ data }) => Float32Array.from(data));
+    this.#order.after(() => {
+      content.forEach((data, index) => {
+        floats(target[index]!).set(data);
+      });
+    });
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#gone) return;
+    for (const slot of [...this.#slots.keys()]) this.clear(slot);
+    this.#gone = true;
+  }
+
+  /** @throws DslaError E_DISPOSED, E_INPUT */
+  check(slot: number): void {
+    const where = `state ${this.spec.name}`;
+    if (this.#gone) throw disposed(where);
+    if (!Number.isInteger(slot) || slot < 0 || slot >= this.slots)
+      throw invalid(where, `slot must be an integer in 0..${this.slots - 1}`, slot);
+  }
+
+  #take(): readonly Memory[] {
+    const taken: Memory[] = [];
+    try {
+      for (const shape of this.#shapes) taken.push(this.#pool.take(4 * elementCount(shape), `state ${this.spec.name}`));
+    } catch (error) {
+      for (const memory of taken) this.#pool.give(memory);
+      throw error;
+    }
+    return taken;
+  }
+}
+
+function floats(memory: Memory): Float32Array {
+  return new Float32Array(memory.buffer);
+}
