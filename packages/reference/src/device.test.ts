@@ -139,6 +139,20 @@ describe('reference device', () => {
     );
   });
 
+  it('refuses two shapes under one name', async () => {
+    const device = await referenceBackend.open();
+    using _ = await device.compile(embed, source);
+    const other: WeightSource = {
+      spec: () => ({ storage: 'f32', shape: [1, 1] }),
+      read: async () => f32([1, 1], new Float32Array(1)),
+    };
+    const memory = device.memory();
+    await expect(device.compile(embed, other)).rejects.toThrow(
+      'weight table: must have one shape on a device, [1, 1], got [4, 1].',
+    );
+    expect(device.memory()).toEqual(memory);
+  });
+
   it('computes in float64 only', async () => {
     expect(await referenceBackend.obstacles({ computeType: 'f16' })).toHaveLength(1);
     await expect(referenceBackend.open({ computeType: 'f16' })).rejects.toMatchObject({ code: 'E_UNAVAILABLE' });

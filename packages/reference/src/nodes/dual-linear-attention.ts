@@ -4,7 +4,7 @@ import type { Tensor } from '../tensor.js';
 import { logSigmoid } from './activate.js';
 import { dot } from './linear.js';
 import { rmsNorm } from './norm.js';
-import { load, store, tokenOf, visible } from './softmax-attention.js';
+import { addWeighted, load, softmaxWeights, store, tokenOf, visible } from './softmax-attention.js';
 
 export interface DualWeights {
   /** [1 | heads, states] */
@@ -177,16 +177,14 @@ function addExact(
 ): void {
   const { headDim, exact } = form;
   const { window, sinks } = exact!;
-  const rows = visible(position, { size: window, sinks }).map(
-    (j) => (group * (sinks + window) + ringIndex(j, window, sinks)) * headDim,
+  const first = group * (sinks + window);
+  const offsets = Int32Array.from(
+    visible(position, { size: window, sinks }),
+    (j) => (first + ringIndex(j, window, sinks)) * headDim,
   );
-  const scores = rows.map((row) => scale * dot(query, 0, keys, row, headDim));
-  const max = scores.reduce((a, b) => Math.max(a, b));
-  for (let n = 0; n < rows.length; n++) {
-    const weight = Math.exp(scores[n]! - max);
-    for (let d = 0; d < headDim; d++) total[d]! += weight * values[rows[n]! + d]!;
-    total[headDim]! += weight;
-  }
+  const { weights, sum } = softmaxWeights(query, keys, offsets, scale);
+  addWeighted(total.subarray(0, headDim), values, offsets, weights);
+  total[headDim]! += sum;
 }
 
 /** phi(x) = [exp(y - c), exp(-y - c)], y = W x, c = max |y|; W [heads, F, headDim]. Without W: phi(x) = x. */

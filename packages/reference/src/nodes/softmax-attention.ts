@@ -34,23 +34,57 @@ export function softmaxAttention(
     store(cache.values, tokenOf(v, t, kvHeads * headDim), entryOf(position), entries, headDim);
 
     const query = rotated(tokenOf(q, t, heads * headDim), headDim, node.rope, position);
-    const seen = visible(position, window).map(entryOf);
+    const seen = Int32Array.from(visible(position, window).map(entryOf));
     for (let head = 0; head < heads; head++) {
       const group = Math.floor((head * kvHeads) / heads) * entries;
-      const rows = seen.map((entry) => (group + entry) * headDim); // offsets into keys and values
-      const scores = rows.map((row) => node.scale * dot(query, head * headDim, cache.keys, row, headDim));
-      const max = scores.reduce((a, b) => Math.max(a, b));
-      let sum = 0;
-      const target = (t * heads + head) * headDim;
-      for (let n = 0; n < rows.length; n++) {
-        const weight = Math.exp(scores[n]! - max);
-        sum += weight;
-        for (let c = 0; c < headDim; c++) out[target + c]! += weight * cache.values[rows[n]! + c]!;
-      }
-      for (let c = 0; c < headDim; c++) out[target + c]! /= sum;
+      const offsets = seen.map((entry) => (group + entry) * headDim);
+      const { weights, sum } = softmaxWeights(
+        query.subarray(head * headDim, (head + 1) * headDim),
+        cache.keys,
+        offsets,
+        node.scale,
+      );
+      const target = out.subarray((t * heads + head) * headDim, (t * heads + head + 1) * headDim);
+      addWeighted(target, cache.values, offsets, weights);
+      for (let c = 0; c < headDim; c++) target[c]! /= sum;
     }
   }
   return out;
+}
+
+/** e^(s - m) and their sum, s = scale * query . key, m = max s, over the keys [headDim] at the given offsets. */
+export function softmaxWeights(
+  query: Float64Array,
+  keys: Float64Array,
+  offsets: Int32Array,
+  scale: number,
+): { readonly weights: Float64Array; readonly sum: number } {
+  const weights = new Float64Array(offsets.length);
+  let max = Number.NEGATIVE_INFINITY;
+  for (let n = 0; n < offsets.length; n++) {
+    weights[n] = scale * dot(query, 0, keys, offsets[n]!, query.length);
+    max = Math.max(max, weights[n]!);
+  }
+  let sum = 0;
+  for (let n = 0; n < offsets.length; n++) {
+    weights[n] = Math.exp(weights[n]! - max);
+    sum += weights[n]!;
+  }
+  return { weights, sum };
+}
+
+/** total [headDim] += sum of weight * value over the values at the given offsets. */
+export function addWeighted(
+  total: Float64Array,
+  values: Float64Array,
+  offsets: Int32Array,
+  weights: Float64Array,
+): void {
+  for (let n = 0; n < offsets.length; n++) {
+    const weight = weights[n]!;
+    const row = offsets[n]!;
+    for (let c = 0; c < total.length; c++) total[c]! += weight * values[row + c]!;
+  }
 }
 
 /** The tokens that the query at `position` sees exactly: its window and the sinks, or all. */
