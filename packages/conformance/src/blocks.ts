@@ -15,7 +15,7 @@ import { type Tape, type TapeBuilder, tape } from './tape.js';
 // depend on the package that describes models.
 
 export const width = 24;
-export const vocabulary = 29;
+const vocabulary = 29;
 
 export const attention: AttentionShape = { heads: 4, kvHeads: 2, headDim: 8, rope: ropeOf(8) };
 export const windowed: AttentionShape = { ...attention, window: { size: 8, sinks: 2 } };

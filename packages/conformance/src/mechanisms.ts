@@ -64,7 +64,7 @@ export interface DualShape {
 }
 
 /** The form of a shape; its weights are declared on the builder. */
-export function formOf(t: TapeBuilder, shape: DualShape): DualForm {
+function formOf(t: TapeBuilder, shape: DualShape): DualForm {
   const { heads, kvHeads, headDim, states, gate, features, exact } = shape;
   const spread = shape.featureSpread ?? {};
   return {

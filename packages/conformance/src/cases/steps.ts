@@ -1,4 +1,4 @@
-import { attention, embedding, headAll, hybrid, mixer } from '../blocks.js';
+import { attention, embedding, headAll, hybrid, mixer, width } from '../blocks.js';
 import { type Case, expectSame, inPieces, matchReference } from '../case.js';
 import { expectEqualBits } from '../compare.js';
 import { load, type Piece } from '../play.js';
@@ -79,7 +79,7 @@ export const steps: readonly Case[] = [
     name: 'steps > a run for some rows leaves the other rows of its outputs as they were',
     async run(bench) {
       const shift = tape('shift', (t) => {
-        const x = t.input('x', 24);
+        const x = t.input('x', width);
         t.output('x', t.push({ op: 'add', a: x, b: x }));
       });
       using player = await load(bench.device, [embedding, shift]);
@@ -89,7 +89,12 @@ export const steps: readonly Case[] = [
         await player.step(rows, [{ tape: 'embedding' }, { tape: 'shift', rows: [1] }, { tape: 'shift', rows: [1] }])
       ).x!;
       expectEqualBits('rows 0 and 2', without(after, 3, 4), without(before, 3, 4));
-      expectSame(bench, 'row 1', { x: after.slice(72, 96) }, { x: before.slice(72, 96).map((x) => 4 * x) });
+      expectSame(
+        bench,
+        'row 1',
+        { x: after.slice(3 * width, 4 * width) },
+        { x: before.slice(3 * width, 4 * width).map((x) => 4 * x) },
+      );
     },
   },
   {
@@ -113,7 +118,7 @@ export const steps: readonly Case[] = [
   },
 ];
 
-/** x [tokens, 24] without the tokens from (inclusive) to (exclusive). */
+/** x [tokens, width] without the tokens from (inclusive) to (exclusive). */
 function without(x: Float32Array, from: number, to: number): Float32Array {
-  return Float32Array.from([...x.subarray(0, from * 24), ...x.subarray(to * 24)]);
+  return Float32Array.from([...x.subarray(0, from * width), ...x.subarray(to * width)]);
 }
