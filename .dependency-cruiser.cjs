@@ -7,6 +7,8 @@ const edges = {
   weights: ['spec'],
   runtime: ['spec', 'models', 'weights'],
   eval: ['spec', 'runtime'],
+  policy: ['spec'],
+  distill: ['spec', 'models', 'weights', 'policy', 'runtime'],
   'backend-onnx': ['spec'],
   'backend-tfjs': ['spec'],
   'backend-webgpu': ['spec'],
