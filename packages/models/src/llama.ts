@@ -56,7 +56,7 @@ function layerOf(block: Block, mixers: Mixers, table: Names): { segments: Segmen
   const segment = (part: 'project' | 'attention' | 'output', make: (name: string) => LayerGraph): Segment => {
     const name = `layers.${layer}.${part}`;
     const others = Object.entries(tapes).flatMap(([mixer, { [part]: version }]) => (version ? [[mixer, version]] : []));
-    const versions = { ...Object.fromEntries(others), default: make(name) };
+    const versions = { default: make(name), ...Object.fromEntries(others) };
     return others.length > 0 ? { name, layer, versions } : { name, versions };
   };
   const needsInput = Object.values(tapes).some((mixer) => mixer.needsInput);
