@@ -1,4 +1,4 @@
-import { cp, mkdtemp, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -13,6 +13,7 @@ export function temporaryFolder(): Promise<string> {
 /** A golden checkpoint with random weights (vocabulary 97 or 101) and a tokenizer of single characters. */
 export async function tinyCheckpoint(name: 'llama-base' | 'zamba-b', parent: string): Promise<string> {
   const folder = join(parent, name);
+  await mkdir(parent, { recursive: true });
   await cp(join(golden, name), folder, { recursive: true });
   await writeFile(join(folder, 'tokenizer.json'), JSON.stringify(tokenizer()));
   await writeFile(

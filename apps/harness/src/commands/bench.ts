@@ -70,27 +70,23 @@ async function runBench(options: BenchOptions, io: Io): Promise<void> {
   const tests = testsOf(options);
   const opening = await inspectOptions(options);
   const { signal } = io;
-  const progress = openProgress(io, options.quiet === true);
-  try {
-    await using device = await openDevice(options, signal);
-    const context = Math.max(...tests.map(({ depth, tokens }) => depth + tokens));
-    await using model = await openNetwork(opening.checkpoint, opening.conversion, device, {
-      signal,
-      slots: 2,
-      context,
-    });
-    const rows: BenchRow[] = [];
-    progress.stage('bench', tests.length);
-    for (const test of tests) {
-      const samples = await runTest(model, test, options, signal);
-      rows.push(await rowOf(options, opening, model, device, test, samples));
-      progress.step(testName(test));
-    }
-    progress.end();
-    printRows(rows, options, io);
-  } finally {
-    progress.end();
+  using progress = openProgress(io, options.quiet === true);
+  await using device = await openDevice(options, signal);
+  const context = Math.max(...tests.map(({ depth, tokens }) => depth + tokens));
+  await using model = await openNetwork(opening.checkpoint, opening.conversion, device, {
+    signal,
+    slots: 2,
+    context,
+  });
+  const rows: BenchRow[] = [];
+  progress.stage('bench', tests.length);
+  for (const test of tests) {
+    const samples = await runTest(model, test, options, signal);
+    rows.push(await rowOf(options, opening, model, device, test, samples));
+    progress.step(testName(test));
   }
+  progress.end();
+  printRows(rows, options, io);
 }
 
 function testsOf({ prompt, generate, depth }: BenchOptions): Test[] {

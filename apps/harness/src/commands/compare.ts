@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { DslaError, throwIfAborted } from '@dsla/spec';
 import { type Command, InvalidArgumentError } from 'commander';
-import { knownBackends } from '../backends.js';
+import { importBackend, knownBackends } from '../backends.js';
 import { type Checkpoint, embedded, inspect, type Mixer, mixers } from '../checkpoint.js';
 import { compare } from '../compare/compare.js';
 import { checkLevels, defaultLevels, lineUp } from '../compare/line-up.js';
@@ -53,33 +53,30 @@ export function addCompare(program: Command, io: Io): void {
 async function runCompare(options: CompareOptions, io: Io): Promise<void> {
   const { signal } = io;
   await openFolder(options.out);
+  for (const name of options.backend) await importBackend(name);
   const { llama, zamba } = await checkpoints(options);
   const levels = options.levels ?? defaultLevels(llama);
   checkLevels(levels, llama);
   const lengths = lengthsFor(options, zamba ? [llama, zamba] : [llama]);
   const text = await readText(options.text);
-  const progress = openProgress(io, options.quiet === true);
-  try {
-    const report = await compare({
-      entries: lineUp(llama, zamba, { levels, mixers: options.mixers, conversion: options.conversion }),
-      backends: options.backend,
-      threads: options.threads,
-      text,
-      bits: { contexts: lengths, windows: options.windows ?? (options.quick ? 2 : 4) },
-      speed: { lengths, rounds: options.rounds ?? (options.quick ? 1 : 3), decodeTokens: options.quick ? 8 : 16 },
-      command: ['dsla', ...process.argv.slice(2)],
-      progress,
-      signal,
-    });
-    const html = await renderHtml(report);
-    throwIfAborted(signal, 'compare');
-    await writeFiles(options.out, { 'report.json': `${JSON.stringify(report, null, 1)}\n`, 'report.html': html });
-    if (options.json) printJson(io, report);
-    else print(io, renderReport(io, report));
-    progress.note(`Wrote ${join(options.out, 'report.json')} and ${join(options.out, 'report.html')}.`);
-  } finally {
-    progress.end();
-  }
+  using progress = openProgress(io, options.quiet === true);
+  const report = await compare({
+    entries: lineUp(llama, zamba, { levels, mixers: options.mixers, conversion: options.conversion }),
+    backends: options.backend,
+    threads: options.threads,
+    text,
+    bits: { contexts: lengths, windows: options.windows ?? (options.quick ? 2 : 4) },
+    speed: { lengths, rounds: options.rounds ?? (options.quick ? 1 : 3), decodeTokens: options.quick ? 8 : 16 },
+    command: ['dsla', ...process.argv.slice(2)],
+    progress,
+    signal,
+  });
+  const html = await renderHtml(report);
+  throwIfAborted(signal, 'compare');
+  await writeFiles(options.out, { 'report.json': `${JSON.stringify(report, null, 1)}\n`, 'report.html': html });
+  if (options.json) printJson(io, report);
+  else print(io, renderReport(io, report));
+  progress.note(`Wrote ${join(options.out, 'report.json')} and ${join(options.out, 'report.html')}.`);
 }
 
 interface Pair {

@@ -3,6 +3,7 @@ import { generate, type Usage } from '@dsla/runtime';
 import { DslaError } from '@dsla/spec';
 import type { Command } from 'commander';
 import { openModel } from '../checkpoint.js';
+import { pause } from '../measure/pause.js';
 import { type Io, printJson } from '../ui/io.js';
 import { addCommonOptions, type CommonOptions, whole, within } from '../ui/options.js';
 import { openProgress } from '../ui/progress.js';
@@ -48,7 +49,7 @@ async function runGenerate(argument: string | undefined, options: GenerateOption
   }
   const { signal } = io;
   const { checkpoint, conversion } = await inspectOptions(options);
-  const progress = openProgress(io, options.quiet === true);
+  using progress = openProgress(io, options.quiet === true);
   await using device = await openDevice(options, signal);
   await using model = await openModel(checkpoint, conversion, device, { signal });
 
@@ -60,6 +61,7 @@ async function runGenerate(argument: string | undefined, options: GenerateOption
   for (; !next.done; next = await stream.next()) {
     if (options.json) pieces.push(next.value.text);
     else io.out.write(next.value.text);
+    await pause(signal);
   }
   const usage = next.value;
   if (options.json)

@@ -1,5 +1,6 @@
 import { performance } from 'node:perf_hooks';
 import { Scope, throwIfAborted } from '@dsla/spec';
+import type { Checkpoint } from '../checkpoint.js';
 import { measureSpeed, type SpeedProtocol } from '../measure/speed.js';
 import type { Text } from '../measure/text.js';
 import { commit, machine } from '../report/machine.js';
@@ -80,20 +81,24 @@ async function timeAll(
   options: CompareOptions,
 ): Promise<Report['speed']> {
   const { speed, text, progress, signal } = options;
-  const timed = running.map(({ contender, model }) => ({
+  const count = speed.lengths.at(-1)! + speed.decodeTokens;
+  const ids = new Map<Checkpoint, Int32Array>();
+  for (const { entry, model } of running) {
+    if (!ids.has(entry.checkpoint)) ids.set(entry.checkpoint, idsFor(model, text.content, count));
+  }
+  const timed = running.map(({ entry, contender, model }) => ({
     contender: contender.id,
     backend,
     model,
-    ids: idsFor(model, text.content, speed.lengths.at(-1)! + speed.decodeTokens),
+    ids: ids.get(entry.checkpoint)!,
   }));
   progress.stage('speed', timed.length * speed.rounds);
   return measureSpeed(timed, speed, (contender) => progress.step(contender), signal);
 }
 
-/** The text's first ids; a short text is repeated. */
+/** The text's first ids, over again where four characters a token were not enough. */
 function idsFor({ tokenizer }: Running['model'], text: string, count: number): Int32Array {
-  // No token is longer than its bytes, and few are longer than 16 characters.
-  const ids = tokenizer.encode(text.slice(0, 16 * count));
+  const ids = tokenizer.encode(text.slice(0, 4 * count));
   return Int32Array.from({ length: count }, (_, index) => ids[index % ids.length]!);
 }
 

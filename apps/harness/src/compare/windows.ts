@@ -59,8 +59,13 @@ export function prefixesOf(tokenizer: Tokenizer, ids: readonly number[], { text,
 
 // Characters of the text that fit each context; text.length where it ends before.
 function fitting(tokenizer: Tokenizer, text: string, contexts: readonly number[]): number[] {
-  // Few tokens are longer than 16 characters; one that is only makes the window shorter.
-  const ids = tokenizer.encode(text.slice(0, 16 * contexts.at(-1)!));
+  const longest = contexts.at(-1)!;
+  let taken = 5 * longest;
+  let ids = tokenizer.encode(text.slice(0, taken));
+  while (ids.length <= longest && taken < text.length) {
+    taken *= 2;
+    ids = tokenizer.encode(text.slice(0, taken));
+  }
   return contexts.map((context) => (ids.length <= context ? text.length : spelled(tokenizer, ids.slice(0, context))));
 }
 

@@ -1,4 +1,5 @@
 import type { TextModel } from '@dsla/runtime';
+import { pause } from './pause.js';
 
 // Tokens whose logits are held at a time.
 const chunk = 512;
@@ -9,6 +10,7 @@ export async function tokenBits(model: TextModel, ids: readonly number[], signal
   const { vocabulary } = model.description;
   using sequence = model.open();
   for (let from = 0; from < ids.length - 1; from += chunk) {
+    await pause(signal);
     const piece = ids.slice(from, Math.min(from + chunk, ids.length - 1));
     const [logits] = await model.run([{ sequence, ids: piece }], { logits: 'all', signal });
     for (let index = 0; index < piece.length; index++) {

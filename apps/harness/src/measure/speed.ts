@@ -1,7 +1,7 @@
 import { performance } from 'node:perf_hooks';
 import type { Model, Sequence } from '@dsla/runtime';
-import { throwIfAborted } from '@dsla/spec';
 import type { Speed } from '../report/report.js';
+import { pause } from './pause.js';
 import { summarise } from './statistics.js';
 
 /** A model that is timed, under the name that the rows get. The model needs two slots. */
@@ -41,7 +41,6 @@ export async function measureSpeed(
   for (const timed of models) await warmUp(timed, protocol, signal);
   for (let round = 0; round < protocol.rounds; round++) {
     for (const timed of models) {
-      throwIfAborted(signal, 'measureSpeed');
       walks.get(timed)!.push(await walk(timed, protocol, signal));
       onStep(timed.contender);
     }
@@ -52,6 +51,7 @@ export async function measureSpeed(
 /** One prompt of the shortest length and as many decoded tokens as are timed later. */
 async function warmUp({ model, ids }: Timed, protocol: SpeedProtocol, signal: AbortSignal): Promise<void> {
   const length = protocol.lengths[0]!;
+  await pause(signal);
   using sequence = model.open();
   await model.run([{ sequence, ids: ids.subarray(0, length) }], { signal });
   await decode(model, sequence, ids.subarray(length, length + protocol.decodeTokens), signal);
@@ -67,6 +67,7 @@ async function walk(
   const decoded: number[][] = [];
   let spent = 0;
   for (const length of lengths) {
+    await pause(signal);
     const piece = ids.subarray(sequence.past, length);
     const start = performance.now();
     await model.run([{ sequence, ids: piece }], { signal });

@@ -1,5 +1,6 @@
 import { performance } from 'node:perf_hooks';
 import type { Model, Sequence } from '@dsla/runtime';
+import { pause } from './pause.js';
 
 /** What llama-bench calls pp512, tg128, "tg128 @ d4096". */
 export interface Test {
@@ -27,6 +28,7 @@ export async function runTest(
     await model.run([{ sequence: base, ids: ids.subarray(0, test.depth) }], { logits: 'none', signal });
   const samples: number[] = [];
   for (let repetition = warmUp ? -1 : 0; repetition < repetitions; repetition++) {
+    await pause(signal);
     using sequence = test.depth > 0 ? await model.fork(base) : model.open();
     const start = performance.now();
     await runTokens(model, sequence, ids.subarray(test.depth), test.kind, signal);

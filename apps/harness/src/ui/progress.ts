@@ -4,22 +4,25 @@ import type { Io } from './io.js';
 import { formatSeconds } from './units.js';
 
 /** Tells people how far the work is, on stderr; never called inside a measured region. */
-export interface Progress {
+export interface Progress extends Disposable {
   /** A stretch of work of `total` steps; ends the one before. */
   stage(label: string, total: number): void;
   step(detail: string): void;
   /** A line that stays. */
   note(text: string): void;
+  /** The current stage is done. Disposing instead says nothing and clears the bar. */
   end(): void;
 }
 
+type Terminal = Pick<Io, 'err' | 'env'>;
+
 /** Bars on a terminal, a line a stage elsewhere and under CI, nothing with `quiet`. */
-export function openProgress(io: Io, quiet: boolean): Progress {
-  if (quiet) return { stage() {}, step() {}, note() {}, end() {} };
+export function openProgress(io: Terminal, quiet: boolean): Progress {
+  if (quiet) return { stage() {}, step() {}, note() {}, end() {}, [Symbol.dispose]() {} };
   return io.err.isTTY && !io.env.CI ? bars(io) : lines(io);
 }
 
-function bars(io: Io): Progress {
+function bars(io: Terminal): Progress {
   let bar: cliProgress.SingleBar | undefined;
   const end = () => {
     bar?.stop();
@@ -48,10 +51,11 @@ function bars(io: Io): Progress {
       io.err.write(`${text}\n`);
     },
     end,
+    [Symbol.dispose]: end,
   };
 }
 
-function lines(io: Io): Progress {
+function lines(io: Terminal): Progress {
   let current: { readonly label: string; readonly started: number } | undefined;
   const end = () => {
     if (current) {
@@ -68,5 +72,6 @@ function lines(io: Io): Progress {
     step() {},
     note: (text) => void io.err.write(`${text}\n`),
     end,
+    [Symbol.dispose]() {},
   };
 }
