@@ -99,7 +99,12 @@ function describeState({ name, works, description, versions, obstacles, unsuppor
     ...(packages.length > 0 ? [`        ${packages.join(', ')}`] : []),
     ...obstacles.map((obstacle) => `        ${obstacle}`),
     ...Object.entries(unsupported ?? {}).map(
-      ([mixer, reasons]) => `        ${mixer}: ${reasons.length === 0 ? 'runs' : reasons.join(' | ')}`,
+      ([mixer, reasons]) => `        ${mixer}: ${reasons.length === 0 ? 'runs' : [...new Set(reasons.map(anyLayer))].join(' | ')}`,
     ),
   ];
+}
+
+// What is missing in one layer is mostly missing in all.
+function anyLayer(reason: string): string {
+  return reason.replace(/^layers\.\d+\./, 'layers.*.');
 }
