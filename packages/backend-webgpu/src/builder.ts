@@ -1,0 +1,59 @@
+import type { Rope, Value, Weight, WeightShape } from '@dsla/spec';
+import { elementwiseSize, type Shape } from './kernels/elementwise.js';
+import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
+import type { BufferRef } from './program.js';
+import type { View } from './view.js';
+
+/** A value of the tape: where it lies and how it is read. */
+export interface Operand extends Shape {
+  readonly ref: BufferRef;
+  readonly domain: Domain;
+}
+
+/** What decides which kernels a device gets. */
+export interface Traits {
+  readonly type: Element;
+  /** Lanes of every subgroup; 0 where there are no subgroups or their size varies. */
+  readonly lanes: number;
+}
+
+/** What the lowering of a node may use. */
+export interface Builder {
+  /** Element type of activations, caches and matrices. */
+  readonly type: Element;
+  readonly traits: Traits;
+  readonly shapeOf: WeightShape;
+  operand(value: Value): Operand;
+  temp(width: number, type?: Element, domain?: Domain | 'past'): BufferRef;
+  emit(kernel: Kernel, buffers: readonly BufferRef[], grid: (view: View) => Grid, replay?: boolean): void;
+}
+
+/** A new value: token values have the compute type; row values are few, so they are float32. */
+export function result(builder: Builder, width: number, domain: Domain): Operand {
+  const type = typeOf(builder, domain);
+  return { ref: builder.temp(width, type, domain), width, type, domain };
+}
+
+export function typeOf(builder: Builder, domain: Domain): Element {
+  return domain === 'row' ? 'f32' : builder.type;
+}
+
+export function matrix(builder: Builder, name: Weight): BufferRef {
+  return { kind: 'weight', name, type: builder.type };
+}
+
+export function vector(name: Weight): BufferRef {
+  return { kind: 'weight', name, type: 'f32' };
+}
+
+export function ropeRef(rope: Rope | undefined): BufferRef[] {
+  return rope ? [{ kind: 'rope', key: `${rope.rotaryDim} ${rope.frequencies.join()}`, rope }] : [];
+}
+
+export function countOf(view: View, domain: Domain): number {
+  return domain === 'token' ? view.tokens : view.rows;
+}
+
+export function perElement({ width, domain }: Pick<Operand, 'width' | 'domain'>): (view: View) => Grid {
+  return (view) => spread(Math.ceil((countOf(view, domain) * width) / elementwiseSize));
+}

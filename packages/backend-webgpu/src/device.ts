@@ -1,0 +1,223 @@
+import {
+  type AttentionLayer,
+  bytesPerElement,
+  type Capabilities,
+  checkBatch,
+  type Device,
+  type DeviceBuffer,
+  DslaError,
+  elementCount,
+  type HostTensor,
+  inlineCalls,
+  type LayerGraph,
+  type Named,
+  type Op,
+  type OpenOptions,
+  type StateSpec,
+  type StateStore,
+  type Step,
+  type StepBatch,
+  type WeightSource,
+} from '@dsla/spec';
+import { disposed, invalid, WebgpuBuffer } from './buffer.js';
+import { Memory, Pool } from './buffers.js';
+import type { Traits } from './builder.js';
+import { cast } from './kernels/cast.js';
+import type { Element } from './kernels/kernel.js';
+import { compile } from './layer.js';
+import { type Pipeline, Pipelines } from './pipelines.js';
+import { RopeTables } from './rope.js';
+import { type StateHost, WebgpuState } from './state.js';
+import { type StepHost, WebgpuStep } from './step.js';
+import { Weights, writeBytes } from './weights.js';
+
+/** Buffers of the largest bind groups we make: a kernel may need that many. */
+const storageBuffers = 11;
+
+export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Promise<Device> {
+  const type: Element = options.computeType ?? (adapter.features.has('shader-f16') ? 'f16' : 'f32');
+  const { limits } = adapter;
+  const wanted = ['shader-f16', 'subgroups', 'timestamp-query', 'chromium-experimental-subgroup-matrix'];
+  const device = await adapter.requestDevice({
+    requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)) as GPUFeatureName[],
+    requiredLimits: {
+      maxBufferSize: limits.maxBufferSize,
+      maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
+      maxStorageBuffersPerShaderStage: limits.maxStorageBuffersPerShaderStage,
+      maxComputeWorkgroupStorageSize: limits.maxComputeWorkgroupStorageSize,
+      maxComputeInvocationsPerWorkgroup: limits.maxComputeInvocationsPerWorkgroup,
+      maxComputeWorkgroupSizeX: limits.maxComputeWorkgroupSizeX,
+    },
+  });
+  const limit = Number(options.extra?.memory ?? Number.POSITIVE_INFINITY);
+  if (!(limit > 0)) throw invalid('open webgpu', 'extra.memory must be a number of bytes', options.extra?.memory);
+  const pipelines = new Pipelines(device);
+  const casting = type === 'f32' ? undefined : await pipelines.get(cast(type, 'f32'));
+  return new WebgpuDevice(adapter, device, traitsOf(adapter, type), pipelines, casting, limit);
+}
+
+function traitsOf({ features, info }: GPUAdapter, type: Element): Traits {
+  const { subgroupMinSize, subgroupMaxSize } = info;
+  const fixed = features.has('subgroups') && subgroupMinSize === subgroupMaxSize;
+  return { type, lanes: fixed ? (subgroupMinSize ?? 0) : 0 };
+}
+
+class WebgpuDevice implements Device {
+  readonly backend = 'webgpu';
+  readonly description: string;
+  readonly capabilities: Capabilities;
+  readonly lost: Promise<Error>;
+  readonly #traits: Traits;
+  readonly #pipelines: Pipelines;
+  readonly #weights: Weights;
+  readonly #scratch: GPUBuffer[] = [];
+  readonly #host: StateHost & StepHost;
+  #failure: Error | undefined;
+  #gone = false;
+
+  constructor(
+    adapter: GPUAdapter,
+    device: GPUDevice,
+    traits: Traits,
+    pipelines: Pipelines,
+    casting: Pipeline | undefined,
+    limit: number,
+  ) {
+    const { type } = traits;
+    this.#traits = traits;
+    const { description, device: name } = adapter.info;
+    this.description = `WebGPU (Dawn) on ${name || 'an unnamed adapter'}${description ? `, ${description}` : ''}, ${type}`;
+    this.capabilities = { computeType: type, grain: 'run' };
+    this.#pipelines = pipelines;
+    const memory = new Memory(device, limit, (error) => {
+      this.#failure ??= error;
+    });
+    this.#weights = new Weights(device, memory);
+    this.#host = {
+      device,
+      type,
+      memory,
+      pool: new Pool(memory),
+      ropes: new RopeTables(device, memory),
+      batchLayout: pipelines.batchLayout,
+      cast: casting,
+      scratch: (slot, bytes) => this.#scratchOf(slot, bytes),
+      check: (where) => this.#check(where),
+    };
+    device.addEventListener('uncapturederror', ({ error }) => {
+      this.#failure ??= new DslaError('E_INTERNAL', { where: 'webgpu', rule: error.message });
+    });
+    this.lost = new Promise((resolve) => {
+      void device.lost.then(({ reason, message }) => {
+        if (this.#gone) return;
+        this.#failure = new DslaError('E_DEVICE', {
+          where: 'webgpu',
+          rule: `the device was lost (${reason}): ${message}`,
+          cure: 'Open a new device; what this one held is gone.',
+        });
+        resolve(this.#failure);
+      });
+    });
+  }
+
+  unsupported(graph: LayerGraph): readonly string[] {
+    const { limits } = this.#host.device;
+    const plain = inlineCalls(graph);
+    return plain.nodes.flatMap((node, index) => {
+      const where = `${graph.name} node ${index} (${node.op})`;
+      if (!known.has(node.op)) return [`${where}: this op is unknown to this version.`];
+      if (
+        node.op === 'dualLinearAttention' &&
+        node.form.exact &&
+        limits.maxStorageBuffersPerShaderStage < storageBuffers
+      )
+        return [`${where}: an exact part takes ${storageBuffers} storage buffers a kernel, more than this device has.`];
+      return [];
+    });
+  }
+
+  async compile(graph: LayerGraph, weights: WeightSource, signal?: AbortSignal): Promise<AttentionLayer> {
+    this.#check('compile');
+    const [reason] = this.unsupported(graph);
+    if (reason) throw new DslaError('E_UNSUPPORTED', { where: 'compile on webgpu', rule: reason });
+    return await compile(graph, weights, this.#traits, this.#pipelines, this.#weights, signal);
+  }
+
+  createState(spec: StateSpec, slots: number, tokens: number): StateStore {
+    this.#check('createState');
+    return new WebgpuState(this.#host, spec, slots, tokens, this.#host.type);
+  }
+
+  upload({ dtype, shape, data }: HostTensor): DeviceBuffer {
+    this.#check('upload');
+    if (data.length !== elementCount(shape))
+      throw invalid('upload', `data must fill [${shape.join(', ')}]`, `${data.length} elements`);
+    const { device, memory } = this.#host;
+    const bytes = elementCount(shape) * bytesPerElement[dtype];
+    const buffer = memory.take('upload', bytes);
+    writeBytes(device, buffer, 0, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+    return new WebgpuBuffer('buffer', dtype, shape, bytes, buffer, (free) => memory.give(free));
+  }
+
+  async download(buffer: DeviceBuffer): Promise<HostTensor> {
+    this.#check('download');
+    if (!(buffer instanceof WebgpuBuffer)) throw invalid('download', 'must be a buffer of this backend', typeof buffer);
+    const { dtype, shape, bytes } = buffer;
+    const content = await this.#host.memory.read(buffer.buffer, 0, bytes);
+    this.#check('download');
+    return { dtype, shape, data: new arrays[dtype](content) };
+  }
+
+  beginStep(batch: StepBatch, values: Named<DeviceBuffer> = {}): Step {
+    this.#check('beginStep');
+    checkBatch(batch, Number.POSITIVE_INFINITY, Number.POSITIVE_INFINITY); // slots and capacity are known by each store
+    return new WebgpuStep(this.#host, batch, values);
+  }
+
+  memory(): { readonly buffers: number; readonly bytes: number } {
+    const { buffers, bytes } = this.#host.memory;
+    return { buffers, bytes };
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#gone) return;
+    this.#gone = true;
+    this.#host.device.destroy();
+  }
+
+  #check(where: string): void {
+    if (this.#gone) throw disposed(`device webgpu: ${where}`);
+    if (this.#failure) throw this.#failure;
+  }
+
+  #scratchOf(slot: number, bytes: number): GPUBuffer {
+    const { memory } = this.#host;
+    const old = this.#scratch[slot];
+    if (old && old.size >= bytes) return old;
+    const buffer = memory.take('scratch', 2 ** Math.ceil(Math.log2(Math.max(bytes, 256))));
+    if (old) memory.give(old);
+    this.#scratch[slot] = buffer;
+    return buffer;
+  }
+}
+
+const arrays = { f32: Float32Array, f16: Uint16Array, i32: Int32Array, u32: Uint32Array } as const;
+
+const known: ReadonlySet<string> = new Set<Op>([
+  'input',
+  'embed',
+  'linear',
+  'rmsNorm',
+  'add',
+  'mul',
+  'concat',
+  'slice',
+  'activate',
+  'softmaxAttention',
+  'dualLinearAttention',
+  'causalConv',
+  'selectiveScan',
+  'foldState',
+  'lastToken',
+  'output',
+]);

@@ -1,0 +1,60 @@
+import type { Rope } from '@dsla/spec';
+import { elementwiseSize } from './elementwise.js';
+import { type Element, type Kernel, kernel } from './kernel.js';
+import { ropeBuffer, ropeFunctions } from './rope.js';
+
+export interface Window {
+  readonly size: number;
+  readonly sinks: number;
+}
+
+/** WGSL of ringIndex: where token j lies in a ring of sinks + size entries. */
+export function ringFunction({ size, sinks }: Window): string {
+  return `fn ring_index(j: u32) -> u32 { return select(${sinks}u + (j - ${sinks}u) % ${size}u, j, j < ${sinks}u); }`;
+}
+
+const each = (width: number) => `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${width}u) { return; }
+  let token = token_at(i / ${width}u);
+  let row = row_at(token.y);
+  let feature = i % ${width}u;`;
+
+/** Keys (turned here) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens. */
+export function append(kvHeads: number, headDim: number, type: Element, rope?: Rope): Kernel {
+  const width = kvHeads * headDim;
+  const key = rope ? 'turn(f32(k[at]), f32(k[at - c + partner(c)]), c, token.z, 1.0)' : 'k[at]';
+  return kernel({
+    name: 'append',
+    buffers: {
+      k: [type, 'read'],
+      v: [type, 'read'],
+      ...(rope ? ropeBuffer : {}),
+      info: ['u32', 'read'],
+      keys: [type, 'write'],
+      values: [type, 'write'],
+    },
+    module: rope ? ropeFunctions(rope) : '',
+    size: elementwiseSize,
+    main: `${each(width)}
+  let c = feature % ${headDim}u;
+  let at = token.x * ${width}u + feature;
+  let entry = ((row.x * ${kvHeads}u + feature / ${headDim}u) * info[0] + token.z) * ${headDim}u + c;
+  keys[entry] = ${type}(${key});
+  values[entry] = v[at];`,
+  });
+}
+
+/** x [tokens, heads*width] into a ring [slots, heads, sinks + size, width]: the tokens that are still in it after the step. */
+export function keep(heads: number, width: number, window: Window, ring: Element, x: Element): Kernel {
+  return kernel({
+    name: 'keep',
+    buffers: { x: [x, 'read'], ring: [ring, 'write'] },
+    module: ringFunction(window),
+    size: elementwiseSize,
+    main: `${each(heads * width)}
+  if (token.z >= ${window.sinks}u && token.z + ${window.size}u < row.y + row.w) { return; }
+  let slot_head = row.x * ${heads}u + feature / ${width}u;
+  let entry = slot_head * ${window.sinks + window.size}u + ring_index(token.z);
+  ring[entry * ${width}u + feature % ${width}u] = ${ring}(x[token.x * ${heads * width}u + feature]);`,
+  });
+}

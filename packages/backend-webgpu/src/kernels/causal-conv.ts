@@ -1,0 +1,55 @@
+import { elementwiseSize, type Shape } from './elementwise.js';
+import { type Element, type Kernel, kernel } from './kernel.js';
+
+/** y_t = b + sum_j w_j x_{t-K+1+j}; what lies before the step is in state [slots, channels, K-1], oldest first. */
+export function causalConv(y: Shape, x: Shape, taps: number, state: Element, bias: boolean): Kernel {
+  const { width } = x;
+  return kernel({
+    name: 'causal-conv',
+    buffers: {
+      x: [x.type, 'read'],
+      w: ['f32', 'read'],
+      ...(bias ? { bias: ['f32', 'read'] as const } : {}),
+      state: [state, 'read'],
+      y: [y.type, 'write'],
+    },
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${width}u) { return; }
+  let token = token_at(i / ${width}u);
+  let row = row_at(token.y);
+  let channel = i % ${width}u;
+  let t = token.x - row.z;
+  var sum = ${bias ? 'bias[channel]' : '0.0'};
+  for (var j = 0u; j < ${taps}u; j++) {
+    var input = 0.0;
+    if (t + j >= ${taps - 1}u) { input = f32(x[(token.x + j - ${taps - 1}u) * ${width}u + channel]); }
+    else { input = f32(state[(row.x * ${width}u + channel) * ${Math.max(taps - 1, 1)}u + t + j]); }
+    sum += w[channel * ${taps}u + j] * input;
+  }
+  y[token.x * ${width}u + channel] = ${y.type}(sum);`,
+  });
+}
+
+export const convSize = 64;
+
+/** Moves the state on by the tokens of every row. */
+export function convState(x: Shape, taps: number, state: Element): Kernel {
+  const { width } = x;
+  const past = taps - 1;
+  return kernel({
+    name: 'conv-state',
+    buffers: { x: [x.type, 'read'], state: [state, 'write'] },
+    size: convSize,
+    main: `  let row = row_at(group.y);
+  let channel = group.x * ${convSize}u + lane;
+  if (channel >= ${width}u) { return; }
+  let base = (row.x * ${width}u + channel) * ${past}u;
+  // Ascending: entry i reads entry i + count or a new token.
+  for (var i = 0u; i < ${past}u; i++) {
+    if (row.w + i >= ${past}u) {
+      state[base + i] = ${state}(x[(row.z + row.w + i - ${past}u) * ${width}u + channel]);
+    } else { state[base + i] = state[base + i + row.w]; }
+  }`,
+  });
+}

@@ -1,0 +1,290 @@
+import type { DualForm } from '@dsla/spec';
+import { ringFunction } from './cache.js';
+import { elementwiseSize } from './elementwise.js';
+import { type Element, float, type Kernel, kernel, logFunctions, reductions } from './kernel.js';
+import { ropeBuffer, ropeFunctions } from './rope.js';
+
+// A dual layer runs in stages, each over all tokens of the step. The *entering stream* is what the states take in: token p
+// itself, or with an exact part the token p - window, which lies in the ring or earlier in the same step.
+//   enter      log decays and values of the entering stream
+//   features   phi of the queries; phi of the entering keys
+//   recur      (or the chunked kernels) moves the states on and reads them: sums [tokens, heads, columns]
+//   finish     divides, or joins with the exact part (softmax-attention.ts), and norms
+
+export interface DualShape {
+  readonly heads: number;
+  readonly form: DualForm;
+  /** Width of phi. */
+  readonly width: number;
+  readonly type: Element;
+}
+
+/** Columns of a state: headDim, and one for the normaliser. */
+export function columnsOf(form: DualForm): number {
+  return form.headDim + (form.normaliser ? 1 : 0);
+}
+
+function gateColumns({ states, kvHeads, headDim, gate }: DualForm): number {
+  return states * kvHeads * (gate === 'vector' ? headDim : 1);
+}
+
+/** WGSL that finds the token entering at `token`: `entering` (its position), `valid`, `in_ring`, `step_index`, `entry`. */
+function enteringToken(form: DualForm): string {
+  const { window, sinks } = form.exact!;
+  return `  let row = row_at(token.y);
+  let valid = token.z >= ${window + sinks}u;
+  let entering = select(0u, token.z - ${window}u, valid);
+  let in_ring = entering < row.y;
+  let step_index = row.z + select(entering - row.y, 0u, in_ring);
+  let entry = ring_index(entering);`;
+}
+
+const entriesOf = (form: DualForm): number => form.exact!.sinks + form.exact!.window;
+const ringOf = (form: DualForm): string => ringFunction({ size: form.exact!.window, sinks: form.exact!.sinks });
+
+/** decay [tokens, gate width]: log decays of the tokens that enter, 0 where none does. */
+export function decays({ form, type }: DualShape): Kernel {
+  const width = gateColumns(form);
+  const exact = form.exact !== undefined;
+  return kernel({
+    name: 'decays',
+    buffers: {
+      gates: [type, 'read'],
+      ...(exact ? { ring: ['f32', 'read'] as const } : {}),
+      decay: ['f32', 'write'],
+    },
+    module: logFunctions + (exact ? ringOf(form) : ''),
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${width}u) { return; }
+  let token = token_at(i / ${width}u);
+  let g = i % ${width}u;
+${
+  exact
+    ? `${enteringToken(form)}
+  var logit = 0.0;
+  if (in_ring) { logit = ring[(row.x * ${entriesOf(form)}u + entry) * ${width}u + g]; }
+  else { logit = f32(gates[step_index * ${width}u + g]); }
+  decay[token.x * ${width}u + g] = select(0.0, log_sigmoid(logit) / ${float(form.temperature)}, valid);`
+    : `  decay[token.x * ${width}u + g] = log_sigmoid(f32(gates[token.x * ${width}u + g])) / ${float(form.temperature)};`
+}`,
+  });
+}
+
+/** entered [tokens, kvHeads*headDim]: values of the tokens that enter; anything where none does, since its phi is 0. */
+export function enteringValues({ form, type }: DualShape): Kernel {
+  const { kvHeads, headDim } = form;
+  const width = kvHeads * headDim;
+  return kernel({
+    name: 'entering-values',
+    buffers: { v: [type, 'read'], ring: [type, 'read'], entered: [type, 'write'] },
+    module: ringOf(form),
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${width}u) { return; }
+  let token = token_at(i / ${width}u);
+  let feature = i % ${width}u;
+${enteringToken(form)}
+  var value = ${type}(0.0);
+  if (valid && in_ring) {
+    value = ring[((row.x * ${kvHeads}u + feature / ${headDim}u) * ${entriesOf(form)}u + entry) * ${headDim}u
+      + feature % ${headDim}u];
+  } else if (valid) { value = v[step_index * ${width}u + feature]; }
+  entered[token.x * ${width}u + feature] = value;`,
+  });
+}
+
+const featureSize = 64;
+
+/**
+ * phi [tokens, heads, 2F] of x [tokens, heads*headDim], weight [heads, F, headDim]. `of`: the queries, or the keys that
+ * enter (with an exact part also from the ring of turned keys; 0 where none enters).
+ */
+export function features({ heads, form, width, type }: DualShape, of: 'query' | 'key'): Kernel {
+  const { headDim, rope, ropeInState, kvHeads } = form;
+  const count = of === 'query' ? heads : kvHeads;
+  const entering = of === 'key' && form.exact !== undefined;
+  const turns = rope !== undefined && (ropeInState || entering);
+  const half = width / 2;
+  // Keys of the step are not turned, those of the ring are: turn the one or undo the other.
+  const step = (base: string, position: string) =>
+    rope && ropeInState
+      ? `turn(f32(x[${base} + c]), f32(x[${base} + partner(c)]), c, ${position}, 1.0)`
+      : `f32(x[${base} + c])`;
+  const ring =
+    rope && !ropeInState
+      ? 'turn(f32(ring[ring_base + c]), f32(ring[ring_base + partner(c)]), c, entering, -1.0)'
+      : 'f32(ring[ring_base + c])';
+  return kernel({
+    name: `features-${of}`,
+    buffers: {
+      x: [type, 'read'],
+      w: ['f32', 'read'],
+      ...(turns ? ropeBuffer : {}),
+      ...(entering ? { ring: [type, 'read'] as const } : {}),
+      phi: [type, 'write'],
+    },
+    module: `${turns ? ropeFunctions(rope) : ''}
+${entering ? ringOf(form) : ''}
+${reductions(featureSize)}
+var<workgroup> vector: array<f32, ${headDim}>;`,
+    size: featureSize,
+    main: `  let token = token_at(group.x);
+  let head = group.y;
+${
+  entering
+    ? `${enteringToken(form)}
+  let ring_base = ((row.x * ${count}u + head) * ${entriesOf(form)}u + entry) * ${headDim}u;
+  let base = (step_index * ${count}u + head) * ${headDim}u;
+  for (var c = lane; c < ${headDim}u; c += ${featureSize}u) {
+    if (in_ring) { vector[c] = ${ring}; } else { vector[c] = ${step('base', 'entering')}; }
+  }`
+    : `  let valid = true;
+  let base = (token.x * ${count}u + head) * ${headDim}u;
+  for (var c = lane; c < ${headDim}u; c += ${featureSize}u) { vector[c] = ${step('base', 'token.z')}; }`
+}
+  workgroupBarrier();
+  var y: array<f32, ${Math.ceil(half / featureSize)}>;
+  var top = 0.0;
+  for (var f = lane; f < ${half}u; f += ${featureSize}u) {
+    let weight = (head * ${half}u + f) * ${headDim}u;
+    var sum = 0.0;
+    for (var c = 0u; c < ${headDim}u; c++) { sum += w[weight + c] * vector[c]; }
+    y[f / ${featureSize}u] = sum;
+    top = max(top, abs(sum));
+  }
+  top = max_all(top, lane);
+  let out = (token.x * ${count}u + head) * ${width}u;
+  for (var f = lane; f < ${half}u; f += ${featureSize}u) {
+    let value = y[f / ${featureSize}u];
+    phi[out + f] = ${type}(select(0.0, exp(value - top), valid));
+    phi[out + ${half}u + f] = ${type}(select(0.0, exp(-value - top), valid));
+  }`,
+  });
+}
+
+const parts = 16; // lanes that share the channels of a column
+export const columnBlock = 16;
+
+/** WGSL of gamma = softmax(mix) for state i of a head. */
+export function mixFunction(states: number, perHead: boolean): string {
+  return `fn gamma(head: u32, i: u32) -> f32 {
+  let base = ${perHead ? `head * ${states}u` : '0u'};
+  var top = mix_logits[base];
+  for (var n = 1u; n < ${states}u; n++) { top = max(top, mix_logits[base + n]); }
+  var sum = 0.0;
+  for (var n = 0u; n < ${states}u; n++) { sum += exp(mix_logits[base + n] - top); }
+  return exp(mix_logits[base + i] - top) / sum;
+}`;
+}
+
+/**
+ * Token by token, one workgroup a row, kv head and 16 columns of the state [slots, states, kvHeads, width, columns]:
+ * S_i <- exp(a_i) S_i + phi(k) [v, 1]^T; sums [tokens, heads, columns] = sum_i gamma_i phi(q)^T S_i. The definition, and the
+ * kernel of decoding. `replay` starts from zero and reads nothing: a fold.
+ */
+export function recur({ heads, form, width, type }: DualShape, mixPerHead: boolean, replay: boolean): Kernel {
+  const { states, kvHeads, headDim, gate } = form;
+  const columns = columnsOf(form);
+  const shared = heads / kvHeads;
+  const channels = Math.ceil(width / parts);
+  const decay = gate === 'vector' ? `(i * ${kvHeads}u + kv) * ${headDim}u + c` : `i * ${kvHeads}u + kv`;
+  const cell = `(((row.x * ${states}u + i) * ${kvHeads}u + kv) * ${width}u + c) * ${columns}u + column`;
+  const eachChannel = (body: string) => `    for (var m = 0u; m < ${channels}u; m++) {
+      let c = part + ${parts}u * m;
+      if (c < ${width}u) { ${body} }
+    }`;
+  const read = `
+    for (var h = 0u; h < ${shared}u; h++) {
+      let head = kv * ${shared}u + h;
+      var sum = 0.0;
+${eachChannel(`let value = f32(phi_q[(item * ${heads}u + head) * ${width}u + c]);
+        for (var i = 0u; i < ${states}u; i++) { sum += value * mixed[h * ${states}u + i] * state[i * ${channels}u + m]; }`)}
+      partial[lane] = sum;
+      workgroupBarrier();
+      if (part == 0u && inside) {
+        var total = 0.0;
+        for (var p = 0u; p < ${parts}u; p++) { total += partial[p * ${columnBlock}u + lane]; }
+        sums[(item * ${heads}u + head) * ${columns}u + column] = total;
+      }
+      workgroupBarrier();
+    }`;
+  return kernel({
+    name: replay ? 'recur-replay' : 'recur',
+    buffers: {
+      ...(replay ? {} : { phi_q: [type, 'read'] as const }),
+      phi_k: [type, 'read'],
+      v: [type, 'read'],
+      decay: ['f32', 'read'],
+      ...(replay ? {} : { mix_logits: ['f32', 'read'] as const }),
+      states: ['f32', 'write'],
+      ...(replay ? {} : { sums: ['f32', 'write'] as const }),
+    },
+    module: `${replay ? '' : mixFunction(states, mixPerHead)}
+var<workgroup> partial: array<f32, ${parts * columnBlock}>;`,
+    size: parts * columnBlock,
+    main: `  let row = row_at(group.x);
+  let kv = group.y;
+  let column = group.z * ${columnBlock}u + lane % ${columnBlock}u;
+  let part = lane / ${columnBlock}u;
+  let inside = column < ${columns}u;
+  var state: array<f32, ${states * channels}>;
+${
+  replay
+    ? ''
+    : `  for (var i = 0u; i < ${states}u; i++) {
+${eachChannel(`if (inside) { state[i * ${channels}u + m] = states[${cell}]; }`)}
+  }
+  var mixed: array<f32, ${shared * states}>;
+  for (var n = 0u; n < ${shared * states}u; n++) { mixed[n] = gamma(kv * ${shared}u + n / ${states}u, n % ${states}u); }`
+}
+  for (var t = 0u; t < row.w; t++) {
+    let item = row.z + t;
+    var value = 1.0;
+    if (column < ${headDim}u) { value = f32(v[(item * ${kvHeads}u + kv) * ${headDim}u + column]); }
+    for (var i = 0u; i < ${states}u; i++) {
+${eachChannel(`let keep = exp(decay[item * ${gateColumns(form)}u + ${decay}]);
+        let at = i * ${channels}u + m;
+        state[at] = keep * state[at] + f32(phi_k[(item * ${kvHeads}u + kv) * ${width}u + c]) * value;`)}
+    }${replay ? '' : read}
+  }
+  for (var i = 0u; i < ${states}u; i++) {
+${eachChannel(`if (inside) { states[${cell}] = state[i * ${channels}u + m]; }`)}
+  }`,
+  });
+}
+
+const finishSize = 64;
+
+/** y [tokens, heads*headDim] from sums: times scale, or divided by the normaliser; then the output norm. */
+export function finish(
+  { heads, form, type }: DualShape,
+  scale: number,
+  outputNorm: { readonly eps: number } | undefined,
+): Kernel {
+  const { headDim, normaliser } = form;
+  const columns = columnsOf(form);
+  const value = normaliser ? `sums[base + c] / sums[base + ${headDim}u]` : `sums[base + c] * ${float(scale)}`;
+  return kernel({
+    name: 'dual-finish',
+    buffers: {
+      sums: ['f32', 'read'],
+      ...(outputNorm ? { norm: ['f32', 'read'] as const } : {}),
+      y: [type, 'write'],
+    },
+    module: outputNorm ? reductions(finishSize) : '',
+    size: finishSize,
+    main: `  let item = token_at(group.x).x * ${heads}u + group.y;
+  let base = item * ${columns}u;
+${
+  outputNorm
+    ? `  var squares = 0.0;
+  for (var c = lane; c < ${headDim}u; c += ${finishSize}u) { let x = ${value}; squares += x * x; }
+  let rms = inverseSqrt(sum_all(squares, lane) / ${float(headDim)} + ${float(outputNorm.eps)});`
+    : ''
+}
+  for (var c = lane; c < ${headDim}u; c += ${finishSize}u) {
+    y[item * ${headDim}u + c] = ${type}(${value}${outputNorm ? ' * rms * norm[c]' : ''});
+  }`,
+  });
+}

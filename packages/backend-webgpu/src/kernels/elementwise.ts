@@ -1,0 +1,93 @@
+import type { NodeOf } from '@dsla/spec';
+import { type Domain, type Element, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
+
+/** A value as a kernel sees it: [items, width]. */
+export interface Shape {
+  readonly width: number;
+  readonly type: Element;
+}
+
+export const elementwiseSize = 256;
+
+/** y = f(a, b ...), one thread a feature. */
+function elementwise(name: string, domain: Domain, y: Shape, inputs: readonly Shape[], statements: string): Kernel {
+  const named = inputs.map((input, index) => ['abc'[index]!, [input.type, 'read']] as const);
+  return kernel({
+    name,
+    buffers: { ...Object.fromEntries(named), y: [y.type, 'write'] },
+    module: logFunctions + activationFunctions,
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= ${items[domain]} * ${y.width}u) { return; }
+  let item = ${itemAt[domain]}(i / ${y.width}u);
+  let feature = i % ${y.width}u;
+  let at = item.x * ${y.width}u + feature;
+${statements}`,
+  });
+}
+
+export function binary(op: 'add' | 'mul', domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
+  const sign = op === 'add' ? '+' : '*';
+  return elementwise(op, domain, y, [a, b], `  y[at] = ${y.type}(f32(a[at]) ${sign} f32(b[at]));`);
+}
+
+/** y += a, for a residual stream that stays where it is. */
+export function accumulate(domain: Domain, y: Shape, a: Shape): Kernel {
+  return elementwise('accumulate', domain, y, [a], `  y[at] = ${y.type}(f32(y[at]) + f32(a[at]));`);
+}
+
+export function concat(domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
+  return elementwise(
+    'concat',
+    domain,
+    y,
+    [a, b],
+    `  if (feature < ${a.width}u) { y[at] = ${y.type}(a[item.x * ${a.width}u + feature]); }
+  else { y[at] = ${y.type}(b[item.x * ${b.width}u + feature - ${a.width}u]); }`,
+  );
+}
+
+export function slice(domain: Domain, y: Shape, a: Shape, from: number): Kernel {
+  return elementwise('slice', domain, y, [a], `  y[at] = ${y.type}(a[item.x * ${a.width}u + feature + ${from}u]);`);
+}
+
+/** Also a change of element type. */
+export function copy(domain: Domain, y: Shape, a: Shape): Kernel {
+  return elementwise('copy', domain, y, [a], `  y[at] = ${y.type}(a[at]);`);
+}
+
+/** From tokens to rows. */
+export function lastToken(y: Shape, a: Shape): Kernel {
+  return elementwise('lastToken', 'row', y, [a], `  y[at] = ${y.type}(a[item.w * ${a.width}u + feature]);`);
+}
+
+type Activation = NodeOf<'activate'>['fn'];
+
+export function activate(fn: Activation, domain: Domain, y: Shape, a: Shape): Kernel {
+  return elementwise(fn, domain, y, [a], `  y[at] = ${y.type}(${activationName[fn]}(f32(a[at])));`);
+}
+
+/** f(a) * b: the gate of a feed-forward block. */
+export function activateMul(fn: Activation, domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
+  const value = `${activationName[fn]}(f32(a[at])) * f32(b[at])`;
+  return elementwise(`${fn}-mul`, domain, y, [a, b], `  y[at] = ${y.type}(${value});`);
+}
+
+/** Names of the functions in `activationFunctions` and `logFunctions`. */
+export const activationName: Readonly<Record<Activation, string>> = {
+  silu: 'silu',
+  gelu: 'gelu',
+  softplus: 'softplus',
+  logSigmoid: 'log_sigmoid',
+};
+
+/** erf by Abramowitz and Stegun 7.1.26: absolute error 1.5e-7. */
+export const activationFunctions = `
+fn silu(x: f32) -> f32 { return x / (1.0 + exp(-max(x, -80.0))); }
+fn erf(x: f32) -> f32 {
+  let t = 1.0 / (1.0 + 0.3275911 * abs(x));
+  let sum = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+  return sign(x) * (1.0 - sum * exp(-x * x));
+}
+fn gelu(x: f32) -> f32 { return 0.5 * x * (1.0 + erf(x * 0.70710678)); }
+fn softplus(x: f32) -> f32 { if (x > 20.0) { return x; } return log1p(exp(x)); }`;

@@ -1,0 +1,38 @@
+import type { Rope } from '@dsla/spec';
+import { elementwiseSize, type Shape } from './elementwise.js';
+import { type Element, type Kernel, kernel } from './kernel.js';
+
+/** WGSL to rotate a feature of a head by the table `rope` [positions, rotaryDim/2] of (cos, sin); direction -1 undoes it. */
+export function ropeFunctions({ rotaryDim }: Rope): string {
+  const half = rotaryDim / 2;
+  return `fn partner(c: u32) -> u32 {
+  if (c < ${half}u) { return c + ${half}u; }
+  if (c < ${rotaryDim}u) { return c - ${half}u; }
+  return c;
+}
+fn turn(own: f32, other: f32, c: u32, position: u32, direction: f32) -> f32 {
+  if (c >= ${rotaryDim}u) { return own; }
+  let t = rope[position * ${half}u + c % ${half}u];
+  return own * t.x + select(direction, -direction, c < ${half}u) * other * t.y;
+}`;
+}
+
+export const ropeBuffer: { readonly rope: readonly ['vec2f', 'read'] } = { rope: ['vec2f', 'read'] };
+
+/** y [tokens, heads*headDim]: every head of x turned by its token's position. */
+export function rotate(rope: Rope, headDim: number, y: Shape, x: Element): Kernel {
+  return kernel({
+    name: 'rotate',
+    buffers: { x: [x, 'read'], ...ropeBuffer, y: [y.type, 'write'] },
+    module: ropeFunctions(rope),
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${y.width}u) { return; }
+  let token = token_at(i / ${y.width}u);
+  let feature = i % ${y.width}u;
+  let c = feature % ${headDim}u;
+  let base = token.x * ${y.width}u;
+  let other = f32(x[base + feature - c + partner(c)]);
+  y[base + feature] = ${y.type}(turn(f32(x[base + feature]), other, c, token.z, 1.0));`,
+  });
+}

@@ -1,0 +1,159 @@
+import { featureWidth, gateWidth, type NodeOf } from '@dsla/spec';
+import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
+import { keep } from './kernels/cache.js';
+import * as dual from './kernels/dual-linear-attention.js';
+import { replayCache } from './kernels/fold-state.js';
+import { rotate } from './kernels/rope.js';
+import { windowAttention } from './kernels/softmax-attention.js';
+import { emitLinear } from './lower-linear.js';
+import { statePart, turnedKeys } from './lower-state.js';
+import type { BufferRef } from './program.js';
+
+interface Stream {
+  readonly k: Operand;
+  readonly v: Operand;
+  readonly gates: Operand;
+}
+
+export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>): Operand {
+  const { operand, emit, type } = builder;
+  const { heads, form, outputNorm } = node;
+  const shape = shapeOf(builder, node, heads);
+  const stream = { k: operand(node.k), v: operand(node.v), gates: operand(node.gates) };
+  const q = operand(node.q);
+  const y = result(builder, heads * form.headDim, 'token');
+  const entered = lowerEntering(builder, shape, stream, node.state, false);
+  const phi = lowerQueries(builder, shape, q);
+  const sums = builder.temp(heads * dual.columnsOf(form), 'f32');
+  const perHead = builder.shapeOf(node.mix)[0]! > 1;
+  emit(
+    dual.recur(shape, perHead, false),
+    [phi, entered.phi, entered.v, entered.decay, vector(node.mix), statePart(node.state, 0), sums],
+    (view) => [view.rows, form.kvHeads, Math.ceil(dual.columnsOf(form) / dual.columnBlock)],
+  );
+  const norm = outputNorm ? [vector(outputNorm.weight)] : [];
+  if (!form.exact) {
+    const kernel = dual.finish(shape, node.scale, outputNorm);
+    emit(kernel, [sums, ...norm, y.ref], (view) => [view.tokens, heads, 1]);
+    return y;
+  }
+  const turned = turnedKeys(builder, form, stream.k);
+  const window = { size: form.exact.window, sinks: form.exact.sinks };
+  const attention = { heads, kvHeads: form.kvHeads, headDim: form.headDim, scale: node.scale, rope: form.rope };
+  const [keys, values] = [statePart(node.state, 1), statePart(node.state, 2)];
+  emit(
+    windowAttention(attention, window, type, { outputNorm }),
+    [
+      q.ref,
+      ...ropeRef(form.rope),
+      turned.ref,
+      stream.v.ref,
+      keys,
+      values,
+      sums,
+      vector(form.exact.logWeight),
+      ...norm,
+      y.ref,
+    ],
+    (view) => [view.tokens, heads, 1],
+  );
+  keepExact(builder, shape, { ...stream, k: turned }, node.state, false);
+  return y;
+}
+
+/** Replays the cache: its tokens come anew into a state of zeros. */
+export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
+  const { emit, type } = builder;
+  const { form } = node;
+  const { kvHeads, headDim, rope } = form;
+  const shape = shapeOf(builder, node, kvHeads);
+  const past = (width: number): Operand => ({ ref: builder.temp(width, type, 'past'), width, type, domain: 'token' });
+  const [k, v, gates] = [past(kvHeads * headDim), past(kvHeads * headDim), past(gateWidth(form))];
+  const info: BufferRef = { kind: 'info', state: node.from };
+  emit(
+    replayCache(kvHeads, headDim, type, rope),
+    [statePart(node.from, 0), statePart(node.from, 1), ...ropeRef(rope), info, k.ref, v.ref],
+    perElement(k),
+    true,
+  );
+  emitLinear(builder, node.gateSource === 'key' ? k : v, gates, node.gateWeight, node.gateBias, true);
+  const stream = { k, v, gates };
+  const entered = lowerEntering(builder, shape, stream, node.to, true);
+  emit(
+    dual.recur(shape, false, true),
+    [entered.phi, entered.v, entered.decay, statePart(node.to, 0)],
+    (view) => [view.rows, kvHeads, Math.ceil(dual.columnsOf(form) / dual.columnBlock)],
+    true,
+  );
+  if (form.exact) keepExact(builder, shape, { ...stream, k: turnedKeys(builder, form, k, true) }, node.to, true);
+}
+
+/** Decays, values and features of the tokens that enter the states. */
+function lowerEntering(
+  builder: Builder,
+  shape: dual.DualShape,
+  { k, v, gates }: Stream,
+  state: string,
+  replay: boolean,
+): { readonly phi: BufferRef; readonly v: BufferRef; readonly decay: BufferRef } {
+  const { form, width } = shape;
+  const { emit, type } = builder;
+  const domain = replay ? 'past' : 'token';
+  const ring = (part: number) => (form.exact ? [statePart(state, part)] : []);
+  const decay = builder.temp(gateWidth(form), 'f32', domain);
+  emit(dual.decays(shape), [gates.ref, ...ring(3), decay], perElement(gates), replay);
+  let entering = v.ref;
+  if (form.exact) {
+    entering = builder.temp(v.width, type, domain);
+    emit(dual.enteringValues(shape), [v.ref, ...ring(2), entering], perElement(v), replay);
+  }
+  if (!form.featureMap) return { phi: turnedInState(builder, shape, k, replay), v: entering, decay };
+  const phi = builder.temp(form.kvHeads * width, type, domain);
+  const ropes = form.rope && (form.ropeInState || form.exact) ? ropeRef(form.rope) : [];
+  emit(
+    dual.features(shape, 'key'),
+    [k.ref, vector(form.featureMap.key), ...ropes, ...ring(1), phi],
+    (view) => [view.tokens, form.kvHeads, 1],
+    replay,
+  );
+  return { phi, v: entering, decay };
+}
+
+function lowerQueries(builder: Builder, shape: dual.DualShape, q: Operand): BufferRef {
+  const { form, heads, width } = shape;
+  if (!form.featureMap) return turnedInState(builder, shape, q, false);
+  const phi = builder.temp(heads * width, builder.type);
+  const ropes = form.rope && form.ropeInState ? ropeRef(form.rope) : [];
+  const buffers = [q.ref, vector(form.featureMap.query), ...ropes, phi];
+  builder.emit(dual.features(shape, 'query'), buffers, (view) => [view.tokens, heads, 1]);
+  return phi;
+}
+
+/** Without a feature map the state sees x itself, rotated where the form says so. */
+function turnedInState(builder: Builder, { form }: dual.DualShape, x: Operand, replay: boolean): BufferRef {
+  if (!form.rope || !form.ropeInState) return x.ref;
+  const turned = builder.temp(x.width, builder.type, replay ? 'past' : 'token');
+  const kernel = rotate(form.rope, form.headDim, x, builder.type);
+  builder.emit(kernel, [x.ref, ...ropeRef(form.rope), turned], perElement(x), replay);
+  return turned;
+}
+
+/** Writes the tokens that stay outside the states into the ring, once nobody reads its old content any more. */
+function keepExact(builder: Builder, { form }: dual.DualShape, stream: Stream, state: string, replay: boolean): void {
+  const { type, emit } = builder;
+  const { kvHeads, headDim, exact } = form;
+  const window = { size: exact!.window, sinks: exact!.sinks };
+  const { k, v, gates } = stream;
+  emit(keep(kvHeads, headDim, window, type, type), [k.ref, statePart(state, 1)], perElement(k), replay);
+  emit(keep(kvHeads, headDim, window, type, type), [v.ref, statePart(state, 2)], perElement(v), replay);
+  emit(keep(1, gates.width, window, 'f32', type), [gates.ref, statePart(state, 3)], perElement(gates), replay);
+}
+
+function shapeOf(
+  builder: Builder,
+  { form }: Pick<NodeOf<'dualLinearAttention'>, 'form'>,
+  heads: number,
+): dual.DualShape {
+  const features = form.featureMap ? builder.shapeOf(form.featureMap.key)[1]! : undefined;
+  return { heads, form, width: featureWidth(form, features), type: builder.type };
+}

@@ -1,0 +1,172 @@
+import { inferWidths, type LayerGraph, type Node, type NodeOf, type Value, type WeightShape } from '@dsla/spec';
+import {
+  type Builder,
+  countOf,
+  matrix,
+  type Operand,
+  perElement,
+  result,
+  type Traits,
+  typeOf,
+  vector,
+} from './builder.js';
+import * as elementwise from './kernels/elementwise.js';
+import { embed } from './kernels/embed.js';
+import type { Domain, Element, Grid } from './kernels/kernel.js';
+import { rmsNorm } from './kernels/norm.js';
+import { lowerDual, lowerFold } from './lower-dual.js';
+import { emitLinear } from './lower-linear.js';
+import { lowerAttention, lowerConv, lowerScan } from './lower-state.js';
+import { elideCopies, type NamedValue, type Op, type Program, place } from './program.js';
+import type { View } from './view.js';
+
+/** Tape to dispatches. Small weights are float32, matrices have the compute type. */
+export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): Program {
+  const { type } = traits;
+  const widths = inferWidths(graph, shapeOf);
+  const operands: (Operand | undefined)[] = [];
+  const ops: Op[] = [];
+  const builder: Builder = {
+    type,
+    traits,
+    shapeOf,
+    operand: (value) => operands[value]!,
+    temp: (width, of = type, domain = 'token') => ({ kind: 'temp', temp: { width, type: of, domain } }),
+    emit: (kernel, buffers, grid, replay = false) => void ops.push({ kernel, buffers, grid, replay }),
+  };
+  let vocabulary = Number.POSITIVE_INFINITY;
+  graph.nodes.forEach((node, index) => {
+    if (node.op === 'embed') vocabulary = Math.min(vocabulary, shapeOf(node.table)[0]!);
+    const accumulated = residual(graph, index, builder);
+    operands.push(accumulated ?? lowerNode(builder, node, widths[index]!));
+  });
+  const kept = elideCopies(ops);
+  const inputs: NamedValue[] = [];
+  const outputs: NamedValue[] = [];
+  graph.nodes.forEach((node) => {
+    if (node.op === 'input') inputs.push(namedInput(node, type));
+    if (node.op === 'output') outputs.push(namedOutput(builder, node.name, operands[node.x]!));
+  });
+  return { ops: kept, ...place(kept), inputs, outputs, vocabulary };
+}
+
+function lowerNode(builder: Builder, node: Node, width: number): Operand | undefined {
+  const { operand, emit, type } = builder;
+  switch (node.op) {
+    case 'input': {
+      const value = namedInput(node, type);
+      return { ref: { kind: 'value', value }, ...value };
+    }
+    case 'embed': {
+      const y = result(builder, width, 'token');
+      emit(embed(y, type), [matrix(builder, node.table), y.ref], perElement(y));
+      return y;
+    }
+    case 'linear':
+      return lowerLinear(builder, node, width);
+    case 'rmsNorm': {
+      const x = operand(node.x);
+      const y = result(builder, width, x.domain);
+      emit(rmsNorm(x.domain, y, x, node.eps), [x.ref, vector(node.weight), y.ref], perItem(x.domain));
+      return y;
+    }
+    case 'add':
+    case 'mul':
+    case 'concat': {
+      const [a, b] = [operand(node.a), operand(node.b)];
+      const y = result(builder, width, a.domain);
+      const kernel =
+        node.op === 'concat' ? elementwise.concat(a.domain, y, a, b) : elementwise.binary(node.op, a.domain, y, a, b);
+      // WebGPU refuses no buffer that is only read twice.
+      emit(kernel, [a.ref, b.ref, y.ref], perElement(y));
+      return y;
+    }
+    case 'slice': {
+      const x = operand(node.x);
+      const y = result(builder, width, x.domain);
+      emit(elementwise.slice(x.domain, y, x, node.from), [x.ref, y.ref], perElement(y));
+      return y;
+    }
+    case 'activate': {
+      const x = operand(node.x);
+      const y = result(builder, width, x.domain);
+      emit(elementwise.activate(node.fn, x.domain, y, x), [x.ref, y.ref], perElement(y));
+      return y;
+    }
+    case 'lastToken': {
+      const x = operand(node.x);
+      const y = result(builder, width, 'row');
+      emit(elementwise.lastToken(y, x), [x.ref, y.ref], perElement(y));
+      return y;
+    }
+    case 'softmaxAttention':
+      return lowerAttention(builder, node);
+    case 'dualLinearAttention':
+      return lowerDual(builder, node);
+    case 'causalConv':
+      return lowerConv(builder, node);
+    case 'selectiveScan':
+      return lowerScan(builder, node);
+    case 'foldState':
+      lowerFold(builder, node);
+      return undefined;
+    case 'output': {
+      const x = operand(node.x);
+      const value = namedOutput(builder, node.name, x);
+      if (x.ref.kind === 'value' && x.ref.value.name === node.name) return undefined;
+      emit(elementwise.copy(x.domain, value, x), [x.ref, { kind: 'value', value }], perElement(x));
+      return undefined;
+    }
+    case 'call':
+      throw new Error('calls are inlined before a tape is lowered');
+    default:
+      return node satisfies never;
+  }
+}
+
+/**
+ * x + y written back to the same name as x: adds in place, where no later node reads the old x. WebGPU refuses one buffer
+ * as input and output of a dispatch.
+ */
+function residual(graph: LayerGraph, index: number, { operand, emit }: Builder): Operand | undefined {
+  const node = graph.nodes[index]!;
+  if (node.op !== 'add' || node.a === node.b) return undefined;
+  const x = operand(node.a);
+  if (x.ref.kind !== 'value') return undefined;
+  const { name } = x.ref.value;
+  const written = graph.nodes.some((other) => other.op === 'output' && other.name === name && other.x === index);
+  const sameInput = (value: Value) => {
+    const of = graph.nodes[value];
+    return of?.op === 'input' && of.name === name;
+  };
+  const readLater = graph.nodes.some((other, at) => at > index && reads(other).some(sameInput));
+  if (!written || readLater || !sameInput(node.a) || sameInput(node.b)) return undefined;
+  const added = operand(node.b);
+  emit(elementwise.accumulate(x.domain, x, added), [added.ref, x.ref], perElement(x));
+  return x;
+}
+
+function namedInput({ name, width }: NodeOf<'input'>, type: Element): NamedValue {
+  return { name, width, type, domain: 'token' };
+}
+
+function namedOutput(builder: Builder, name: string, { width, domain }: Operand): NamedValue {
+  return { name, width, type: typeOf(builder, domain), domain };
+}
+
+function reads(node: Node): readonly Value[] {
+  const values = node as Partial<Record<'x' | 'a' | 'b' | 'q' | 'k' | 'v' | 'gates' | 'dt' | 'c', Value>>;
+  const all = [values.x, values.a, values.b, values.q, values.k, values.v, values.gates, values.dt, values.c];
+  return all.filter((value) => value !== undefined);
+}
+
+function lowerLinear(builder: Builder, node: NodeOf<'linear'>, width: number): Operand {
+  const x = builder.operand(node.x);
+  const y = result(builder, width, x.domain);
+  emitLinear(builder, x, y, node.weight, node.bias, false);
+  return y;
+}
+
+function perItem(domain: Domain): (view: View) => Grid {
+  return (view) => [countOf(view, domain), 1, 1];
+}

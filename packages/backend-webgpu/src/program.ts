@@ -1,0 +1,106 @@
+import type { Rope, Weight } from '@dsla/spec';
+import type { Domain, Element, Grid, Kernel } from './kernels/kernel.js';
+import type { View } from './view.js';
+
+// A lowered tape: dispatches in order, their buffers still by name.
+
+/** Scratch of a program: [items, width]. Replays have as many items as the rows have past tokens. */
+export interface Temp {
+  readonly width: number;
+  readonly type: Element;
+  readonly domain: Domain | 'past';
+}
+
+/** A named value of the step, [tokens or rows of the batch, width]. */
+export interface NamedValue {
+  readonly name: string;
+  readonly width: number;
+  readonly type: Element;
+  readonly domain: Domain;
+}
+
+export type BufferRef =
+  | { readonly kind: 'weight'; readonly name: Weight; readonly type: Element }
+  | { readonly kind: 'state'; readonly state: string; readonly part: number }
+  /** [1] u32: the capacity of a state in tokens. */
+  | { readonly kind: 'info'; readonly state: string }
+  | { readonly kind: 'rope'; readonly key: string; readonly rope: Rope }
+  | { readonly kind: 'temp'; readonly temp: Temp }
+  | { readonly kind: 'value'; readonly value: NamedValue };
+
+export interface Op {
+  readonly kernel: Kernel;
+  readonly buffers: readonly BufferRef[];
+  readonly grid: (view: View) => Grid;
+  /** Runs over the past tokens of the rows instead of the new ones. */
+  readonly replay: boolean;
+}
+
+/** Temps that are never alive together share a buffer: bytes an item of each domain that the buffer must hold. */
+export interface Slot {
+  token: number;
+  row: number;
+  past: number;
+}
+
+export interface Program {
+  readonly ops: readonly Op[];
+  readonly slots: readonly Slot[];
+  readonly slotOf: ReadonlyMap<Temp, number>;
+  /** Named values that the tape reads, and those it writes. */
+  readonly inputs: readonly NamedValue[];
+  readonly outputs: readonly NamedValue[];
+  /** Embeds token ids below this number. */
+  readonly vocabulary: number;
+}
+
+export const elementBytes: Readonly<Record<Element, number>> = { f32: 4, f16: 2 };
+
+/** Gives every temp a slot, the lowest that is free from its first use to its last. */
+export function place(ops: readonly Op[]): Pick<Program, 'slots' | 'slotOf'> {
+  const lastUse = new Map<Temp, number>();
+  ops.forEach((op, index) => {
+    for (const ref of op.buffers) if (ref.kind === 'temp') lastUse.set(ref.temp, index);
+  });
+  const slots: Slot[] = [];
+  const busyUntil: number[] = [];
+  const slotOf = new Map<Temp, number>();
+  ops.forEach((op, index) => {
+    for (const ref of op.buffers) {
+      if (ref.kind !== 'temp' || slotOf.has(ref.temp)) continue;
+      let slot = busyUntil.findIndex((last) => last < index);
+      if (slot < 0) slot = slots.push({ token: 0, row: 0, past: 0 }) - 1;
+      busyUntil[slot] = lastUse.get(ref.temp)!;
+      slotOf.set(ref.temp, slot);
+      const { domain, width, type } = ref.temp;
+      slots[slot]![domain] = Math.max(slots[slot]![domain], width * elementBytes[type]);
+    }
+  });
+  return { slots, slotOf };
+}
+
+/**
+ * Lets the producer of an output write the named value itself, where nothing reads the value's old content in between:
+ * drops the copies at the end of a tape.
+ */
+export function elideCopies(ops: readonly Op[]): Op[] {
+  const result = [...ops];
+  for (let index = result.length - 1; index >= 0; index--) {
+    const copy = result[index]!;
+    const [source, target] = copy.buffers;
+    if (copy.kernel.name !== 'copy' || source?.kind !== 'temp' || target?.kind !== 'value') continue;
+    if (source.temp.type !== target.value.type) continue;
+    const first = result.findIndex((op) => op.buffers.some((ref) => ref.kind === 'temp' && ref.temp === source.temp));
+    const between = result.slice(first, index);
+    const blocked = between.some((op) =>
+      op.buffers.some((ref) => ref.kind === 'value' && ref.value.name === target.value.name),
+    );
+    if (blocked) continue;
+    result.splice(index, 1);
+    const rename = (ref: BufferRef) => (ref.kind === 'temp' && ref.temp === source.temp ? target : ref);
+    result.forEach((op, at) => {
+      if (op.buffers.some((ref) => rename(ref) !== ref)) result[at] = { ...op, buffers: op.buffers.map(rename) };
+    });
+  }
+  return result;
+}

@@ -1,0 +1,279 @@
+import {
+  type AttentionLayer,
+  type DeviceBuffer,
+  elementCount,
+  type Named,
+  type StateStore,
+  type Step,
+  type StepBatch,
+  throwIfAborted,
+} from '@dsla/spec';
+import { disposed, invalid, WebgpuBuffer } from './buffer.js';
+import type { Memory, Pool } from './buffers.js';
+import type { Element } from './kernels/kernel.js';
+import { type Command, WebgpuLayer, weightKey } from './layer.js';
+import type { Pipeline } from './pipelines.js';
+import { type BufferRef, elementBytes, type NamedValue, type Program } from './program.js';
+import type { RopeTables } from './rope.js';
+import { WebgpuState } from './state.js';
+import { type View, Views } from './view.js';
+
+/** What a step needs of its device. */
+export interface StepHost {
+  readonly device: GPUDevice;
+  readonly type: Element;
+  readonly memory: Memory;
+  readonly pool: Pool;
+  readonly ropes: RopeTables;
+  readonly batchLayout: GPUBindGroupLayout;
+  /** Kernel that changes the element type of a whole buffer, where the compute type is not f32. */
+  readonly cast?: Pipeline | undefined;
+  /** Scratch, shared by all programs: work on the queue is ordered. */
+  scratch(slot: number, bytes: number): GPUBuffer;
+  /** @throws DslaError when the device is gone */
+  check(where: string): void;
+}
+
+interface Held extends NamedValue {
+  readonly buffer: WebgpuBuffer;
+}
+
+/** One encoder, one pass, one submit. */
+export class WebgpuStep implements Step {
+  readonly #host: StepHost;
+  readonly #batch: StepBatch;
+  readonly #views: Views;
+  readonly #values = new Map<string, Held>();
+  readonly #made: WebgpuBuffer[] = [];
+  #encoder: GPUCommandEncoder | undefined;
+  #pass: GPUComputePassEncoder | undefined;
+  #submitted = false;
+  #gone = false;
+
+  constructor(host: StepHost, batch: StepBatch, values: Named<DeviceBuffer>) {
+    this.#host = host;
+    this.#batch = batch;
+    this.#views = new Views(host.device, host.batchLayout, host.pool, batch);
+    const given = Object.entries(values).map(([name, buffer]) => [name, this.#checked(name, buffer)] as const);
+    this.#encoder = host.device.createCommandEncoder();
+    host.memory.beginRecording();
+    try {
+      for (const [name, buffer] of given) this.#take(name, buffer);
+    } catch (error) {
+      this[Symbol.dispose]();
+      throw error;
+    }
+  }
+
+  run(layer: AttentionLayer, states: Named<StateStore>, rows?: readonly number[]): void {
+    if (this.#gone) throw disposed('step');
+    if (!this.#encoder) throw invalid('step', 'layers must be run before submit', layer.graph.name);
+    this.#host.check('run');
+    if (!(layer instanceof WebgpuLayer)) throw invalid('run', 'the layer must be one of this backend', typeof layer);
+    const { program, graph } = layer;
+    if (layer.disposed) throw disposed(`layer ${graph.name}`);
+    const served = this.#served(graph.name, rows);
+    this.#checkIds(graph.name, program.vocabulary, rows);
+    const stores = this.#storesOf(layer, states, served);
+    const bound = this.#bind(graph.name, program);
+    const view = this.#views.step(rows);
+    const past = program.ops.some(({ replay }) => replay) ? this.#views.past(rows) : view;
+    const scratch = program.slots.map(({ token, row, past: replayed }, slot) =>
+      this.#host.scratch(
+        slot,
+        Math.max(view.capacity.token * token, view.capacity.row * row, past.capacity.token * replayed),
+      ),
+    );
+    const resolve = (ref: BufferRef, of: View): GPUBuffer => {
+      switch (ref.kind) {
+        case 'weight':
+          return layer.weights.get(weightKey(ref.name, ref.type))!;
+        case 'state':
+          return stores.get(ref.state)!.parts[ref.part]!.buffer;
+        case 'info':
+          return stores.get(ref.state)!.info;
+        case 'rope':
+          return this.#host.ropes.get(ref.key, ref.rope, of.positions);
+        case 'temp':
+          return scratch[program.slotOf.get(ref.temp)!]!;
+        case 'value':
+          return bound.get(ref.value)!;
+      }
+    };
+    this.#pass ??= this.#encoder.beginComputePass();
+    for (const command of layer.commands) this.#record(this.#pass, command, command.op.replay ? past : view, resolve);
+  }
+
+  value(name: string): DeviceBuffer {
+    if (this.#gone) throw disposed('step');
+    const value = this.#values.get(name);
+    if (!value)
+      throw invalid('step value', `must be one of ${[...this.#values.keys()].join(', ') || '(none yet)'}`, name);
+    return value.buffer;
+  }
+
+  async submit(signal?: AbortSignal): Promise<void> {
+    if (this.#gone) throw disposed('step');
+    throwIfAborted(signal, 'submit');
+    if (!this.#encoder) throw invalid('step', 'must be submitted once', 'a second submit');
+    const { device, memory, check } = this.#host;
+    check('submit');
+    this.#pass?.end();
+    const commands = this.#encoder.finish();
+    this.#encoder = undefined;
+    this.#submitted = true;
+    device.queue.submit([commands]);
+    memory.endRecording();
+    await device.queue.onSubmittedWorkDone();
+    check('submit');
+  }
+
+  [Symbol.dispose](): void {
+    if (this.#gone) return;
+    this.#gone = true;
+    this.#encoder = undefined;
+    if (!this.#submitted) this.#host.memory.endRecording();
+    for (const buffer of this.#made.splice(0).reverse()) buffer[Symbol.dispose]();
+    this.#views.release();
+  }
+
+  #record(
+    pass: GPUComputePassEncoder,
+    { op, pipeline, groups }: Command,
+    view: View,
+    resolve: (ref: BufferRef, view: View) => GPUBuffer,
+  ): void {
+    const [x, y, z] = op.grid(view);
+    if (x * y * z === 0) return;
+    const buffers = op.buffers.map((ref) => resolve(ref, view));
+    let found = groups.find((known) => known.buffers.every((buffer, index) => buffer === buffers[index]));
+    if (!found) {
+      const entries = buffers.map((buffer, binding) => ({ binding, resource: { buffer } }));
+      found = { buffers, group: this.#host.device.createBindGroup({ layout: pipeline.layout, entries }) };
+      // A handful: the buffers of a prompt and of a token, times the steps in flight.
+      if (groups.length >= 8) groups.shift();
+      groups.push(found);
+    }
+    pass.setPipeline(pipeline.pipeline);
+    pass.setBindGroup(0, view.group);
+    pass.setBindGroup(1, found.group);
+    pass.dispatchWorkgroups(x, y, z);
+  }
+
+  /** Buffers of a program's named values; makes those that it writes first. */
+  #bind(layer: string, { ops, inputs, outputs }: Program): Map<NamedValue, GPUBuffer> {
+    const key = ({ name, width, domain }: NamedValue) => `${name} ${width} ${domain}`;
+    const byKey = new Map<string, GPUBuffer>();
+    for (const input of inputs) {
+      const value = this.#values.get(input.name);
+      const where = `run ${layer}`;
+      if (!value) throw invalid(where, 'an earlier run must have written its value', input.name);
+      if (value.width !== input.width)
+        throw invalid(where, `value ${input.name} must be ${input.width} wide`, value.width);
+      if (value.domain !== input.domain)
+        throw invalid(where, `value ${input.name} must have one entry a token`, 'one entry a row');
+      byKey.set(key(input), value.buffer.buffer);
+    }
+    for (const output of outputs) {
+      const old = this.#values.get(output.name);
+      const value = old && key(old) === key(output) ? old : this.#make(output);
+      this.#values.set(output.name, value);
+      byKey.set(key(output), value.buffer.buffer);
+    }
+    const bound = new Map<NamedValue, GPUBuffer>();
+    for (const ref of ops.flatMap(({ buffers }) => buffers))
+      if (ref.kind === 'value') bound.set(ref.value, byKey.get(key(ref.value))!);
+    return bound;
+  }
+
+  #make(value: NamedValue): Held {
+    const count = value.domain === 'token' ? this.#batch.ids.length : this.#batch.rows.length;
+    const shape = [count, value.width];
+    const bytes = elementCount(shape) * elementBytes[value.type];
+    const pool = `value ${value.name}`;
+    const own = this.#host.pool.take(pool, bytes);
+    const buffer = new WebgpuBuffer(pool, value.type, shape, bytes, own, (free) => this.#host.pool.give(pool, free));
+    this.#made.push(buffer);
+    return { ...value, buffer };
+  }
+
+  #checked(name: string, buffer: DeviceBuffer): WebgpuBuffer {
+    const where = `beginStep value ${name}`;
+    if (!(buffer instanceof WebgpuBuffer)) throw invalid(where, 'must be a buffer of this backend', typeof buffer);
+    const { shape, dtype } = buffer;
+    const tokens = this.#batch.ids.length;
+    if (shape.length !== 2 || shape[0] !== tokens) throw invalid(where, `must be [${tokens}, width]`, shape);
+    if (dtype !== 'f32' && dtype !== this.#host.type) throw invalid(where, `must be f32 or ${this.#host.type}`, dtype);
+    buffer.buffer; // throws when disposed
+    return buffer;
+  }
+
+  /** A copy of a caller's value, which layers may overwrite, in the compute type. */
+  #take(name: string, given: WebgpuBuffer): void {
+    const { type, device, cast } = this.#host;
+    const value = this.#make({ name, width: given.shape[1]!, type, domain: 'token' });
+    this.#values.set(name, value);
+    if (given.bytes === 0) return;
+    if (given.dtype === type) {
+      const bytes = Math.ceil(given.bytes / 4) * 4;
+      this.#encoder!.copyBufferToBuffer(given.buffer, 0, value.buffer.buffer, 0, bytes);
+      return;
+    }
+    const entries = [given.buffer, value.buffer.buffer].map((buffer, binding) => ({ binding, resource: { buffer } }));
+    const pass = this.#encoder!.beginComputePass();
+    pass.setPipeline(cast!.pipeline);
+    pass.setBindGroup(0, this.#views.step().group);
+    pass.setBindGroup(1, device.createBindGroup({ layout: cast!.layout, entries }));
+    pass.dispatchWorkgroups(256);
+    pass.end();
+  }
+
+  #served(layer: string, rows: readonly number[] | undefined): readonly number[] {
+    if (!rows) return this.#batch.rows.map((_, index) => index);
+    const known = this.#batch.rows.length;
+    const wrong = rows.find((row, at) => !Number.isInteger(row) || row < 0 || row >= known || rows.indexOf(row) !== at);
+    if (wrong !== undefined) throw invalid(`run ${layer}`, `rows must be different indices in 0..${known - 1}`, rows);
+    return rows;
+  }
+
+  #checkIds(layer: string, vocabulary: number, rows: readonly number[] | undefined): void {
+    if (!Number.isFinite(vocabulary)) return;
+    let first = 0;
+    this.#batch.rows.forEach(({ count }, row) => {
+      const ids = this.#batch.ids.subarray(first, first + count);
+      first += count;
+      if (rows && !rows.includes(row)) return;
+      const wrong = ids.find((id) => id < 0 || id >= vocabulary);
+      if (wrong !== undefined)
+        throw invalid(`run ${layer} (embed)`, `token ids must be in 0..${vocabulary - 1}`, wrong);
+    });
+  }
+
+  #storesOf(
+    { graph }: WebgpuLayer,
+    states: Named<StateStore>,
+    served: readonly number[],
+  ): ReadonlyMap<string, WebgpuState> {
+    const stores = new Map<string, WebgpuState>();
+    for (const spec of graph.states) {
+      const where = `run ${graph.name} state ${spec.name}`;
+      const store = states[spec.name];
+      if (!store) throw invalid(where, 'must be among the states given', Object.keys(states));
+      if (!(store instanceof WebgpuState)) throw invalid(where, 'must be a store of this backend', typeof store);
+      store.check(...served.map((row) => this.#batch.rows[row]!.slot));
+      if (store.spec !== spec && JSON.stringify(store.spec.parts) !== JSON.stringify(spec.parts))
+        throw invalid(where, `the store must hold ${JSON.stringify(spec.parts)}`, JSON.stringify(store.spec.parts));
+      for (const row of served) {
+        const { past, count } = this.#batch.rows[row]!;
+        if (past + count > store.capacity)
+          throw invalid(
+            `${where} row ${row}`,
+            `past + count must be at most the capacity ${store.capacity}`,
+            past + count,
+          );
+      }
+      stores.set(spec.name, store);
+    }
+    return stores;
+  }
+}

@@ -1,0 +1,141 @@
+import type { Row, StepBatch } from '@dsla/spec';
+import type { Pool } from './buffers.js';
+import { tileTokens } from './kernels/kernel.js';
+
+/** The rows of one run, as data that every kernel reads (see kernels/kernel.ts). */
+export interface View {
+  readonly group: GPUBindGroup;
+  readonly rows: number;
+  readonly tokens: number;
+  readonly tiles: number;
+  /** Highest position + 1. */
+  readonly positions: number;
+  /** Tokens and rows that values of the step are sized for. */
+  readonly capacity: { readonly token: number; readonly row: number };
+}
+
+/** What a row contributes: `count` tokens from `past` on, the first at index `start` of the step. */
+interface Stretch extends Row {
+  readonly start: number;
+  readonly index: number;
+}
+
+/** The views of one step; their buffers return to the pool with it. */
+export class Views {
+  readonly #device: GPUDevice;
+  readonly #layout: GPUBindGroupLayout;
+  readonly #pool: Pool;
+  readonly #batch: StepBatch;
+  readonly #known = new Map<string, View>();
+  readonly #buffers: GPUBuffer[] = [];
+
+  constructor(device: GPUDevice, layout: GPUBindGroupLayout, pool: Pool, batch: StepBatch) {
+    this.#device = device;
+    this.#layout = layout;
+    this.#pool = pool;
+    this.#batch = batch;
+  }
+
+  /** The new tokens of some rows (all when absent). */
+  step(rows?: readonly number[]): View {
+    return this.#get('step', rows, () => {
+      let start = 0;
+      const all = this.#batch.rows.map((row, index): Stretch => {
+        const stretch = { ...row, start, index };
+        start += row.count;
+        return stretch;
+      });
+      const view = rows ? rows.map((index) => all[index]!) : all;
+      return this.#make(view, start);
+    });
+  }
+
+  /** The tokens already in the states of some rows, as if they came anew: what a fold replays. */
+  past(rows?: readonly number[]): View {
+    return this.#get('past', rows, () => {
+      let start = 0;
+      const chosen = rows ?? this.#batch.rows.map((_, index) => index);
+      const view = chosen.map((index): Stretch => {
+        const { slot, past } = this.#batch.rows[index]!;
+        const stretch = { slot, past: 0, count: past, start, index };
+        start += past;
+        return stretch;
+      });
+      return this.#make(view, start);
+    });
+  }
+
+  release(): void {
+    for (const buffer of this.#buffers.splice(0).reverse()) this.#pool.give('batch', buffer);
+  }
+
+  #get(kind: string, rows: readonly number[] | undefined, make: () => View): View {
+    const key = `${kind} ${rows?.join() ?? 'all'}`;
+    let view = this.#known.get(key);
+    if (!view) {
+      view = make();
+      this.#known.set(key, view);
+    }
+    return view;
+  }
+
+  #make(rows: readonly Stretch[], capacity: number): View {
+    const { words, tokens, tiles } = encode(rows, this.#batch.ids);
+    const buffer = this.#pool.take('batch', words.byteLength);
+    this.#buffers.push(buffer);
+    this.#device.queue.writeBuffer(buffer, 0, words);
+    return {
+      group: groupOf(this.#device, this.#layout, buffer),
+      rows: rows.length,
+      tokens,
+      tiles,
+      positions: rows.reduce((max, { past, count }) => Math.max(max, past + count), 0),
+      capacity: { token: capacity, row: this.#batch.rows.length },
+    };
+  }
+}
+
+const groups = new WeakMap<GPUBuffer, GPUBindGroup>();
+
+function groupOf(device: GPUDevice, layout: GPUBindGroupLayout, buffer: GPUBuffer): GPUBindGroup {
+  let group = groups.get(buffer);
+  if (!group) {
+    group = device.createBindGroup({ layout, entries: [{ binding: 0, resource: { buffer } }] });
+    groups.set(buffer, group);
+  }
+  return group;
+}
+
+function encode(
+  rows: readonly Stretch[],
+  ids: Int32Array,
+): { words: Uint32Array<ArrayBuffer>; tokens: number; tiles: number } {
+  const tokens = rows.reduce((sum, { count }) => sum + count, 0);
+  const tiles = rows.reduce((sum, { count }) => sum + Math.ceil(count / tileTokens), 0);
+  const rowBase = 2; // in entries of four words, as all bases
+  const tokenBase = rowBase + rows.length;
+  const lastBase = tokenBase + tokens;
+  const tileBase = lastBase + rows.length;
+  const words = new Uint32Array(4 * (tileBase + tiles));
+  let at = 0;
+  const put = (a: number, b: number, c: number, d: number) => {
+    words[at++] = a;
+    words[at++] = b;
+    words[at++] = c;
+    words[at++] = d;
+  };
+  put(rows.length, tokens, rows.length, tiles);
+  put(rowBase, tokenBase, lastBase, tileBase);
+  for (const { slot, past, start, count } of rows) put(slot, past, start, count);
+  rows.forEach(({ past, start, count }, row) => {
+    for (let t = 0; t < count; t++) put(start + t, row, past + t, ids[start + t] ?? 0);
+  });
+  // A row without tokens has no last one: any index that exists will do, since nobody reads the result.
+  rows.forEach(({ past, start, count, index }, row) => {
+    put(index, row, Math.max(past + count - 1, 0), count > 0 ? start + count - 1 : 0);
+  });
+  rows.forEach(({ count }, row) => {
+    for (let t = 0; t < count; t += tileTokens) put(row, t, Math.min(tileTokens, count - t), 0);
+  });
+  return { words, tokens, tiles };
+}
