@@ -2,8 +2,14 @@ import { z } from 'zod';
 
 // Fields that several architectures share. Hugging Face writes null for "not set" as often as it leaves a key out.
 
-export const count: z.ZodType<number> = z.int('must be an integer of at least 1').positive('must be at least 1');
+export const count: z.ZodType<number> = integer(1);
 export const positive: z.ZodType<number> = z.number('must be a number').positive('must be above 0');
+
+/** (Not z.int, whose failure would keep `rules` from running.) */
+export function integer(least: number): z.ZodType<number> {
+  const error = `must be an integer of at least ${least}`;
+  return z.number(error).refine((value) => Number.isSafeInteger(value) && value >= least, error);
+}
 
 export function flag(byDefault: boolean): z.ZodType<boolean> {
   return z

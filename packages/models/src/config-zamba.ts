@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { count, flag, only, orElse, positive, rules, unquantised } from './config-fields.js';
+import { count, flag, integer, only, orElse, positive, rules, unquantised } from './config-fields.js';
 
 /** Zamba-7B-v1 (not Zamba2, which is another architecture). */
 export interface ZambaConfig {
@@ -33,7 +33,7 @@ const fields = z.object({
   num_hidden_layers: count,
   layers_block_type: orElse(z.array(z.enum(['mamba', 'linear_attention', 'hybrid'])).optional(), undefined),
   attn_layer_period: orElse(count, 6),
-  attn_layer_offset: orElse(z.int().nonnegative(), 4),
+  attn_layer_offset: orElse(integer(0), 4),
   num_attention_heads: count,
   num_key_value_heads: orElse(count.optional(), undefined),
   attention_head_dim: orElse(count.optional(), undefined),
@@ -41,7 +41,7 @@ const fields = z.object({
   hidden_mamba_act: only('silu'),
   n_mamba_heads: orElse(count, 2),
   mamba_d_state: orElse(count, 16),
-  mamba_d_conv: orElse(z.int().min(2, 'must be at least 2'), 4),
+  mamba_d_conv: orElse(integer(2), 4),
   mamba_expand: orElse(count, 2),
   mamba_dt_rank: orElse(z.union([count, z.literal('auto')]), 'auto'),
   mamba_conv_bias: flag(true),
