@@ -9,4 +9,5 @@ export * from './registry.js';
 export * from './scope.js';
 export * from './state.js';
 export * from './tensor.js';
+export * from './training.js';
 export * from './validate.js';
