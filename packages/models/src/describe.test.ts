@@ -136,6 +136,21 @@ group('segments', () => {
     expect([...used].sort()).toEqual(Object.keys(d.weights).sort());
   });
 
+  it('have biases where the configuration says so', () => {
+    const biased = describe(parseConfig({ ...small, attention_bias: true, mlp_bias: true }));
+    const used = new Set(tapesOf(biased).flatMap((graph) => weightsOf(graph)));
+    const found = Object.entries(biased.weights).filter(([name]) => name.endsWith('.bias') && used.has(name));
+    expect(found.map(([, { tensors, shape }]) => [tensors[0], shape]).slice(0, 7)).toEqual([
+      ['model.layers.0.self_attn.q_proj.bias', [16]],
+      ['model.layers.0.self_attn.k_proj.bias', [16]],
+      ['model.layers.0.self_attn.v_proj.bias', [16]],
+      ['model.layers.0.self_attn.o_proj.bias', [16]],
+      ['model.layers.0.mlp.gate_proj.bias', [20]],
+      ['model.layers.0.mlp.up_proj.bias', [20]],
+      ['model.layers.0.mlp.down_proj.bias', [16]],
+    ]);
+  });
+
   it('of Zamba cannot be exchanged', () => {
     const zamba = describe(parseConfig({ ...small, model_type: 'zamba' }), { mixers: all });
     expect(zamba).toMatchObject({ convertible: 0, mixers: [], folds: {} });
