@@ -28,9 +28,14 @@ export class OnnxBuffer implements DeviceBuffer {
 
   /** @throws DslaError E_DISPOSED, E_INPUT before the submit of its step. */
   get memory(): Memory {
-    if (this.#gone) throw disposed(this.#name);
+    this.check();
     if (!this.#memory) throw invalid(this.#name, 'must not be read before its step is submitted', 'a read');
     return this.#memory;
+  }
+
+  /** @throws DslaError E_DISPOSED */
+  check(): void {
+    if (this.#gone) throw disposed(this.#name);
   }
 
   /** Takes memory for its content; what it had is given back. */

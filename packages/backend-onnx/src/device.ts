@@ -35,6 +35,7 @@ export class OnnxDevice implements Device {
   readonly lost: Promise<Error>;
   readonly binding: Binding;
   readonly pool: Pool;
+  readonly hostPool: Pool;
   readonly weights: WeightTable;
   readonly tables: Tables;
   readonly order: Order = new Order();
@@ -45,6 +46,7 @@ export class OnnxDevice implements Device {
     this.description = binding.description;
     this.lost = binding.lost;
     this.pool = new Pool(binding);
+    this.hostPool = new Pool(binding);
     this.weights = new WeightTable(this.pool);
     this.tables = new Tables(binding);
   }

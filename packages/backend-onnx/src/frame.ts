@@ -11,6 +11,7 @@ export interface Frame {
   readonly rows: readonly FrameRow[];
   readonly ids: Int32Array;
   readonly stores: Named<OnnxStore>;
+  part(state: string, slot: number, part: number): Memory;
   /** Where a value of the tape lies. */
   storage(value: number): Storage;
 }
@@ -103,6 +104,7 @@ export function assign(recorded: Recorded, batch: StepBatch, pool: Pool): Assign
     rows,
     ids: Int32Array.from(rows.flatMap(({ first, count }) => [...batch.ids.subarray(first, first + count)])),
     stores,
+    part: (state, slot, part) => recorded.parts.get(state)!.get(slot)![part]!,
     storage,
     before,
     after,

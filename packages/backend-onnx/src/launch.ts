@@ -34,7 +34,9 @@ export function launchesOf({ layer, rows, stores }: Recorded): Launch[] {
   return stages.flatMap((stage, index) => {
     if (stage.kind === 'shared') return sharedLaunch(layer.kernel(stage.model), rows);
     const piece = pieces[index]!;
-    return rows.flatMap((row, at) => (row.count > 0 ? rowLaunches(layer, stage.models, row, at, piece) : []));
+    return rows.flatMap((row, at) =>
+      row.count > 0 || stage.node.op === 'foldState' ? rowLaunches(layer, stage.models, row, at, piece) : [],
+    );
   });
 }
 
@@ -91,9 +93,9 @@ export function tensorOf(
     case 'table':
       return tables.get(source.table, positions);
     case 'state': {
-      const store = frame.stores[source.state]!;
-      const dims = port.dims.map((size) => (size === 'tokens' ? store.tokens : (size as number)));
-      return { memory: store.parts(piece!.slot)[source.part]!, offset: 0, type, dims };
+      const { tokens: capacity } = frame.stores[source.state]!;
+      const dims = port.dims.map((size) => (size === 'tokens' ? capacity : (size as number)));
+      return { memory: frame.part(source.state, piece!.slot, source.part), offset: 0, type, dims };
     }
     case 'weight':
       throw new Error('weights are bound once');

@@ -13,7 +13,7 @@ export interface Control {
 
 export interface ControlData {
   readonly dims: readonly number[];
-  readonly data: Float32Array | Int32Array | BigInt64Array;
+  readonly data: Float32Array | Int32Array | BigInt64Array | Uint8Array;
 }
 
 /** A table by token position, [positions, width], shared by all rows; it grows with the longest row. */
@@ -68,5 +68,5 @@ export interface Lowering {
    * Its next content, written over the old one: every reader of the old one must come before in the graph, so that what
    * computes `value` depends on it.
    */
-  present(state: string, part: number, value: Ref): void;
+  present(state: string, part: number, value: Ref, dims: Dims): void;
 }

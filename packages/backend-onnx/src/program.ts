@@ -37,7 +37,7 @@ export function compileProgram(layer: LayerGraph, shapeOf: (weight: Weight) => r
   const graph = inlineCalls(layer);
   const tape: Tape = { graph, widths: inferWidths(graph, shapeOf), shapeOf };
   const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes));
-  const whole = stages.length > 1;
+  const whole = stages.length > 1 && !graph.nodes.some(({ op }) => op === 'foldState');
   const all = graph.nodes.map((_, index) => index);
   return { ...tape, stages, ...(whole ? { whole: rowModels(tape, graph.name, all) } : {}) };
 }
@@ -125,8 +125,7 @@ function emit({ graph, widths, shapeOf }: Tape, name: string, indices: readonly 
       }),
     past: (state, part, dims) =>
       bring({ name: `state ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims }),
-    present(state, part, value) {
-      const { dims } = inputs.get(`state ${state} ${part}`)!;
+    present(state, part, value, dims) {
       const port: Port = { name: `next ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims };
       builder.output(port.name, value, dims);
       outputs.push(port);

@@ -1,4 +1,5 @@
 import type { DeviceBuffer, Named, StateStore, StepBatch } from '@dsla/spec';
+import type { Memory } from './binding/binding.js';
 import { OnnxBuffer } from './buffer.js';
 import { invalid } from './errors.js';
 import type { OnnxLayer } from './layer.js';
@@ -28,6 +29,8 @@ export interface Recorded {
   readonly rows: readonly FrameRow[];
   readonly places: readonly Place[];
   readonly stores: Named<OnnxStore>;
+  /** By state and slot: the parts as they were when the run was recorded. */
+  readonly parts: ReadonlyMap<string, ReadonlyMap<number, readonly Memory[]>>;
   /** By node of op input. */
   readonly inputs: ReadonlyMap<number, NamedValue>;
   /** By node of op output. */
@@ -48,6 +51,7 @@ export class Recorder {
     for (const [name, buffer] of Object.entries(values)) {
       const where = `beginStep value ${name}`;
       if (!(buffer instanceof OnnxBuffer)) throw invalid(where, 'must be a buffer of this backend', typeof buffer);
+      buffer.check();
       const [tokens, width] = buffer.shape;
       if (buffer.shape.length !== 2 || tokens !== total)
         throw invalid(where, `must be [${total}, width]`, buffer.shape);
@@ -76,7 +80,13 @@ export class Recorder {
       if (node.op === 'input') inputs.set(index, this.#input(node.name, node.width, where));
       if (node.op === 'output') outputs.set(index, this.#output(node.name, places[node.x]!, widths[node.x]!));
     });
-    return { layer, rows, places, stores, inputs, outputs };
+    const parts = new Map(
+      Object.entries(stores).map(([state, store]) => [
+        state,
+        new Map(rows.map(({ slot }) => [slot, store.parts(slot)] as const)),
+      ]),
+    );
+    return { layer, rows, places, stores, parts, inputs, outputs };
   }
 
   /** Gives the memory of the values back, in the reverse order of its taking. */
@@ -125,14 +135,13 @@ export class Recorder {
       if (!(store instanceof OnnxStore)) throw invalid(where, 'must be given a store of this backend', typeof store);
       const [want, got] = [JSON.stringify(spec.parts), JSON.stringify(store.spec.parts)];
       if (want !== got) throw invalid(where, `must be a store made for ${want}`, got);
-      for (const { index, slot, past, count } of rows) {
+      for (const { index, past, count } of rows) {
         if (past + count > store.capacity)
           throw invalid(
             `${where} row ${index}`,
             `past + count must be at most the capacity ${store.capacity}`,
             past + count,
           );
-        store.parts(slot);
       }
       stores[spec.name] = store;
     }

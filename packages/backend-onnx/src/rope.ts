@@ -1,6 +1,6 @@
 import type { Rope } from '@dsla/spec';
 import type { Ref } from './emit.js';
-import type { Lowering, Table } from './lowering.js';
+import type { Control, Lowering, Table } from './lowering.js';
 
 /** cos and sin by position and pair, [positions, rotaryDim / 2]: angles in float64, rounded once. */
 export function ropeTables({ frequencies }: Rope): { readonly cos: Table; readonly sin: Table } {
@@ -44,4 +44,22 @@ export function rotate(
   ];
   if (rotaryDim < headDim) parts.push(graph.slice(x, -1, rotaryDim, headDim));
   return graph.concat(parts, -1);
+}
+
+const positions: Control = {
+  key: 'positions',
+  type: 'int64',
+  dims: ['count', 1],
+  make: ({ past, count }) => ({
+    dims: [count, 1],
+    data: BigInt64Array.from({ length: count }, (_, t) => BigInt(past + t)),
+  }),
+};
+
+/** Rotates the heads of a row's tokens: x [T, heads*headDim] -> the same. */
+export function rotateTokens(lowering: Lowering, x: Ref, heads: number, headDim: number, rope: Rope): Ref {
+  const { graph } = lowering;
+  const turn = turnAt(lowering, rope, lowering.control(positions)); // [T, 1, pairs]
+  const turned = rotate(lowering, graph.reshape(x, [-1, heads, headDim]), turn, rope, headDim);
+  return graph.reshape(turned, [-1, heads * headDim]);
 }

@@ -22,6 +22,8 @@ import type { Tables } from './tables.js';
 export interface StepDevice {
   readonly binding: Binding;
   readonly pool: Pool;
+  /** For what the host writes before a step runs: the blocks of `pool` pass from run to run within it. */
+  readonly hostPool: Pool;
   readonly order: Order;
   readonly tables: Tables;
 }
@@ -59,7 +61,7 @@ export class OnnxStep implements Step {
     if (!this.#recorded) throw invalid('step', 'must be submitted once', 'a second submit');
     const recorded = this.#recorded;
     this.#recorded = undefined;
-    await this.#device.order.run(() => this.#execute(recorded, signal));
+    await this.#device.order.run(() => this.#execute(recorded));
   }
 
   [Symbol.dispose](): void {
@@ -69,13 +71,12 @@ export class OnnxStep implements Step {
     this.#device.order.after(() => this.#values.dispose());
   }
 
-  async #execute(recorded: readonly Recorded[], signal: AbortSignal | undefined): Promise<void> {
-    const { binding, pool } = this.#device;
+  async #execute(recorded: readonly Recorded[]): Promise<void> {
+    const { binding, hostPool } = this.#device;
     const work = recorded.map((run) => ({ run, launches: launchesOf(run) }));
     const kernels = new Set(work.flatMap(({ launches }) => launches.map(({ kernel }) => kernel)));
     for (const kernel of kernels) if (!kernel.ready) await kernel.prepare();
-    throwIfAborted(signal, 'submit');
-    const host = new HostInputs(pool);
+    const host = new HostInputs(hostPool);
     try {
       const commands = binding.commands();
       for (const { run, launches } of work) this.#command(commands, run, launches, host);

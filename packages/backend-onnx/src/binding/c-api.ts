@@ -1,4 +1,5 @@
 import { DslaError } from '@dsla/spec';
+import { disposed } from '../errors.js';
 import { elementCode } from '../protobuf.js';
 import { startThread, type Thread, ThreadError } from '../thread.js';
 import type { Binding, BindingOptions, Bound, Commands, Memory, Session, Tensor } from './binding.js';
@@ -46,10 +47,45 @@ function environmentOf(library: OrtLibrary, threads: number): Environment {
 
 const logErrors = 3;
 const allOptimisations = 99;
+
+type Block = NonNullable<ReturnType<OrtLibrary['allocate']>>;
+
 let nextMemory = 1;
 
-interface HostMemory extends Memory {
-  readonly address: bigint;
+class CApiMemory implements Memory {
+  readonly id: number = nextMemory++;
+  readonly bytes: number;
+  readonly bound: Set<Bound> = new Set();
+  readonly #forget: () => void;
+  #block: Block | undefined;
+
+  constructor(block: Block, bytes: number, forget: () => void) {
+    this.#block = block;
+    this.bytes = bytes;
+    this.#forget = forget;
+  }
+
+  get buffer(): ArrayBuffer {
+    return this.#held.buffer;
+  }
+
+  address(offset: number): bigint {
+    return this.#held.address + BigInt(offset);
+  }
+
+  free(): void {
+    if (!this.#block) return;
+    for (const each of this.bound) each.dispose();
+    this.#block.free();
+    this.#block = undefined;
+    this.#forget();
+  }
+
+  /** @throws DslaError E_DISPOSED */
+  get #held(): Block {
+    if (!this.#block) throw disposed('memory');
+    return this.#block;
+  }
 }
 
 class CApi implements Binding {
@@ -59,6 +95,7 @@ class CApi implements Binding {
   readonly #environment: Environment;
   readonly #thread: Thread;
   readonly #options: BindingOptions;
+  readonly #memories = new Set<Memory>();
 
   constructor(library: OrtLibrary, environment: Environment, thread: Thread, options: BindingOptions) {
     this.description = `ONNX Runtime ${library.version}, CPU, ${options.threads} threads, C API through koffi`;
@@ -73,18 +110,8 @@ class CApi implements Binding {
     refuseAbsurd(bytes, where);
     const block = this.#library.allocate(bytes);
     if (!block) throw outOfMemory(bytes, where);
-    const bound = new Set<Bound>();
-    const memory: HostMemory = {
-      id: nextMemory++,
-      bytes,
-      address: block.address,
-      buffer: block.buffer,
-      bound,
-      free() {
-        for (const each of bound) each.dispose();
-        block.free();
-      },
-    };
+    const memory = new CApiMemory(block, bytes, () => this.#memories.delete(memory));
+    this.#memories.add(memory);
     return memory;
   }
 
@@ -115,6 +142,7 @@ class CApi implements Binding {
 
   async close(): Promise<void> {
     await this.#thread.close();
+    for (const memory of this.#memories) memory.free();
   }
 
   #sessionOptions(): Handle {
@@ -162,7 +190,7 @@ class CApiSession implements Session {
 
   #value({ memory, offset, type, dims }: Tensor): Handle {
     const bytes = dims.reduce((product, size) => product * size, elementBytes[type]);
-    const address = (memory as HostMemory).address + BigInt(offset);
+    const address = (memory as CApiMemory).address(offset);
     return this.#library.make(
       'CreateTensorWithDataAsOrtValue',
       this.#hostMemory,
@@ -216,8 +244,7 @@ class CApiCommands implements Commands {
   }
 
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void {
-    const at = (memory: Memory, offset: number): bigint => (memory as HostMemory).address + BigInt(offset);
-    this.list.push([at(to, toByte), at(from, fromByte), BigInt(bytes)]);
+    this.list.push([(to as CApiMemory).address(toByte), (from as CApiMemory).address(fromByte), BigInt(bytes)]);
   }
 }
 

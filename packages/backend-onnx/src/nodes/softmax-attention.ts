@@ -2,16 +2,20 @@ import type { NodeOf } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
-import { ropeTables, rotate, turnAt } from '../rope.js';
+import { ropeTables, rotateTokens } from '../rope.js';
+import { byHead } from './blocks.js';
+import { windowAttention } from './window-attention.js';
 
-/** Causal attention of one row over its whole cache: q [T, heads*hd], k and v [T, kvHeads*hd] -> [T, heads*hd]. */
+/** Causal attention of one row: q [T, heads*hd], k and v [T, kvHeads*hd] -> [T, heads*hd]. */
 export function softmaxAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
+  const { window } = node;
+  if (window) return windowAttention({ ...node, window }, lowering, q, k, v);
   return fused(node) ? groupQueryAttention(node, lowering, q, k, v) : plainAttention(node, lowering, q, k, v);
 }
 
 /** Widths that ONNX Runtime's GroupQueryAttention takes. */
 function fused({ headDim, rope }: NodeOf<'softmaxAttention'>): boolean {
-  return headDim % (rope ? 16 : 8) === 0;
+  return headDim % 8 === 0 && (!rope || rope.rotaryDim % 16 === 0);
 }
 
 /** Longest stretch of tokens in one run: the scores take heads * T * capacity floats. */
@@ -53,20 +57,10 @@ function groupQueryAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowerin
     scale: float(scale),
     do_rotary: rope ? 1 : 0,
   });
-  lowering.present(state, 0, keys!);
-  lowering.present(state, 1, values!);
+  lowering.present(state, 0, keys!, cache);
+  lowering.present(state, 1, values!, cache);
   return graph.reshape(out!, [-1, heads * headDim]);
 }
-
-const positions: Control = {
-  key: 'positions',
-  type: 'int64',
-  dims: ['count'],
-  make: ({ past, count }) => ({
-    dims: [count],
-    data: BigInt64Array.from({ length: count }, (_, t) => BigInt(past + t)),
-  }),
-};
 
 const total64: Control = {
   key: 'total int64',
@@ -109,22 +103,23 @@ function newEntries(kvHeads: number): Control {
 function plainAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { heads, kvHeads, headDim, scale, rope, state } = node;
   const { graph } = lowering;
-  const turn = rope && turnAt(lowering, rope, lowering.control(positions)); // [T, pairs]
-  /** [T, n*hd] -> [n, T, hd], rotated. */
-  const split = (x: Ref, n: number, turned: boolean): Ref => {
-    const parts = graph.transpose(graph.reshape(x, [-1, n, headDim]), [1, 0, 2]);
-    return turned && rope && turn ? rotate(lowering, parts, turn, rope, headDim) : parts;
-  };
+  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, headDim, rope) : x);
   const append = (part: number, x: Ref): Ref => {
-    const past = lowering.past(state, part, [kvHeads, 'tokens', headDim]);
+    const dims = [kvHeads, 'tokens', headDim];
+    const past = lowering.past(state, part, dims);
     const cache = graph.op('ScatterND', [past, lowering.control(newEntries(kvHeads)), x]);
-    lowering.present(state, part, cache);
+    lowering.present(state, part, cache, dims);
     const valid = graph.slice(cache, 1, 0, lowering.control(total64));
     return graph.op('Unsqueeze', [valid, graph.ints([1])]); // [kvHeads, 1, total, hd]
   };
-  const keys = append(0, split(k, kvHeads, true));
-  const values = append(1, split(v, kvHeads, false));
-  const queries = graph.reshape(split(q, heads, true), [kvHeads, heads / kvHeads, -1, headDim]);
+  const keys = append(0, byHead(lowering, turned(k, kvHeads), kvHeads, headDim));
+  const values = append(1, byHead(lowering, v, kvHeads, headDim));
+  const queries = graph.reshape(byHead(lowering, turned(q, heads), heads, headDim), [
+    kvHeads,
+    heads / kvHeads,
+    -1,
+    headDim,
+  ]);
   const scores = graph.matmul(queries, keys, { transB: true, alpha: scale }); // [kvHeads, group, T, total]
   const weights = graph.op('Softmax', [graph.op('Add', [scores, lowering.control(causalMask)])], { axis: -1 });
   const out = graph.transpose(graph.matmul(weights, values), [2, 0, 1, 3]);

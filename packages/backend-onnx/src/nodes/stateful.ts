@@ -1,28 +1,59 @@
-import type { Named, Node } from '@dsla/spec';
+import type { Named, Node, StateSpec } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
+import { causalConv } from './causal-conv.js';
+import { dualLinearAttention } from './dual-linear-attention.js';
+import { foldState } from './fold-state.js';
+import { scanPiece, selectiveScan } from './selective-scan.js';
 import { softmaxAttention, softmaxPiece } from './softmax-attention.js';
 
 /** Nodes that read or write a state: they serve one row a run. */
-export type Stateful = Extract<Node, { op: 'softmaxAttention' }>;
+export type Stateful = Extract<
+  Node,
+  { op: 'softmaxAttention' | 'dualLinearAttention' | 'causalConv' | 'selectiveScan' | 'foldState' }
+>;
+
+const stateful: Readonly<Record<Stateful['op'], true>> = {
+  softmaxAttention: true,
+  dualLinearAttention: true,
+  causalConv: true,
+  selectiveScan: true,
+  foldState: true,
+};
 
 export function isStateful(node: Node): node is Stateful {
   return node.op in stateful;
 }
-
-const stateful: Readonly<Record<Stateful['op'], true>> = {
-  softmaxAttention: true,
-};
 
 /** Adds a node to a model; the result is its value, [T, width], if it has one. */
 export function lowerStateful(node: Stateful, lowering: Lowering, value: (index: number) => Ref): Ref | undefined {
   switch (node.op) {
     case 'softmaxAttention':
       return softmaxAttention(node, lowering, value(node.q), value(node.k), value(node.v));
+    case 'dualLinearAttention':
+      return dualLinearAttention(node, lowering, value(node.q), value(node.k), value(node.v), value(node.gates));
+    case 'causalConv':
+      return causalConv(node, lowering, value(node.x));
+    case 'selectiveScan':
+      return selectiveScan(node, lowering, value(node.x), value(node.dt), value(node.b), value(node.c));
+    case 'foldState':
+      foldState(node, lowering);
+      return undefined;
   }
 }
 
 /** Most tokens of a row that one run may serve, so that its intermediate values stay small. */
-export function pieceOf(node: Stateful, stores: Named<{ readonly tokens: number }>): number {
-  return node.op === 'softmaxAttention' ? softmaxPiece(node, stores[node.state]!.tokens) : 2048;
+export function pieceOf(node: Stateful, stores: Named<{ readonly tokens: number; readonly spec: StateSpec }>): number {
+  switch (node.op) {
+    case 'softmaxAttention':
+      return node.window ? longest : softmaxPiece(node, stores[node.state]!.tokens);
+    case 'selectiveScan': {
+      const [channels, n] = stores[node.state]!.spec.parts[0]!.shape as [number, number];
+      return scanPiece(channels, n);
+    }
+    default:
+      return longest;
+  }
 }
+
+const longest = 2048;

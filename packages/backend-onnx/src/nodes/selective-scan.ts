@@ -1,0 +1,54 @@
+import type { NodeOf } from '@dsla/spec';
+import type { Ref } from '../emit.js';
+import type { Derivation, Lowering } from '../lowering.js';
+import { float } from '../protobuf.js';
+
+/**
+ * Mamba's scan of one row, as gated linear attention with a head a channel, keys of width n and values of width 1:
+ * q = C, k = B, v = dt x, log decay = dt A. x, dt [T, channels]; b, c [T, heads*n] -> [T, channels].
+ */
+export function selectiveScan(node: NodeOf<'selectiveScan'>, lowering: Lowering, x: Ref, dt: Ref, b: Ref, c: Ref): Ref {
+  const { graph, shapeOf, weight } = lowering;
+  const [heads, width, n] = shapeOf(node.logA) as [number, number, number];
+  const channels = heads * width;
+  const dims = [1, channels, n, 1];
+  const row = (value: Ref, features: number): Ref => graph.reshape(value, [1, -1, features]);
+  const decay = graph.op('Mul', [graph.op('Unsqueeze', [dt, graph.ints([2])]), weight(node.logA, negativeExp)]); // [T, channels, n]
+  const [y, next] = graph.msOps(
+    'LinearAttention',
+    [
+      row(c, heads * n),
+      row(b, heads * n),
+      row(graph.op('Mul', [dt, x]), channels),
+      lowering.past(node.state, 0, dims),
+      row(decay, channels * n),
+    ],
+    2,
+    // The scale must be set: 0, the default, means 1 / sqrt(n).
+    { q_num_heads: heads, kv_num_heads: channels, update_rule: 'gated', scale: float(1) },
+  );
+  lowering.present(node.state, 0, next!, dims);
+  const skip = graph.op('Mul', [x, weight(node.d, flat)]);
+  return graph.op('Add', [graph.reshape(y!, [-1, channels]), skip]);
+}
+
+/** Tokens in one run, so that the decays stay small: channels * n floats each. */
+export function scanPiece(channels: number, n: number): number {
+  return Math.max(1, Math.floor(decayLimit / (channels * n)));
+}
+
+const decayLimit = 1 << 23; // floats
+
+/** A = -exp(logA), [channels, n] */
+const negativeExp: Derivation = {
+  name: 'negative exp',
+  shape: ([heads, width, n]) => [heads! * width!, n!],
+  apply: (logA) => logA.map((x) => -Math.exp(x)),
+};
+
+/** D, [channels] */
+const flat: Derivation = {
+  name: 'flat',
+  shape: ([heads, width]) => [heads! * width!],
+  apply: (d) => d,
+};
