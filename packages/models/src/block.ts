@@ -33,6 +33,17 @@ export interface Block {
   readonly weights: BlockWeights;
 }
 
+/** Versions of a layer's segments for one mixer; where one is absent the layer's own serves it too. */
+export interface MixerTapes {
+  readonly attention: LayerGraph;
+  readonly project?: LayerGraph;
+  readonly output?: LayerGraph;
+  /** The layer's own `project` must write a, the normed input. */
+  readonly needsInput?: boolean;
+  /** Rebuilds the mixer's state from the layer's KV cache. */
+  readonly fold?: LayerGraph;
+}
+
 /** x to q, k, v before rotation, and to a, the normed input, for mixers that read it. */
 export function project(
   name: string,

@@ -1,7 +1,6 @@
 import { DslaError, type DualForm, dualState, gateWidth, kvState, type Weight } from '@dsla/spec';
-import { type Block, inputs, kvName } from './block.js';
+import { type Block, inputs, kvName, type MixerTapes } from './block.js';
 import { filled, identities } from './initial.js';
-import type { MixerTapes } from './mixers.js';
 import type { Names } from './names.js';
 import { tape } from './tape.js';
 

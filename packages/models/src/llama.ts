@@ -1,7 +1,7 @@
 import type { LayerGraph } from '@dsla/spec';
-import { type Block, type BlockWeights, type Linear, output, project, softmax } from './block.js';
+import { type Block, type BlockWeights, type Linear, type MixerTapes, output, project, softmax } from './block.js';
 import type { LlamaConfig } from './config-llama.js';
-import { type Mixers, type MixerTapes, mixerTapes } from './mixers.js';
+import { type Mixers, mixerTapes } from './mixers.js';
 import type { ModelDescription, Segment } from './model.js';
 import { type Names, names } from './names.js';
 import { rope } from './rope.js';

@@ -1,5 +1,4 @@
-import type { LayerGraph } from '@dsla/spec';
-import { type Block, softmax } from './block.js';
+import { type Block, type MixerTapes, softmax } from './block.js';
 import { type DualOptions, dual } from './dual.js';
 import type { Names } from './names.js';
 import { type PublishedOptions, published } from './published.js';
@@ -16,17 +15,6 @@ export interface WindowOptions {
 export type MixerOptions = WindowOptions | DualOptions | PublishedOptions;
 /** By the names that plans use. */
 export type Mixers = Readonly<Record<string, MixerOptions>>;
-
-/** Versions of a layer's segments for one mixer; where one is absent the layer's own serves it too. */
-export interface MixerTapes {
-  readonly attention: LayerGraph;
-  readonly project?: LayerGraph;
-  readonly output?: LayerGraph;
-  /** The layer's own `project` must write a, the normed input. */
-  readonly needsInput?: boolean;
-  /** Rebuilds the mixer's state from the layer's KV cache. */
-  readonly fold?: LayerGraph;
-}
 
 /** Tapes of the mixer `mixer` in a layer. Its states and tensors are called `layers.<layer>.<mixer>...`. */
 export function mixerTapes(mixer: string, options: MixerOptions, block: Block, names: Names): MixerTapes {

@@ -1,7 +1,6 @@
 import { DslaError, type DualForm, dualState, type Weight } from '@dsla/spec';
-import { type Block, inputs, type Linear, output, project } from './block.js';
+import { type Block, inputs, type Linear, type MixerTapes, output, project } from './block.js';
 import { filled, identity, normal } from './initial.js';
-import type { MixerTapes } from './mixers.js';
 import type { Names } from './names.js';
 import { tape } from './tape.js';
 
