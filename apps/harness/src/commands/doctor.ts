@@ -99,7 +99,8 @@ function describeState({ name, works, description, versions, obstacles, unsuppor
     ...(packages.length > 0 ? [`        ${packages.join(', ')}`] : []),
     ...obstacles.map((obstacle) => `        ${obstacle}`),
     ...Object.entries(unsupported ?? {}).map(
-      ([mixer, reasons]) => `        ${mixer}: ${reasons.length === 0 ? 'runs' : [...new Set(reasons.map(anyLayer))].join(' | ')}`,
+      ([mixer, reasons]) =>
+        `        ${mixer}: ${reasons.length === 0 ? 'runs' : [...new Set(reasons.map(anyLayer))].join(' | ')}`,
     ),
   ];
 }

@@ -9,6 +9,8 @@ export interface Axis {
   readonly scale: 'linear' | 'log';
   /** d3 format of the labels. */
   readonly format: string;
+  /** Values above it are cut off: one that is far out would flatten all others. */
+  readonly most?: number;
 }
 
 // Mid tones that read on white and on black.
@@ -38,7 +40,7 @@ export async function byLevel(points: readonly Point[], axis: Axis): Promise<str
     data: { values: rows },
     facet: { column: { field: 'panel', type: 'nominal', title: 'length in tokens', sort: panelOrder(rows) } },
     spec: {
-      width: 165,
+      width: panelWidth(rows),
       height: 190,
       encoding: {
         y: valueAxis(axis),
@@ -55,13 +57,17 @@ export async function byLevel(points: readonly Point[], axis: Axis): Promise<str
               field: 'level',
               type: 'quantitative',
               title: 'converted layers',
+              scale: { padding: 6, nice: false },
               axis: { tickMinStep: 1, format: 'd' },
             },
           },
           layer: [
             // An untuned conversion starts as the window: dashed, so that both can be seen.
-            { mark: { type: 'line', strokeWidth: 1.5 }, encoding: dashed(`datum.series === "${familyTitles.window}"`) },
-            { mark: { type: 'point', filled: true, size: 30, opacity: 1 } },
+            {
+              mark: { type: 'line', strokeWidth: 1.5, clip: true },
+              encoding: dashed(`datum.series === "${familyTitles.window}"`),
+            },
+            { mark: { type: 'point', filled: true, size: 30, opacity: 1, clip: true } },
             interval(axis),
           ],
         },
@@ -102,22 +108,22 @@ export async function byLength(points: readonly Point[], axis: Axis, xTitle: str
     data: { values: rows },
     facet: { column: { field: 'panel', type: 'nominal', title: null, sort: panelOrder(rows) } },
     spec: {
-      width: 175,
+      width: panelWidth(rows),
       height: 190,
       encoding: {
         x: {
           field: 'length',
           type: 'quantitative',
           title: xTitle,
-          scale: { type: 'log', base: 2, nice: false },
+          scale: { type: 'log', base: 2, nice: false, padding: 6 },
           axis: { values: [...new Set(points.map(({ length }) => length))], labelExpr: tokenLabel, labelOverlap: true },
         },
         y: valueAxis(axis),
         color: colors(ordered, palette),
       },
       layer: [
-        { mark: { type: 'line', strokeWidth: 1.5 }, encoding: dashed('datum.family === "zamba"') },
-        { mark: { type: 'point', filled: true, size: 26, opacity: 1 } },
+        { mark: { type: 'line', strokeWidth: 1.5, clip: true }, encoding: dashed('datum.family === "zamba"') },
+        { mark: { type: 'point', filled: true, size: 26, opacity: 1, clip: true } },
         interval(axis),
       ],
     },
@@ -152,13 +158,22 @@ function panelOrder(rows: readonly Row[]): string[] {
   return [...new Set(rows.map(({ panel }) => panel))];
 }
 
-function valueAxis({ title, scale, format }: Axis): object {
+/** Panels fill the page together. */
+function panelWidth(rows: readonly Row[]): number {
+  return Math.min(420, Math.floor(1040 / panelOrder(rows).length) - 14);
+}
+
+function valueAxis({ title, scale, format, most }: Axis): object {
   return {
     field: 'y',
     type: 'quantitative',
     title,
-    scale: { type: scale, ...(scale === 'log' ? { nice: false } : { zero: true }) },
-    axis: { format, labelOverlap: true },
+    scale: {
+      type: scale,
+      ...(scale === 'log' ? { nice: false } : { zero: true }),
+      ...(most !== undefined && { domainMax: most }),
+    },
+    axis: { format, labelOverlap: true, tickCount: 6 },
   };
 }
 
@@ -169,7 +184,7 @@ function dashed(test: string): object {
 function interval(axis: Axis): object {
   return {
     transform: [{ filter: 'isValid(datum.low)' }],
-    mark: { type: 'rule', opacity: 0.6 },
+    mark: { type: 'rule', opacity: 0.6, clip: true },
     encoding: { y: { ...valueAxis(axis), field: 'low' }, y2: { field: 'high' } },
   };
 }

@@ -1,7 +1,7 @@
 import type { Column } from '../ui/table.js';
 import { formatBytes, formatCount, formatSeconds, formatTokens, significant } from '../ui/units.js';
-import { byLength, byLevel } from './charts.js';
-import { cachePoints, contendersOf, qualityPoints, speedPoints } from './points.js';
+import { type Axis, byLength, byLevel } from './charts.js';
+import { cachePoints, contendersOf, type Point, qualityPoints, speedPoints } from './points.js';
 import type { Report, Speed } from './report.js';
 import { formatEstimate, lengthsOf, type Row, rowsAt } from './rows.js';
 import { css } from './style.js';
@@ -62,13 +62,23 @@ ${report.gaps.length > 0 ? list(report.gaps.map((gap) => `Left out: ${gap}`)) : 
 async function qualitySection(report: Report): Promise<string> {
   const bits = qualityPoints(report, 'bitsPerByte');
   const recall = qualityPoints(report, 'recall');
-  const bitsAxis = { title: 'bits per byte', scale: 'log', format: '.3~g' } as const;
   const recallAxis = { title: 'recall', scale: 'linear', format: '.1f' } as const;
   const parts: string[] = [];
   if (bits.length > 0) {
+    const out = outliers(bits);
+    const beyond = out.length === 0 ? '' : ` Beyond the chart: ${escapeHtml(out.map(nameAndValue).join(', '))}.`;
+    const excess = [...baselineAtZero(bits), ...qualityPoints(report, 'excess')];
+    const excessAxis: Axis = { title: 'above softmax', scale: 'linear', format: '.3~g', ...limit(excess, out) };
+    const bitsAxis: Axis = { title: 'bits per byte', scale: 'log', format: '.3~g', ...limit(bits, out) };
     parts.push(
-      figure(await byLevel(bits, bitsAxis), 'Bits per byte against converted layers; lower is better. 95 % intervals.'),
-      figure(await byLength(bits, bitsAxis, 'window in tokens'), 'Bits per byte against the length of the window.'),
+      figure(
+        await byLevel(excess, excessAxis),
+        `Bits per byte above the softmax model on the same windows, with 95 % intervals of the paired differences; lower is better.${beyond}`,
+      ),
+      figure(
+        await byLength(bits, bitsAxis, 'window in tokens'),
+        `Bits per byte against the length of the window, with 95 % intervals; lower is better.${beyond}`,
+      ),
     );
   }
   if (recall.length > 0) {
@@ -78,6 +88,31 @@ async function qualitySection(report: Report): Promise<string> {
     );
   }
   return parts.length > 0 ? `<h2>Quality</h2>\n${parts.join('\n')}` : '';
+}
+
+/** The last points of contenders beyond 1.3 times the softmax model: they would flatten all others. */
+function outliers(points: readonly Point[]): readonly Point[] {
+  const highest = Math.max(...points.filter(({ contender }) => contender.family === 'softmax').map(({ y }) => y));
+  const out = points.filter(({ y }) => y > 1.3 * highest);
+  return [...new Map(out.map((point) => [point.contender.id, point])).values()];
+}
+
+function nameAndValue({ contender, y }: Point): string {
+  return `${contender.label} at level ${contender.level} (${significant(y)} bits per byte)`;
+}
+
+/** Ends an axis above those that are no outliers. */
+function limit(points: readonly Point[], out: readonly Point[]): { readonly most?: number } {
+  if (out.length === 0) return {};
+  const ids = new Set(out.map(({ contender }) => contender.id));
+  const rest = points.filter(({ contender }) => !ids.has(contender.id));
+  return { most: Math.max(...rest.map(({ y, high }) => high ?? y)) };
+}
+
+/** The softmax model is what the others are measured from. */
+function baselineAtZero(bits: readonly Point[]): readonly Point[] {
+  const baseline = bits.filter(({ contender }) => contender.family === 'softmax');
+  return baseline.map((point) => ({ ...point, y: 0, low: null, high: null }));
 }
 
 async function speedSection(report: Report): Promise<string> {
