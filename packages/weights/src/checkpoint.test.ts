@@ -1,4 +1,4 @@
-import { chmod, mkdir, rename, symlink, truncate } from 'node:fs/promises';
+import { chmod, mkdir, readdir, readlink, rename, symlink, truncate } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fromFloat16 } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
@@ -163,6 +163,21 @@ describe('openCheckpoint', () => {
     }
     await checkpoint[Symbol.asyncDispose]();
     await expect(checkpoint.read('w')).rejects.toMatchObject({ code: 'E_DISPOSED' });
+  });
+
+  it.runIf(process.platform === 'linux')('closes every file, also when opening fails', async () => {
+    await using dir = await sharded();
+    const opened = async () =>
+      (
+        await Promise.all((await readdir('/proc/self/fd')).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => '')))
+      ).filter((file) => file.startsWith(dir.path)).length;
+    const checkpoint = await openCheckpoint(dir.path);
+    expect(await opened()).toBe(2);
+    await checkpoint[Symbol.asyncDispose]();
+    expect(await opened()).toBe(0);
+    await dir.add('b.safetensors', 'damaged');
+    await expect(openCheckpoint(dir.path)).rejects.toMatchObject({ code: 'E_FORMAT' });
+    expect(await opened()).toBe(0);
   });
 
   it('notices a file that is cut off while it is open', async () => {
