@@ -3,6 +3,7 @@ import { dirname, sep } from 'node:path';
 import { DslaError } from '@dsla/spec';
 import * as tf from '@tensorflow/tfjs-core';
 import { findAdapter, installed } from './dawn.js';
+import { registerGradients } from './kernel-gradients.js';
 
 /** In order of preference. */
 export const engineNames = ['tfjs-node-gpu', 'tfjs-node', 'webgpu', 'wasm', 'cpu'] as const;
@@ -62,6 +63,7 @@ export async function openEngine(name: EngineName): Promise<Engine> {
     await load(name);
     if (!(await tf.setBackend(backends[name]))) throw new Error(`TensorFlow.js could not start ${backends[name]}`);
     await tf.ready();
+    registerGradients();
   } catch (cause) {
     throw new DslaError('E_UNAVAILABLE', {
       where: `tfjs ${name}`,

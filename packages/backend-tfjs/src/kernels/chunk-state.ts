@@ -17,7 +17,15 @@ export function toChunks(x: Tensor, chunk: number): Tensor {
   const [m, r, tokens, width] = x.shape as [number, number, number, number];
   const n = Math.ceil(tokens / chunk);
   const padding = n * chunk - tokens;
-  const full = padding > 0 ? tf.pad(x, [[0, 0], [0, 0], [0, padding], [0, 0]]) : x; // biome-ignore format: one pair an axis
+  const full =
+    padding > 0
+      ? tf.pad(x, [
+          [0, 0],
+          [0, 0],
+          [0, padding],
+          [0, 0],
+        ])
+      : x;
   const blocks = tf.reshape(full, [m, r, n, chunk, width]);
   return tf.reshape(r > 1 ? tf.transpose(blocks, [0, 2, 1, 3, 4]) : blocks, [m, n, r * chunk, width]);
 }

@@ -105,7 +105,14 @@ export function writes(form: DualForm, { keys, values, gates, empty }: Entering,
   const map = form.featureMap && perRow(frame.weight(form.featureMap.key), rows, form.kvHeads);
   const phi = map ? features(keys, tf.squeeze(map, [1])) : keys;
   const v = form.normaliser ? tf.concat([values, tf.ones([...values.shape.slice(0, 2), 1])], 2) : values;
-  const late = (x: Tensor) => (empty > 0 ? tf.pad(x, [[0, 0], [empty, 0], [0, 0]]) : x); // biome-ignore format: one pair an axis
+  const late = (x: Tensor) =>
+    empty > 0
+      ? tf.pad(x, [
+          [0, 0],
+          [empty, 0],
+          [0, 0],
+        ])
+      : x;
   return { k: late(phi), v: late(v), decay: decays(form, late(logDecays(form, gates))) };
 }
 
