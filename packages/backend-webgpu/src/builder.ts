@@ -1,7 +1,7 @@
 import type { Rope, Value, Weight, WeightShape } from '@dsla/spec';
 import { elementwiseSize, type Shape } from './kernels/elementwise.js';
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
-import type { BufferRef } from './program.js';
+import type { BufferRef, Scratch } from './program.js';
 import type { View } from './view.js';
 
 /** A value of the tape: where it lies and how it is read. */
@@ -15,6 +15,8 @@ export interface Traits {
   readonly type: Element;
   /** Lanes of every subgroup; 0 where there are no subgroups or their size varies. */
   readonly lanes: number;
+  /** Subgroup matrices of 16x16x16, float16 to float32, and workgroup memory for tiles of them. */
+  readonly matrices: boolean;
 }
 
 /** What the lowering of a node may use. */
@@ -24,7 +26,7 @@ export interface Builder {
   readonly traits: Traits;
   readonly shapeOf: WeightShape;
   operand(value: Value): Operand;
-  temp(width: number, type?: Element, domain?: Domain | 'past'): BufferRef;
+  temp(width: number, type?: Element, domain?: Scratch): BufferRef;
   emit(kernel: Kernel, buffers: readonly BufferRef[], grid: (view: View) => Grid, replay?: boolean): void;
 }
 

@@ -56,10 +56,26 @@ export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Pro
   return new WebgpuDevice(adapter, device, traitsOf(adapter, type), pipelines, casting, limit);
 }
 
-function traitsOf({ features, info }: GPUAdapter, type: Element): Traits {
+function traitsOf({ features, info, limits }: GPUAdapter, type: Element): Traits {
   const { subgroupMinSize, subgroupMaxSize } = info;
   const fixed = features.has('subgroups') && subgroupMinSize === subgroupMaxSize;
-  return { type, lanes: fixed ? (subgroupMinSize ?? 0) : 0 };
+  const lanes = fixed ? (subgroupMinSize ?? 0) : 0;
+  const { subgroupMatrixConfigs = [] } = info as { readonly subgroupMatrixConfigs?: Iterable<MatrixConfig> };
+  const product = [...subgroupMatrixConfigs].some(
+    ({ componentType, resultComponentType, M, N, K }) =>
+      componentType === 'f16' && resultComponentType === 'f32' && M === 16 && N === 16 && K === 16,
+  );
+  const roomy = limits.maxComputeWorkgroupStorageSize >= 45056;
+  return { type, lanes, matrices: product && type === 'f16' && lanes === 32 && roomy };
+}
+
+/** Dawn's description of a product of subgroup matrices. */
+interface MatrixConfig {
+  readonly componentType: string;
+  readonly resultComponentType: string;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
 }
 
 class WebgpuDevice implements Device {

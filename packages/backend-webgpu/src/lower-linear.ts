@@ -2,6 +2,7 @@ import type { Weight } from '@dsla/spec';
 import { type Builder, countOf, matrix, type Operand, perElement, vector } from './builder.js';
 import type { Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
+import { linearMatrix, matrixTile } from './kernels/linear-matrix.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
 import { linearVector, loadWidth, vectorOutputs } from './kernels/linear-vector.js';
 import type { View } from './view.js';
@@ -51,6 +52,15 @@ export function emitLinear(
       emit(linearVector(domain, y, x, shape, biased), buffers, few, replay);
       least = most + 1;
     }
+  }
+  if (traits.matrices && vectors) {
+    const across = (n: number) => Math.ceil(n / matrixTile);
+    const most = (view: View): Grid => {
+      const count = countOf(view, domain);
+      return count < from ? none : [across(y.width), across(count), 1];
+    };
+    emit(linearMatrix(domain, y, x, biased), buffers, most, replay);
+    return;
   }
   emit(linearTiles(domain, y, x, type, biased), buffers, many, replay);
 }

@@ -2,10 +2,14 @@ import type { NodeOf } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
 import { append, keep } from './kernels/cache.js';
 import { causalConv, convSize, convState } from './kernels/causal-conv.js';
+import type { Grid } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
 import { scanSize, selectiveScan } from './kernels/selective-scan.js';
 import { cachedAttention, windowAttention } from './kernels/softmax-attention.js';
+import { headsTogether, joinSplits, splitAttention, splittable } from './kernels/split-attention.js';
+import { tileAttention, tileable } from './kernels/tile-attention.js';
 import type { BufferRef } from './program.js';
+import type { View } from './view.js';
 
 export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'>): Operand {
   const { type, emit, operand } = builder;
@@ -17,8 +21,7 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
     const info: BufferRef = { kind: 'info', state };
     const ropes = ropeRef(rope);
     emit(append(kvHeads, headDim, type, rope), [k.ref, v.ref, ...ropes, info, keys, values], perElement(k));
-    const buffers = [q.ref, ...ropes, keys, values, info, y.ref];
-    emit(cachedAttention(node, type), buffers, (view) => [view.tokens, heads, 1]);
+    lowerCached(builder, node, q, [keys, values, info], y);
     return y;
   }
   const turned = turnedKeys(builder, node, k);
@@ -27,6 +30,38 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
   emit(keep(kvHeads, headDim, window, type, type), [turned.ref, keys], perElement(k));
   emit(keep(kvHeads, headDim, window, type, type), [v.ref, values], perElement(v));
   return y;
+}
+
+/** Short rows split over the cache, long rows in tiles, where the device and the head width allow it. */
+function lowerCached(
+  { type, traits, temp, emit }: Builder,
+  node: NodeOf<'softmaxAttention'>,
+  q: Operand,
+  cache: readonly BufferRef[],
+  y: Operand,
+): void {
+  const { heads, headDim, rope } = node;
+  const ropes = ropeRef(rope);
+  const split = splittable(node, type, traits.lanes);
+  if (split) {
+    const parts = temp(heads * (headDim + 2), 'f32', 'split');
+    const groups = heads / headsTogether(node);
+    emit(splitAttention(node, type), [q.ref, ...ropes, ...cache, parts], (view) => [view.splits, groups, 1]);
+    emit(joinSplits(node, type), [parts, y.ref], (view) => [view.singles, heads, 1]);
+  }
+  if (traits.matrices && tileable(node)) {
+    let turned = q.ref;
+    if (rope) {
+      turned = temp(q.width);
+      const all = perElement(q);
+      const longOnly = (view: View): Grid => (view.tiles === 0 ? [0, 0, 0] : all(view));
+      emit(rotate(rope, headDim, q, type), [q.ref, ...ropes, turned], longOnly);
+    }
+    emit(tileAttention(node), [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
+    return;
+  }
+  const some = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : [view.tokens, heads, 1]);
+  emit(cachedAttention(node, type, split), [q.ref, ...ropes, ...cache, y.ref], some);
 }
 
 /** The keys of the step after rotation: k itself without rope. */

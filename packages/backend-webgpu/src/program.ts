@@ -4,12 +4,15 @@ import type { View } from './view.js';
 
 // A lowered tape: dispatches in order, their buffers still by name.
 
-/** Scratch of a program: [items, width]. Replays have as many items as the rows have past tokens. */
+/** Scratch of a program: [items, width]. Replays have as many items as the rows have past tokens; see kernel.ts for splits. */
 export interface Temp {
   readonly width: number;
   readonly type: Element;
-  readonly domain: Domain | 'past';
+  readonly domain: Scratch;
 }
+
+/** What scratch has one entry for. */
+export type Scratch = Domain | 'past' | 'split';
 
 /** A named value of the step, [tokens or rows of the batch, width]. */
 export interface NamedValue {
@@ -37,11 +40,7 @@ export interface Op {
 }
 
 /** Temps that are never alive together share a buffer: bytes an item of each domain that the buffer must hold. */
-export interface Slot {
-  token: number;
-  row: number;
-  past: number;
-}
+export type Slot = Record<Scratch, number>;
 
 export interface Program {
   readonly ops: readonly Op[];
@@ -69,7 +68,7 @@ export function place(ops: readonly Op[]): Pick<Program, 'slots' | 'slotOf'> {
     for (const ref of op.buffers) {
       if (ref.kind !== 'temp' || slotOf.has(ref.temp)) continue;
       let slot = busyUntil.findIndex((last) => last < index);
-      if (slot < 0) slot = slots.push({ token: 0, row: 0, past: 0 }) - 1;
+      if (slot < 0) slot = slots.push({ token: 0, row: 0, past: 0, split: 0 }) - 1;
       busyUntil[slot] = lastUse.get(ref.temp)!;
       slotOf.set(ref.temp, slot);
       const { domain, width, type } = ref.temp;

@@ -78,12 +78,11 @@ export class WebgpuStep implements Step {
     const bound = this.#bind(graph.name, program);
     const view = this.#views.step(rows);
     const past = program.ops.some(({ replay }) => replay) ? this.#views.past(rows) : view;
-    const scratch = program.slots.map(({ token, row, past: replayed }, slot) =>
-      this.#host.scratch(
-        slot,
-        Math.max(view.capacity.token * token, view.capacity.row * row, past.capacity.token * replayed),
-      ),
-    );
+    const scratch = program.slots.map((slot, index) => {
+      const { token, row, split } = view.capacity;
+      const bytes = [token * slot.token, row * slot.row, split * slot.split, past.capacity.token * slot.past];
+      return this.#host.scratch(index, Math.max(...bytes));
+    });
     const resolve = (ref: BufferRef, of: View): GPUBuffer => {
       switch (ref.kind) {
         case 'weight':

@@ -1,6 +1,6 @@
 import type { Row, StepBatch } from '@dsla/spec';
 import type { Pool } from './buffers.js';
-import { tileTokens } from './kernels/kernel.js';
+import { shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
 
 /** The rows of one run, as data that every kernel reads (see kernels/kernel.ts). */
 export interface View {
@@ -8,10 +8,12 @@ export interface View {
   readonly rows: number;
   readonly tokens: number;
   readonly tiles: number;
+  readonly splits: number;
+  readonly singles: number;
   /** Highest position + 1. */
   readonly positions: number;
-  /** Tokens and rows that values of the step are sized for. */
-  readonly capacity: { readonly token: number; readonly row: number };
+  /** What values and scratch are sized for. */
+  readonly capacity: { readonly token: number; readonly row: number; readonly split: number };
 }
 
 /** What a row contributes: `count` tokens from `past` on, the first at index `start` of the step. */
@@ -80,7 +82,7 @@ export class Views {
   }
 
   #make(rows: readonly Stretch[], capacity: number): View {
-    const { words, tokens, tiles } = encode(rows, this.#batch.ids);
+    const { words, tokens, tiles, splits, singles } = encode(rows, this.#batch.ids);
     const buffer = this.#pool.take('batch', words.byteLength);
     this.#buffers.push(buffer);
     this.#device.queue.writeBuffer(buffer, 0, words);
@@ -89,8 +91,10 @@ export class Views {
       rows: rows.length,
       tokens,
       tiles,
+      splits,
+      singles,
       positions: rows.reduce((max, { past, count }) => Math.max(max, past + count), 0),
-      capacity: { token: capacity, row: this.#batch.rows.length },
+      capacity: { token: capacity, row: this.#batch.rows.length, split: splits },
     };
   }
 }
@@ -106,17 +110,31 @@ function groupOf(device: GPUDevice, layout: GPUBindGroupLayout, buffer: GPUBuffe
   return group;
 }
 
-function encode(
-  rows: readonly Stretch[],
-  ids: Int32Array,
-): { words: Uint32Array<ArrayBuffer>; tokens: number; tiles: number } {
+interface Encoded {
+  readonly words: Uint32Array<ArrayBuffer>;
+  readonly tokens: number;
+  readonly tiles: number;
+  readonly splits: number;
+  readonly singles: number;
+}
+
+function encode(rows: readonly Stretch[], ids: Int32Array): Encoded {
   const tokens = rows.reduce((sum, { count }) => sum + count, 0);
-  const tiles = rows.reduce((sum, { count }) => sum + Math.ceil(count / tileTokens), 0);
-  const rowBase = 2; // in entries of four words, as all bases
+  const long = rows.map(({ count }) => count > shortRow);
+  const tiles = rows.reduce((sum, { count }, row) => sum + (long[row] ? Math.ceil(count / tileTokens) : 0), 0);
+  const singles = rows.reduce((sum, { count }, row) => sum + (long[row] ? 0 : count), 0);
+  const splitsOf = (position: number) => Math.ceil((position + 1) / splitKeys);
+  let splits = 0;
+  rows.forEach(({ past, count }, row) => {
+    if (!long[row]) for (let t = 0; t < count; t++) splits += splitsOf(past + t);
+  });
+  const rowBase = 4; // in entries of four words, as all bases
   const tokenBase = rowBase + rows.length;
   const lastBase = tokenBase + tokens;
   const tileBase = lastBase + rows.length;
-  const words = new Uint32Array(4 * (tileBase + tiles));
+  const splitBase = tileBase + tiles;
+  const singleBase = splitBase + splits;
+  const words = new Uint32Array(4 * (singleBase + singles));
   let at = 0;
   const put = (a: number, b: number, c: number, d: number) => {
     words[at++] = a;
@@ -126,6 +144,8 @@ function encode(
   };
   put(rows.length, tokens, rows.length, tiles);
   put(rowBase, tokenBase, lastBase, tileBase);
+  put(splitBase, singleBase, 0, 0);
+  put(splits, singles, 0, 0);
   for (const { slot, past, start, count } of rows) put(slot, past, start, count);
   rows.forEach(({ past, start, count }, row) => {
     for (let t = 0; t < count; t++) put(start + t, row, past + t, ids[start + t] ?? 0);
@@ -135,7 +155,20 @@ function encode(
     put(index, row, Math.max(past + count - 1, 0), count > 0 ? start + count - 1 : 0);
   });
   rows.forEach(({ count }, row) => {
-    for (let t = 0; t < count; t += tileTokens) put(row, t, Math.min(tileTokens, count - t), 0);
+    if (long[row]) for (let t = 0; t < count; t += tileTokens) put(row, t, Math.min(tileTokens, count - t), 0);
   });
-  return { words, tokens, tiles };
+  const listed: { token: number; first: number; count: number }[] = [];
+  let token = 0;
+  let split = 0;
+  rows.forEach(({ past, count }, row) => {
+    for (let t = 0; t < count; t++, token++) {
+      if (long[row]) continue;
+      const own = splitsOf(past + t);
+      for (let n = 0; n < own; n++) put(token, n * splitKeys, 0, 0);
+      listed.push({ token, first: split, count: own });
+      split += own;
+    }
+  });
+  for (const { token: of, first, count } of listed) put(of, first, count, 0);
+  return { words, tokens, tiles, splits, singles };
 }

@@ -23,16 +23,32 @@ export interface KernelParts {
   /** Statements of main; `group` (vec3u), `groups` (vec3u) and `lane` (index in the workgroup) are at hand. */
   readonly main: string;
   readonly subgroups?: boolean;
+  /** Subgroup matrices; only where the device has them. */
+  readonly matrices?: boolean;
 }
 
-export function kernel({ name, buffers, module = '', size, main, subgroups = false }: KernelParts): Kernel {
+export function kernel({
+  name,
+  buffers,
+  module = '',
+  size,
+  main,
+  subgroups = false,
+  matrices = false,
+}: KernelParts): Kernel {
   const entries = Object.entries(buffers);
   const bindings = entries.map(
     ([label, [type, access]], index) =>
       `@group(1) @binding(${index}) var<storage, ${access === 'read' ? 'read' : 'read_write'}> ${label}: array<${type}>;`,
   );
   const text = [module, main, ...bindings].join('\n');
-  const enables = [/\bf16\b/.test(text) ? 'enable f16;' : '', subgroups ? 'enable subgroups;' : ''];
+  const enables = [
+    /\bf16\b/.test(text) ? 'enable f16;' : '',
+    subgroups || matrices ? 'enable subgroups;' : '',
+    matrices
+      ? 'enable chromium_experimental_subgroup_matrix;\ndiagnostic(off, chromium.subgroup_matrix_uniformity);'
+      : '',
+  ];
   const ids = subgroups
     ? ', @builtin(subgroup_invocation_id) sub_lane: u32, @builtin(subgroup_size) sub_size: u32'
     : '';
@@ -49,13 +65,17 @@ ${main}
   return { name, code: code.trimStart(), access: entries.map(([, [, access]]) => access) };
 }
 
-// What view.ts writes. A row is (slot, past, first token in the step, count); a token is (index in the step, row, position,
-// id); a last token is (row in the batch, row, position, index in the step); a tile is (row, first token within it, count, 0).
+// What view.ts writes. Entry 0 counts and entry 1 locates rows, tokens, last tokens, tiles; entries 2 and 3 splits and singles.
+// A row is (slot, past, first token in the step, count); a token is (index in the step, row, position, id); a last token is
+// (row in the batch, row, position, index in the step). Long rows are cut into tiles (row, first token within it, count, 0);
+// the tokens of short rows are singles (token, first split, splits, 0) whose keys are cut into splits (token, first key, 0, 0).
 const prelude = `@group(0) @binding(0) var<storage, read> batch: array<vec4u>;
 fn row_at(i: u32) -> vec4u { return batch[batch[1].x + i]; }
 fn token_at(i: u32) -> vec4u { return batch[batch[1].y + i]; }
 fn last_at(i: u32) -> vec4u { return batch[batch[1].z + i]; }
-fn tile_at(i: u32) -> vec4u { return batch[batch[1].w + i]; }`;
+fn tile_at(i: u32) -> vec4u { return batch[batch[1].w + i]; }
+fn split_at(i: u32) -> vec4u { return batch[batch[2].x + i]; }
+fn single_at(i: u32) -> vec4u { return batch[batch[2].y + i]; }`;
 
 /** WGSL for the number of items of a domain, and for an item: its x is the index that addresses a value. */
 export const items: Readonly<Record<Domain, string>> = { token: 'batch[0].y', row: 'batch[0].x' };
@@ -63,6 +83,10 @@ export const itemAt: Readonly<Record<Domain, string>> = { token: 'token_at', row
 
 /** Tokens of a tile. */
 export const tileTokens = 64;
+/** A row of at most as many tokens is short. */
+export const shortRow = 8;
+/** Keys of a split. */
+export const splitKeys = 256;
 
 /** log1p and what is built on it: log(1 + e) loses all digits of a small e. */
 export const logFunctions = `fn log1p(e: f32) -> f32 {

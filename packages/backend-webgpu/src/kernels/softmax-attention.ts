@@ -1,6 +1,6 @@
 import type { Rope } from '@dsla/spec';
 import { ringFunction, type Window } from './cache.js';
-import { type Element, float, type Kernel, kernel, reductions } from './kernel.js';
+import { type Element, float, type Kernel, kernel, reductions, shortRow } from './kernel.js';
 import { ropeBuffer, ropeFunctions } from './rope.js';
 
 export interface AttentionShape {
@@ -18,8 +18,11 @@ export interface Join {
 
 const size = 64;
 
-/** Every query over a cache [slots, kvHeads, tokens, headDim] of turned keys. q, y [tokens, heads*headDim]. */
-export function cachedAttention(shape: AttentionShape, type: Element): Kernel {
+/**
+ * Every query over a cache [slots, kvHeads, tokens, headDim] of turned keys. q, y [tokens, heads*headDim]. The definition;
+ * with `longOnly` it leaves the tokens of short rows to others.
+ */
+export function cachedAttention(shape: AttentionShape, type: Element, longOnly = false): Kernel {
   const { kvHeads, headDim, rope } = shape;
   return kernel({
     name: 'cached-attention',
@@ -34,7 +37,7 @@ export function cachedAttention(shape: AttentionShape, type: Element): Kernel {
     module: moduleOf(shape),
     size,
     main: online(shape, {
-      visible: `  let visible = token.z + 1u;
+      visible: `${longOnly ? `  if (row.w <= ${shortRow}u) { return; }\n` : ''}  let visible = token.z + 1u;
   let cache = (row.x * ${kvHeads}u + kv) * info[0];`,
       entry: `(cache + n) * ${headDim}u`,
       key: 'f32(keys[entry + c])',

@@ -1,0 +1,116 @@
+import { describe as describeModel, type Mixers, type ModelConfig, parseConfig, tapesOf } from '@dsla/models';
+import { describe, expect, it } from 'vitest';
+import { loadGpu, must } from './adapter.js';
+import type { Traits } from './builder.js';
+import type { Kernel } from './kernels/kernel.js';
+import { lower } from './lower.js';
+
+// WGSL that needs float16 or subgroup matrices runs on no driver without a GPU; Dawn's null backend validates it.
+
+const llama = parseConfig({
+  model_type: 'llama',
+  vocab_size: 32000,
+  hidden_size: 4096,
+  num_hidden_layers: 1,
+  num_attention_heads: 32,
+  num_key_value_heads: 32,
+  intermediate_size: 11008,
+  rms_norm_eps: 1e-5,
+  rope_theta: 10000,
+  max_position_embeddings: 4096,
+});
+
+const grouped = parseConfig({
+  model_type: 'llama',
+  vocab_size: 1000,
+  hidden_size: 512,
+  num_hidden_layers: 1,
+  num_attention_heads: 8,
+  num_key_value_heads: 2,
+  intermediate_size: 1000,
+  rms_norm_eps: 1e-5,
+  rope_theta: 10000,
+  max_position_embeddings: 4096,
+});
+
+const zamba = parseConfig({
+  model_type: 'zamba',
+  vocab_size: 32000,
+  hidden_size: 3712,
+  num_hidden_layers: 3,
+  intermediate_size: 14848,
+  num_attention_heads: 16,
+  num_key_value_heads: 16,
+  n_mamba_heads: 2,
+  mamba_d_state: 16,
+  mamba_d_conv: 4,
+  mamba_expand: 2,
+  mamba_dt_rank: 232,
+  rms_norm_eps: 1e-5,
+  attn_layer_period: 6,
+  attn_layer_offset: 4,
+  max_position_embeddings: 4096,
+});
+
+const mixers: Mixers = {
+  window: { kind: 'window', size: 64, sinks: 4 },
+  foldable: { kind: 'dual' },
+  vector: { kind: 'dual', gate: 'vector', featureMap: 'none', normaliser: false, ropeInState: true },
+  single: { kind: 'dual', states: 1, window: 0, outputNorm: true },
+};
+
+const devices: Record<string, Traits> = {
+  'float16 with matrices': { type: 'f16', lanes: 32, matrices: true },
+  'float16 with subgroups': { type: 'f16', lanes: 16, matrices: false },
+  'plain float16': { type: 'f16', lanes: 0, matrices: false },
+  'float32 with subgroups': { type: 'f32', lanes: 32, matrices: false },
+  'plain float32': { type: 'f32', lanes: 0, matrices: false },
+};
+
+/** The different kernels of a model. */
+function kernelsOf(config: ModelConfig, traits: Traits): Kernel[] {
+  const options = config.architecture === 'llama' ? { mixers } : {};
+  const model = describeModel(config, options);
+  const kernels = tapesOf(model).flatMap((graph) =>
+    lower(graph, (name) => model.weights[name]!.shape, traits).ops.map(({ kernel }) => kernel),
+  );
+  return [...new Map(kernels.map((kernel) => [kernel.code, kernel])).values()];
+}
+
+async function nullDevice(): Promise<GPUDevice> {
+  const gpu = must(await loadGpu({ extra: { backend: 'null' } }));
+  const adapter = (await gpu.requestAdapter())!;
+  const features = ['shader-f16', 'subgroups', 'chromium-experimental-subgroup-matrix'] as unknown as GPUFeatureName[];
+  return await adapter.requestDevice({ requiredFeatures: features });
+}
+
+/** Dawn's complaint about a kernel, or nothing. */
+async function complaint(device: GPUDevice, { name, code }: Kernel): Promise<string[]> {
+  device.pushErrorScope('validation');
+  device.createShaderModule({ label: name, code });
+  const error = await device.popErrorScope();
+  return error ? [`${name}: ${error.message}`] : [];
+}
+
+describe('emitted WGSL', () => {
+  for (const [label, traits] of Object.entries(devices)) {
+    it.each([
+      ['Llama-2-7B', llama],
+      ['grouped queries', grouped],
+      ['Zamba-7B', zamba],
+    ] as const)(`is valid on ${label}: %s`, async (_, config) => {
+      const device = await nullDevice();
+      const kernels = kernelsOf(config, traits);
+      const complaints = (await Promise.all(kernels.map((one) => complaint(device, one)))).flat();
+      expect(complaints).toEqual([]);
+      expect(kernels.length).toBeGreaterThan(10);
+      device.destroy();
+    });
+  }
+
+  it('is refused when it is wrong', async () => {
+    const device = await nullDevice();
+    expect(await complaint(device, { name: 'wrong', code: 'fn main( {', access: [] })).toHaveLength(1);
+    device.destroy();
+  });
+});
