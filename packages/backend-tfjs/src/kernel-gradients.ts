@@ -40,7 +40,11 @@ const rules: tf.GradConfig[] = [
     inputsToSave: ['x'],
     outputsToSave: [true],
     gradFunc: rule((dy, [x, y], { reductionIndices: axis }) => ({
-      x: () => tf.mul(spread(dy, x!, axis), tf.cast(tf.equal(x!, spread(y!, x!, axis)), 'float32')),
+      x: () => {
+        const top = tf.cast(tf.equal(x!, spread(y!, x!, axis)), 'float32');
+        const ties = tf.sum(top, axis as number[], true);
+        return tf.mul(tf.div(top, ties), spread(dy, x!, axis));
+      },
     })),
   },
 
