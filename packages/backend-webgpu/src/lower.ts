@@ -10,6 +10,7 @@ import {
   typeOf,
   vector,
 } from './builder.js';
+import { type Fusions, findFusions, reads } from './fuse.js';
 import * as elementwise from './kernels/elementwise.js';
 import { embed } from './kernels/embed.js';
 import type { Domain, Element, Grid } from './kernels/kernel.js';
@@ -34,11 +35,15 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     temp: (width, of = type, domain = 'token') => ({ kind: 'temp', temp: { width, type: of, domain } }),
     emit: (kernel, buffers, grid, replay = false) => void ops.push({ kernel, buffers, grid, replay }),
   };
+  const fusions = findFusions(graph);
   let vocabulary = Number.POSITIVE_INFINITY;
   graph.nodes.forEach((node, index) => {
     if (node.op === 'embed') vocabulary = Math.min(vocabulary, shapeOf(node.table)[0]!);
-    const accumulated = residual(graph, index, builder);
-    operands.push(accumulated ?? lowerNode(builder, node, widths[index]!));
+    if (fusions.absorbed.has(index)) return;
+    operands[index] =
+      residual(graph, index, builder) ??
+      lowerFused(builder, graph, index, fusions, operands) ??
+      lowerNode(builder, node, widths[index]!);
   });
   const kept = elideCopies(ops);
   const inputs: NamedValue[] = [];
@@ -48,6 +53,34 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     if (node.op === 'output') outputs.push(namedOutput(builder, node.name, operands[node.x]!));
   });
   return { ops: kept, ...place(kept), inputs, outputs, vocabulary };
+}
+
+/** Several nodes by one kernel, if the node at `index` begins or ends such a group. */
+function lowerFused(
+  builder: Builder,
+  { nodes }: LayerGraph,
+  index: Value,
+  { gated, normed }: Fusions,
+  operands: (Operand | undefined)[],
+): Operand | undefined {
+  const { operand, emit } = builder;
+  const gate = gated.get(index);
+  if (gate) {
+    const [a, b] = [operand(gate.gate), operand(gate.up)];
+    const y = result(builder, a.width, a.domain);
+    emit(elementwise.activateMul(gate.fn, a.domain, y, a, b), [a.ref, b.ref, y.ref], perElement(y));
+    return y;
+  }
+  const next = normed.get(index);
+  const [node, norm] = [nodes[index]!, next === undefined ? undefined : nodes[next]!];
+  if (next === undefined || node.op !== 'add' || norm?.op !== 'rmsNorm') return undefined;
+  const [a, b] = [operand(node.a), operand(node.b)];
+  const sum = result(builder, a.width, a.domain);
+  const y = result(builder, a.width, a.domain);
+  const buffers = [a.ref, b.ref, vector(norm.weight), sum.ref, y.ref];
+  emit(rmsNorm(a.domain, y, a, norm.eps, { b, sum }), buffers, perItem(a.domain));
+  operands[next] = y;
+  return sum;
 }
 
 function lowerNode(builder: Builder, node: Node, width: number): Operand | undefined {
@@ -152,12 +185,6 @@ function namedInput({ name, width }: NodeOf<'input'>, type: Element): NamedValue
 
 function namedOutput(builder: Builder, name: string, { width, domain }: Operand): NamedValue {
   return { name, width, type: typeOf(builder, domain), domain };
-}
-
-function reads(node: Node): readonly Value[] {
-  const values = node as Partial<Record<'x' | 'a' | 'b' | 'q' | 'k' | 'v' | 'gates' | 'dt' | 'c', Value>>;
-  const all = [values.x, values.a, values.b, values.q, values.k, values.v, values.gates, values.dt, values.c];
-  return all.filter((value) => value !== undefined);
 }
 
 function lowerLinear(builder: Builder, node: NodeOf<'linear'>, width: number): Operand {
