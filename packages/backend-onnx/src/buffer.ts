@@ -45,8 +45,8 @@ export class OnnxBuffer implements DeviceBuffer {
   }
 
   /** A copy of the content. */
-  read(): Float32Array {
-    return new Float32Array(this.memory.buffer, 0, elementCount(this.shape)).slice();
+  async read(): Promise<Float32Array> {
+    return new Float32Array(await this.memory.read(this.bytes));
   }
 
   [Symbol.dispose](): void {

@@ -1,4 +1,6 @@
 import { backendConformance } from '@dsla/conformance';
 import { onnxBackend } from './index.js';
 
-backendConformance({ name: 'onnx, C API', open: () => onnxBackend.open({ threads: 2, extra: { binding: 'c-api' } }) });
+for (const binding of ['c-api', 'node']) {
+  backendConformance({ name: `onnx, ${binding}`, open: () => onnxBackend.open({ threads: 2, extra: { binding } }) });
+}

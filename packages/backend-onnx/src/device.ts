@@ -71,14 +71,15 @@ export class OnnxDevice implements Device {
     if (dtype !== 'f32' || data.length !== elementCount(shape))
       throw invalid('upload', `must be f32 with the length of [${shape.join(', ')}]`, `${dtype}, ${data.length}`);
     const memory = this.pool.take(data.byteLength, 'upload');
-    new Float32Array(memory.buffer).set(data);
+    const copy = data.slice();
+    this.order.after(() => memory.write(copy));
     return new OnnxBuffer('buffer', shape, (own) => this.order.after(() => this.pool.give(own)), memory);
   }
 
   async download(buffer: DeviceBuffer): Promise<HostTensor> {
     this.#check();
     if (!(buffer instanceof OnnxBuffer)) throw invalid('download', 'must be a buffer of this backend', typeof buffer);
-    return await this.order.run(async () => f32(buffer.shape, buffer.read()));
+    return await this.order.run(async () => f32(buffer.shape, await buffer.read()));
   }
 
   beginStep(batch: StepBatch, values: Named<DeviceBuffer> = {}): Step {

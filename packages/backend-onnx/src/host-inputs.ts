@@ -19,7 +19,7 @@ export class HostInputs {
       const { dims, data } = make();
       const memory = this.#pool.borrow(data.byteLength, 'inputs of a step');
       this.#borrowed.push(memory);
-      new Uint8Array(memory.buffer).set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+      memory.write(data);
       tensor = { memory, offset: 0, type, dims };
       this.#tensors.set(key, tensor);
     }

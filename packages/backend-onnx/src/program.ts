@@ -1,5 +1,6 @@
 import { inferWidths, inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
-import { GraphBuilder, type Ref } from './emit.js';
+import { type Dims, GraphBuilder, type Ref } from './emit.js';
+import { invalid } from './errors.js';
 import type { Derivation, Lowering, Port, Source } from './lowering.js';
 import { isStateful, lowerStateful, type Stateful } from './nodes/stateful.js';
 import { isTokenWise, lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
@@ -123,9 +124,12 @@ function emit({ graph, widths, shapeOf }: Tape, name: string, indices: readonly 
         type: 'float',
         dims: ['positions', table.width],
       }),
-    past: (state, part, dims) =>
-      bring({ name: `state ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims }),
+    past: (state, part, dims) => {
+      checkPart(graph, state, part, dims);
+      return bring({ name: `state ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims });
+    },
     present(state, part, value, dims) {
+      checkPart(graph, state, part, dims);
       const port: Port = { name: `next ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims };
       builder.output(port.name, value, dims);
       outputs.push(port);
@@ -156,6 +160,21 @@ function emit({ graph, widths, shapeOf }: Tape, name: string, indices: readonly 
   }
   for (const { name: input, type, dims } of inputs.values()) builder.input(input, type, dims);
   return { name, bytes: builder.finish(name), inputs: [...inputs.values()], outputs };
+}
+
+/** A state must be laid out as its node reads it. */
+function checkPart(graph: LayerGraph, state: string, part: number, dims: Dims): void {
+  const got = graph.states.find((spec) => spec.name === state)?.parts[part]?.shape;
+  const layout = (shape: Dims): string => {
+    const sizes = shape.filter((size) => typeof size === 'number');
+    return [sizes.reduce((a, b) => a * b, 1), ...shape.filter((size) => typeof size === 'string')].join();
+  };
+  if (got && layout(got) === layout(dims)) return;
+  throw invalid(
+    `${graph.name} state ${state}`,
+    `part ${part} must be laid out as [${dims.join(', ')}]`,
+    got ?? 'no such part',
+  );
 }
 
 function valuePort(value: number, width: number): Port {

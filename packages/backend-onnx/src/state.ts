@@ -79,7 +79,7 @@ export class OnnxStore implements StateStore {
     const target = this.parts(to);
     this.#order.after(() => {
       source.forEach((part, index) => {
-        floats(target[index]!).set(floats(part));
+        target[index]!.copy(part);
       });
     });
   }
@@ -87,10 +87,13 @@ export class OnnxStore implements StateStore {
   async export(slot: number): Promise<readonly HostTensor[]> {
     this.check(slot);
     const parts = this.#slots.get(slot);
-    await this.#order.idle();
-    return this.#shapes.map((shape, index) =>
-      f32(shape, parts ? floats(parts[index]!).slice(0, elementCount(shape)) : new Float32Array(elementCount(shape))),
-    );
+    return await this.#order.run(async () => {
+      const contents = this.#shapes.map(async (shape, index) => {
+        const data = parts && (await parts[index]!.read(4 * elementCount(shape)));
+        return f32(shape, data ? new Float32Array(data) : new Float32Array(elementCount(shape)));
+      });
+      return await Promise.all(contents);
+    });
   }
 
   import(slot: number, parts: readonly HostTensor[]): void {
@@ -108,7 +111,7 @@ export class OnnxStore implements StateStore {
     const content = parts.map(({ data }) => Float32Array.from(data));
     this.#order.after(() => {
       content.forEach((data, index) => {
-        floats(target[index]!).set(data);
+        target[index]!.write(data);
       });
     });
   }
@@ -137,8 +140,4 @@ export class OnnxStore implements StateStore {
     }
     return taken;
   }
-}
-
-function floats(memory: Memory): Float32Array {
-  return new Float32Array(memory.buffer);
 }

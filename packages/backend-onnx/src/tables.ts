@@ -23,9 +23,10 @@ export class Tables {
 
   #make({ width, entry }: Table, positions: number): { readonly memory: Memory; readonly positions: number } {
     const memory = this.#binding.allocate(4 * positions * width, 'table of rotations');
-    const data = new Float32Array(memory.buffer);
+    const data = new Float32Array(positions * width);
     for (let position = 0; position < positions; position++)
       for (let index = 0; index < width; index++) data[position * width + index] = entry(position, index);
+    memory.write(data);
     return { memory, positions };
   }
 }

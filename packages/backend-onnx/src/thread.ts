@@ -7,6 +7,8 @@ export interface Thread {
   readonly lost: Promise<Error>;
   /** @throws Error with ONNX Runtime's text; `at` is the command that failed. */
   ask(request: { readonly kind: string } & Readonly<Record<string, unknown>>): Promise<unknown>;
+  /** A request that cannot fail and gets no answer. */
+  tell(request: { readonly kind: string } & Readonly<Record<string, unknown>>, transfer?: readonly ArrayBuffer[]): void;
   close(): Promise<void>;
 }
 
@@ -64,6 +66,7 @@ export async function startThread(workerData: Readonly<Record<string, unknown>>)
         waiting.set(id, { resolve, reject });
         worker.postMessage({ id, ...request });
       }),
+    tell: (request, transfer = []) => worker.postMessage(request, [...transfer]),
     async close() {
       closing = true;
       await worker.terminate();

@@ -1,60 +1,84 @@
 import { DslaError, elementCount, type Weight, type WeightSource } from '@dsla/spec';
-import type { Memory, Tensor } from './binding/binding.js';
+import type { Tensor } from './binding/binding.js';
 import type { Derivation } from './lowering.js';
 import type { Pool } from './pool.js';
+
+/** A layer's claim on a weight. */
+export interface WeightClaim {
+  readonly tensor: Tensor;
+  release(): void;
+}
+
+interface Entry {
+  users: number;
+  /** Shape in the checkpoint. */
+  readonly shape: readonly number[];
+  readonly loading: Promise<Tensor>;
+}
 
 /** The weights of a device, each held once and shared by name among its layers. */
 export class WeightTable {
   readonly #pool: Pool;
-  readonly #entries = new Map<string, { users: number; readonly tensor: Promise<Tensor> }>();
+  readonly #entries = new Map<string, Entry>();
 
   constructor(pool: Pool) {
     this.#pool = pool;
   }
 
-  /** A layer's claim on a weight. */
+  /** @throws DslaError E_CONFIG when the name is held already with another shape, or the source breaks its promise. */
   async acquire(weight: Weight, derivation: Derivation | undefined, source: WeightSource): Promise<WeightClaim> {
     const key = derivation ? `${weight} ${derivation.name}` : weight;
+    const { shape } = source.spec(weight);
     let entry = this.#entries.get(key);
     if (!entry) {
-      entry = { users: 0, tensor: this.#read(weight, derivation, source) };
+      entry = { users: 0, shape, loading: this.#read(weight, shape, derivation, source) };
       this.#entries.set(key, entry);
     }
-    const claimed = entry;
-    claimed.users += 1;
+    checkShape(weight, entry.shape, shape);
+    entry.users += 1;
     try {
-      const tensor = await claimed.tensor;
-      return { tensor, release: () => this.#release(key, claimed, tensor.memory) };
+      const tensor = await entry.loading;
+      return { tensor, release: () => this.#release(key, entry, tensor) };
     } catch (error) {
-      if (this.#entries.get(key) === claimed) this.#entries.delete(key);
+      this.#release(key, entry);
       throw error;
     }
   }
 
-  #release(key: string, entry: { users: number }, memory: Memory): void {
+  #release(key: string, entry: Entry, tensor?: Tensor): void {
     entry.users -= 1;
     if (entry.users > 0) return;
     this.#entries.delete(key);
-    this.#pool.give(memory);
+    if (tensor) this.#pool.give(tensor.memory);
   }
 
-  async #read(weight: Weight, derivation: Derivation | undefined, source: WeightSource): Promise<Tensor> {
+  async #read(
+    weight: Weight,
+    shape: readonly number[],
+    derivation: Derivation | undefined,
+    source: WeightSource,
+  ): Promise<Tensor> {
     const host = await source.read(weight, 'f32');
-    if (!(host.data instanceof Float32Array) || host.data.length !== elementCount(host.shape))
-      throw new DslaError('E_INPUT', {
+    checkShape(weight, host.shape, shape);
+    if (!(host.data instanceof Float32Array) || host.data.length !== elementCount(shape))
+      throw new DslaError('E_CONFIG', {
         where: `weight ${weight}`,
-        rule: `must be f32 with the length of [${host.shape.join(', ')}]`,
-        got: `${host.dtype}, ${host.data.length}`,
+        rule: `must be read as ${elementCount(shape)} float32 numbers`,
+        got: `${host.data.length} of ${host.dtype}`,
       });
-    const dims = derivation ? derivation.shape(host.shape) : host.shape;
-    const data = derivation ? derivation.apply(host.data, host.shape) : host.data;
+    const data = derivation ? derivation.apply(host.data, shape) : host.data;
     const memory = this.#pool.take(data.byteLength, `weight ${weight}`);
-    new Float32Array(memory.buffer, 0, data.length).set(data);
-    return { memory, offset: 0, type: 'float', dims };
+    memory.write(data);
+    return { memory, offset: 0, type: 'float', dims: derivation ? derivation.shape(shape) : shape };
   }
 }
 
-export interface WeightClaim {
-  readonly tensor: Tensor;
-  release(): void;
+function checkShape(weight: Weight, got: readonly number[], want: readonly number[]): void {
+  if (got.join() === want.join()) return;
+  throw new DslaError('E_CONFIG', {
+    where: `weight ${weight}`,
+    rule: `must be [${want.join(', ')}] everywhere`,
+    got,
+    cure: 'Give different weights different names.',
+  });
 }

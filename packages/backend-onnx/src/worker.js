@@ -1,5 +1,5 @@
 // The thread that computes. Plain JavaScript, so that it starts alike from the sources (in tests) and from the built package.
-// Messages in: { create } makes a session, { execute } runs commands in order; one message out for each.
+// Messages name what is to be done by `kind`; those with an `id` are answered.
 
 import { parentPort, workerData } from 'node:worker_threads';
 
@@ -7,7 +7,8 @@ const engine = workerData.binding === 'c-api' ? await openCApi(workerData) : awa
 
 parentPort.on('message', async ({ id, kind, ...request }) => {
   try {
-    parentPort.postMessage({ id, result: await engine[kind](request) });
+    const result = await engine[kind](request);
+    if (id !== undefined) parentPort.postMessage({ id, result });
   } catch (error) {
     parentPort.postMessage({ id, error: { message: String(error?.message ?? error), at: error?.at } });
   }
@@ -52,6 +53,70 @@ async function openCApi({ addresses }) {
       const out = new BigUint64Array(1);
       check(createSession(env, model, model.byteLength, options, out));
       return out[0];
+    },
+    execute: ({ commands }) => inOrder(commands, run),
+  };
+}
+
+/** onnxruntime-node: its sessions and tensors belong to this thread, and so does the memory under them. */
+async function openNode({ threads, profile }) {
+  const { InferenceSession, Tensor } = await import('onnxruntime-node');
+  const arrays = { float: Float32Array, int32: Int32Array, int64: BigInt64Array, bool: Uint8Array };
+  const sessions = new Map();
+  const bindings = new Map();
+  const memories = new Map();
+
+  const tensor = ({ memory, offset, type, dims }) => {
+    const length = dims.reduce((product, size) => product * size, 1);
+    return new Tensor(
+      type === 'float' ? 'float32' : type,
+      new arrays[type](memories.get(memory), offset, length),
+      dims,
+    );
+  };
+  const copy = (to, toByte, from, fromByte, bytes) => {
+    new Uint8Array(memories.get(to), toByte, bytes).set(new Uint8Array(memories.get(from), fromByte, bytes));
+  };
+  const named = (parts) => Object.fromEntries(parts.map((part) => [part.name, tensor(part)]));
+  const run = ([first, toByte, from, fromByte, bytes]) => {
+    if (toByte === undefined) {
+      const { session, inputs, outputs } = bindings.get(first);
+      return sessions.get(session).run(inputs, outputs);
+    }
+    copy(first, toByte, from, fromByte, bytes);
+  };
+  return {
+    hold: ({ memory, buffer }) => {
+      memories.set(memory, buffer);
+    },
+    write: ({ memory, data }) => new Uint8Array(memories.get(memory)).set(data),
+    copy: ({ memory, from, bytes }) => copy(memory, 0, from, 0, bytes),
+    read: ({ memory, bytes }) => memories.get(memory).slice(0, bytes),
+    drop: ({ memory }) => {
+      memories.delete(memory);
+    },
+    async create({ session, model }) {
+      const options = {
+        executionProviders: ['cpu'],
+        intraOpNumThreads: threads,
+        logSeverityLevel: 3,
+        // Every session has a thread pool of its own here; they must not spin against one another.
+        extra: { session: { intra_op: { allow_spinning: '0' } } },
+      };
+      if (profile !== undefined) Object.assign(options, { enableProfiling: true, profileFilePrefix: profile });
+      sessions.set(session, await InferenceSession.create(model, options));
+    },
+    bind: ({ bound, session, inputs, outputs }) => {
+      bindings.set(bound, { session, inputs: named(inputs), outputs: named(outputs) });
+    },
+    unbind: ({ bound }) => {
+      bindings.delete(bound);
+    },
+    async release({ session }) {
+      const released = sessions.get(session);
+      sessions.delete(session);
+      if (profile !== undefined) released.endProfiling();
+      await released.release();
     },
     execute: ({ commands }) => inOrder(commands, run),
   };

@@ -1,15 +1,19 @@
 import type { ElementType } from '../protobuf.js';
 
 // What the backend needs of ONNX Runtime, whichever way it is reached. Everything that computes happens off the calling
-// thread; the calling thread allocates, fills and reads memory between executions.
+// thread; memory is written, copied and read between executions.
 
-/** A zeroed block of host memory. */
+/** A zeroed block of the memory that sessions work on. */
 export interface Memory {
   /** Never used twice in a process. */
   readonly id: number;
   readonly bytes: number;
-  /** Its content; not to be touched after `free`. */
-  readonly buffer: ArrayBufferLike;
+  /** Fills its beginning. `data` may be used again afterwards. */
+  write(data: ArrayBufferView): void;
+  /** Fills its beginning with that of another, as far as the shorter one goes. */
+  copy(from: Memory): void;
+  /** Its beginning, as it is now. */
+  read(bytes: number): Promise<ArrayBuffer>;
   /** What is bound to it and must go with it. */
   readonly bound: Set<Bound>;
   free(): void;

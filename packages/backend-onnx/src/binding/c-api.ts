@@ -1,9 +1,10 @@
 import { DslaError } from '@dsla/spec';
+import { GraphBuilder } from '../emit.js';
 import { disposed } from '../errors.js';
 import { elementCode } from '../protobuf.js';
-import { startThread, type Thread, ThreadError } from '../thread.js';
+import { startThread, type Thread } from '../thread.js';
 import type { Binding, BindingOptions, Bound, Commands, Memory, Session, Tensor } from './binding.js';
-import { outOfMemory, refuseAbsurd } from './memory.js';
+import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
 import { type Handle, type OrtLibrary, openLibrary } from './ort-api.js';
 
 /** ONNX Runtime's C API through koffi: memory is bound in place and nothing is copied. */
@@ -17,7 +18,8 @@ export async function openCApi(path: string, options: BindingOptions): Promise<B
     ]),
   );
   const thread = await startThread({ binding: 'c-api', addresses });
-  return new CApi(library, environment, thread, options);
+  const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
+  return new CApi(library, environment, thread, options, shared);
 }
 
 interface Environment {
@@ -45,6 +47,23 @@ function environmentOf(library: OrtLibrary, threads: number): Environment {
   return environment;
 }
 
+/** Whoever made the process's environment before us, onnxruntime-node for one, made it without a pool; only a session tells. */
+async function hasPool(library: OrtLibrary, { handle: env }: Environment, thread: Thread): Promise<boolean> {
+  const graph = new GraphBuilder();
+  graph.output('y', graph.op('Neg', [graph.input('x', 'float', [1])]), [1]);
+  const options = library.make('CreateSessionOptions');
+  library.call('DisablePerSessionThreads', options);
+  try {
+    const session = await thread.ask({ kind: 'create', model: graph.finish('probe'), env, options });
+    library.call('ReleaseSession', session);
+    return true;
+  } catch {
+    return false;
+  } finally {
+    library.call('ReleaseSessionOptions', options);
+  }
+}
+
 const logErrors = 3;
 const allOptimisations = 99;
 
@@ -65,8 +84,17 @@ class CApiMemory implements Memory {
     this.#forget = forget;
   }
 
-  get buffer(): ArrayBuffer {
-    return this.#held.buffer;
+  write(data: ArrayBufferView): void {
+    this.#content.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+
+  copy(from: Memory): void {
+    const bytes = Math.min(this.bytes, from.bytes);
+    this.#content.set((from as CApiMemory).#content.subarray(0, bytes));
+  }
+
+  async read(bytes: number): Promise<ArrayBuffer> {
+    return this.#held.buffer.slice(0, bytes);
   }
 
   address(offset: number): bigint {
@@ -79,6 +107,10 @@ class CApiMemory implements Memory {
     this.#block.free();
     this.#block = undefined;
     this.#forget();
+  }
+
+  get #content(): Uint8Array {
+    return new Uint8Array(this.#held.buffer);
   }
 
   /** @throws DslaError E_DISPOSED */
@@ -95,15 +127,18 @@ class CApi implements Binding {
   readonly #environment: Environment;
   readonly #thread: Thread;
   readonly #options: BindingOptions;
+  /** Sessions share the environment's thread pool. */
+  readonly #shared: boolean;
   readonly #memories = new Set<Memory>();
 
-  constructor(library: OrtLibrary, environment: Environment, thread: Thread, options: BindingOptions) {
+  constructor(library: OrtLibrary, environment: Environment, thread: Thread, options: BindingOptions, shared: boolean) {
     this.description = `ONNX Runtime ${library.version}, CPU, ${options.threads} threads, C API through koffi`;
     this.lost = thread.lost;
     this.#library = library;
     this.#environment = environment;
     this.#thread = thread;
     this.#options = options;
+    this.#shared = shared;
   }
 
   allocate(bytes: number, where: string): Memory {
@@ -136,7 +171,7 @@ class CApi implements Binding {
     try {
       await this.#thread.ask({ kind: 'execute', commands: list });
     } catch (error) {
-      throw deviceError(error, (error instanceof ThreadError && error.at !== undefined && places[error.at]) || 'onnx');
+      throw deviceError(error, atCommand(error, places));
     }
   }
 
@@ -150,8 +185,11 @@ class CApi implements Binding {
     const options = library.make('CreateSessionOptions');
     library.call('SetSessionGraphOptimizationLevel', options, allOptimisations);
     library.call('AddSessionConfigEntry', options, 'session.use_env_allocators', '1');
-    if (this.#options.threads === this.#environment.threads) library.call('DisablePerSessionThreads', options);
-    else library.call('SetIntraOpNumThreads', options, this.#options.threads);
+    if (this.#shared) library.call('DisablePerSessionThreads', options);
+    else {
+      library.call('SetIntraOpNumThreads', options, this.#options.threads);
+      library.call('AddSessionConfigEntry', options, 'session.intra_op.allow_spinning', '0');
+    }
     if (this.#options.profile !== undefined) library.call('EnableProfiling', options, this.#options.profile);
     return options;
   }
@@ -190,6 +228,12 @@ class CApiSession implements Session {
 
   #value({ memory, offset, type, dims }: Tensor): Handle {
     const bytes = dims.reduce((product, size) => product * size, elementBytes[type]);
+    if (offset + bytes > memory.bytes)
+      throw new DslaError('E_INTERNAL', {
+        where: 'onnx',
+        rule: `a tensor must lie within its ${memory.bytes} bytes of memory`,
+        got: offset + bytes,
+      });
     const address = (memory as CApiMemory).address(offset);
     return this.#library.make(
       'CreateTensorWithDataAsOrtValue',
@@ -246,9 +290,4 @@ class CApiCommands implements Commands {
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void {
     this.list.push([(to as CApiMemory).address(toByte), (from as CApiMemory).address(fromByte), BigInt(bytes)]);
   }
-}
-
-function deviceError(cause: unknown, where: string): DslaError {
-  if (cause instanceof DslaError) return cause;
-  return new DslaError('E_DEVICE', { where, rule: (cause as Error).message, cause });
 }

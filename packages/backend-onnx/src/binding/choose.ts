@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import type { OpenOptions } from '@dsla/spec';
 import type { Binding, BindingOptions } from './binding.js';
 import { openCApi } from './c-api.js';
+import { openNode } from './node.js';
 
 /** How to open what was asked for, or why it cannot be opened. */
 export interface Choice {
@@ -17,13 +18,16 @@ const version = '1.29.0';
 export async function choose(options: OpenOptions = {}): Promise<Choice> {
   const general = generalObstacles(options);
   if (general.length > 0) return { obstacles: general };
-  const path = libraryPath();
-  const obstacles = await cApiObstacles(path);
   const settings: BindingOptions = {
     threads: options.threads ?? availableParallelism(),
     ...(options.extra?.profile === undefined ? {} : { profile: options.extra.profile }),
   };
-  return obstacles.length > 0 ? { obstacles } : { obstacles, open: () => openCApi(path, settings) };
+  const wanted = options.extra?.binding;
+  if (wanted === 'node') return { obstacles: [], open: () => openNode(version, settings) };
+  const path = libraryPath();
+  const obstacles = await cApiObstacles(path);
+  if (obstacles.length === 0) return { obstacles, open: () => openCApi(path, settings) };
+  return wanted === 'c-api' ? { obstacles } : { obstacles: [], open: () => openNode(version, settings) };
 }
 
 function generalObstacles({ computeType, threads, extra = {} }: OpenOptions): string[] {
@@ -31,8 +35,8 @@ function generalObstacles({ computeType, threads, extra = {} }: OpenOptions): st
   if (computeType === 'f16') obstacles.push('it computes in float32; leave computeType out or ask for f32');
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1))
     obstacles.push(`threads must be an integer of at least 1, not ${threads}`);
-  if (extra.binding !== undefined && extra.binding !== 'c-api')
-    obstacles.push(`extra.binding must be c-api, not ${extra.binding}`);
+  if (extra.binding !== undefined && extra.binding !== 'c-api' && extra.binding !== 'node')
+    obstacles.push(`extra.binding must be c-api or node, not ${extra.binding}`);
   const installed = installedVersion();
   if (installed === undefined) obstacles.push(`onnxruntime-node is not installed; add onnxruntime-node ${version}`);
   else if (installed !== version)

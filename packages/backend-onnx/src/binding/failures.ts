@@ -1,4 +1,5 @@
 import { DslaError } from '@dsla/spec';
+import { ThreadError } from '../thread.js';
 
 /**
  * Memory is taken lazily by the system, which would kill the process later instead of refusing now.
@@ -17,4 +18,15 @@ export function outOfMemory(bytes: number, where: string, cause?: unknown): Dsla
     details: { wanted: bytes, free },
     cause,
   });
+}
+
+/** What ONNX Runtime said, and where. */
+export function deviceError(cause: unknown, where: string): DslaError {
+  if (cause instanceof DslaError) return cause;
+  return new DslaError('E_DEVICE', { where, rule: (cause as Error).message, cause });
+}
+
+/** The place of the command that an error of the thread names. */
+export function atCommand(error: unknown, places: readonly (string | undefined)[]): string {
+  return (error instanceof ThreadError && error.at !== undefined && places[error.at]) || 'onnx';
 }
