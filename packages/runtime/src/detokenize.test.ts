@@ -33,6 +33,19 @@ describe.each(Object.entries(tokenizers))('the detokenizer over %s', (_, tokeniz
     fc.assert(fc.property(anyIds, same), { numRuns: 2000 });
   });
 
+  it('gives pieces that continue a prompt, cut anywhere', () => {
+    const same = (before: readonly number[], ids: readonly number[]) => {
+      const text = createDetokenizer(tokenizer, before);
+      const pieces = [...ids.map((id) => text.push(id)), text.flush()].join('');
+      return tokenizer.decode(before).replace(/\uFFFD+$/, '') + pieces === tokenizer.decode([...before, ...ids]);
+    };
+    const cases = fc.tuple(anyIds, anyIds).filter(([, ids]) => tokenizer.decode(ids) !== '');
+    fc.assert(
+      fc.property(cases, ([before, ids]) => same(before, ids)),
+      { numRuns: 1000 },
+    );
+  });
+
   it('splits no character and shows no U+FFFD for text that is valid', () => {
     fc.assert(
       fc.property(

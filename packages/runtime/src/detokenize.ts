@@ -1,6 +1,6 @@
 import type { Tokenizer } from './tokenizer.js';
 
-/** Text of a growing sequence of tokens, piece by piece. The pieces put together are `decode` of all ids. */
+/** Text of a growing sequence of tokens, piece by piece. What was before and the pieces are together `decode` of all ids. */
 export interface Detokenizer {
   /** The text that became final with this token; empty while a character is incomplete. */
   push(id: number): string;
@@ -10,11 +10,11 @@ export interface Detokenizer {
 
 /**
  * Decodes only the ids since the last but one piece of text, whose own text shows what is new (what a token reads as may
- * depend on the one before it: leading spaces, runs of byte pieces).
+ * depend on the one before it: leading spaces, runs of byte pieces). `before`: ids that the text continues, of a prompt.
  */
-export function createDetokenizer(tokenizer: Pick<Tokenizer, 'decode'>): Detokenizer {
-  let known: number[] = []; // ids of the last piece; decode to `shown`
-  let shown = '';
+export function createDetokenizer(tokenizer: Pick<Tokenizer, 'decode'>, before: readonly number[] = []): Detokenizer {
+  let known = [...before]; // ids of the last piece; decode to `shown`
+  let shown = tokenizer.decode(known).replace(/\uFFFD+$/, '');
   let held: number[] = []; // ids since then
 
   const release = (text: string): string => {

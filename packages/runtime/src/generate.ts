@@ -28,7 +28,7 @@ export interface GenerateOptions extends SamplingOptions {
 export interface Generated {
   /** The token; none in the chunk that only brings text held back before. */
   readonly ids: readonly number[];
-  /** Final text; empty while a character or a possible stop string is incomplete. */
+  /** Final text, to be put behind the prompt; empty while a character or a possible stop string is incomplete. */
   readonly text: string;
 }
 
@@ -75,7 +75,7 @@ export async function* generate(
   try {
     const sequence = options.sequence ?? own!;
     const history = [...ids];
-    const text = createTextStream(model, stop);
+    const text = createTextStream(model, ids, stop);
     const next = async (input: readonly number[]): Promise<{ id: number; ms: number }> => {
       const start = performance.now();
       const [logits] = await model.run([{ sequence, ids: input }], { signal: options.signal });
@@ -142,12 +142,13 @@ function promptIds(
   });
 }
 
-/** Tokens to final text, cut at the first stop string. */
+/** Tokens after a prompt to final text, cut at the first stop string. */
 function createTextStream(
   { tokenizer }: TextModel,
+  prompt: readonly number[],
   stop: readonly string[],
 ): { readonly stopped: boolean; push(id: number): string; flush(): string } {
-  const text = createDetokenizer(tokenizer);
+  const text = createDetokenizer(tokenizer, prompt);
   const scanner = createStopScanner(stop);
   return {
     get stopped() {

@@ -17,7 +17,7 @@ const row = ({ data, shape }: Vector, index: number) => data.subarray(index * sh
 describe.each(['llama-base', 'llama-gqa', 'llama3-rope', 'llama-tied', 'llama-sharded-bf16', 'zamba-a', 'zamba-b'])(
   '%s',
   (name) => {
-    const vectors = vectorsOf(name);
+    const vectors = vectorsOf(`${name}/vectors.safetensors`);
     const ids = [...vectors.ids!.data];
     const logits = vectors.logits!;
     let model: LoadedModel;
@@ -69,7 +69,7 @@ describe.each(['llama-base', 'llama-gqa', 'llama3-rope', 'llama-tied', 'llama-sh
 );
 
 it('rotates by the right angles far beyond the first 512 positions', async () => {
-  const vectors = vectorsOf('llama3-rope');
+  const vectors = vectorsOf('llama3-rope/vectors.safetensors');
   await using model = await loadNetwork(goldenModel('llama3-rope'), { device, context: 1500 });
   using sequence = model.open();
   const ids = [...vectors['far.ids']!.data];

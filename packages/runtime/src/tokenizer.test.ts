@@ -1,4 +1,7 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { embedded, goldenModel } from '../test/files.js';
 import { byteLevel, byteLevelConfig, config, legacy, metaspace } from '../test/tokenizers.js';
 import { createTokenizer } from './tokenizer.js';
 
@@ -82,6 +85,22 @@ describe('decode', () => {
   it('ignores clean_up_tokenization_spaces', () => {
     const { decode, encode } = open(legacy, { ...config, clean_up_tokenization_spaces: true });
     expect(decode(encode('a , b .'))).toBe('a , b .');
+  });
+});
+
+// Ids and texts by the tokenizers library of Hugging Face.
+describe('the tokenizer of the small checkpoints', () => {
+  const json = (...path: string[]) => JSON.parse(readFileSync(join(...path), 'utf8'));
+  const folder = embedded('llama-4m');
+  const { encode, decode } = open(json(folder, 'tokenizer.json'), json(folder, 'tokenizer_config.json'));
+  const { cases } = json(goldenModel('tokenizer-4m.json')) as {
+    cases: { text: string; ids: number[]; decoded: string }[];
+  };
+
+  it.each(cases)('encodes and decodes $text', ({ text, ids, decoded }) => {
+    expect(encode(text, { bos: false })).toEqual(ids.slice(1));
+    expect(encode(text)).toEqual(text.startsWith('<s>') ? ids.slice(1) : ids);
+    expect(decode(ids)).toBe(decoded);
   });
 });
 

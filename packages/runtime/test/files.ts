@@ -4,8 +4,11 @@ import { fileURLToPath } from 'node:url';
 
 const root = fileURLToPath(new URL('../../..', import.meta.url));
 
-/** Folder of a golden model; see packages/conformance/golden/README.md. */
+/** Folder or file of the golden models; see packages/conformance/golden/README.md. */
 export const goldenModel = (name: string): string => join(root, 'packages/conformance/golden/models', name);
+
+/** A small checkpoint that comes with the harness. */
+export const embedded = (name: 'llama-4m' | 'zamba-4m'): string => join(root, 'apps/harness/checkpoints', name);
 
 /** Data that is not in the repository: beside it, or where DSLA_SHARED says. Undefined where it is not there. */
 export function shared(path: string): string | undefined {
@@ -18,9 +21,9 @@ export interface Vector {
   readonly data: Float32Array | Int32Array;
 }
 
-/** Tensors of a golden `vectors.safetensors`: f32 and i32 only. */
-export function vectorsOf(model: string): Record<string, Vector> {
-  const file = readFileSync(join(goldenModel(model), 'vectors.safetensors'));
+/** Tensors of a golden safetensors file: f32 and i32 only. */
+export function vectorsOf(name: string): Record<string, Vector> {
+  const file = readFileSync(goldenModel(name));
   const start = 8 + Number(file.readBigUInt64LE(0));
   const { __metadata__: _, ...entries } = JSON.parse(file.toString('utf8', 8, start)) as Record<
     string,
