@@ -60,6 +60,7 @@ export async function engineObstacles(name: EngineName, asked: boolean): Promise
 /** Loads an engine and starts it. @throws DslaError E_UNAVAILABLE */
 export async function openEngine(name: EngineName): Promise<Engine> {
   try {
+    tf.enableProdMode(); // without its advertisement on the terminal
     await load(name);
     if (!(await tf.setBackend(backends[name]))) throw new Error(`TensorFlow.js could not start ${backends[name]}`);
     await tf.ready();

@@ -25,7 +25,7 @@ export interface Carry {
   readonly parts: readonly Tensor[] | undefined;
 }
 
-export interface Stepped {
+interface Stepped {
   readonly y: Tensor;
   /** The state after the node; empty where there was no carry. */
   readonly parts: readonly Tensor[];

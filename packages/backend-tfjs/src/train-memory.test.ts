@@ -50,7 +50,7 @@ const mse = (tokens: number): Loss => ({
   target: f32([tokens, width], new Float32Array(tokens * width)),
 });
 
-describe.each(['cpu', 'wasm'])('memory of training on %s', (engine) => {
+describe.each(['wasm'])('memory of training on %s', (engine) => {
   let device: TrainingDevice;
   let before: number;
   beforeEach(async () => {

@@ -2,7 +2,7 @@ import * as tf from '@tensorflow/tfjs-core';
 import { expect } from 'vitest';
 
 /** |a - b| / |b| over all entries; |a| where b is zero throughout. */
-export function rmsRatio(got: ArrayLike<number>, want: ArrayLike<number>): number {
+function rmsRatio(got: ArrayLike<number>, want: ArrayLike<number>): number {
   let error = 0;
   let size = 0;
   for (let i = 0; i < want.length; i++) {

@@ -63,7 +63,7 @@ export function enteringStates(
  * The gradient of the loss by the state that leaves every chunk [M, n, K, V], and by the initial state [M, K, V].
  * q [M, n, R*C, K], dy [M, n, R*C, V]; last [M, K, V]: gradient by the last state, zeros where absent.
  */
-export function leavingGradients(
+function leavingGradients(
   q: Tensor,
   dy: Tensor,
   decay: Tensor,

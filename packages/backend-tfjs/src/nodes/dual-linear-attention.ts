@@ -199,7 +199,7 @@ function decays({ gate, states, kvHeads, headDim }: DualForm, logs: Tensor): Ten
 }
 
 /** [S, kvHeads, K, V] as [kvHeads, S*K, V]. */
-export function toRows(state: Tensor): Tensor {
+function toRows(state: Tensor): Tensor {
   const [states, kvHeads, k, v] = state.shape as [number, number, number, number];
   return tf.reshape(tf.transpose(state, [1, 0, 2, 3]), [kvHeads, states * k, v]);
 }
