@@ -168,7 +168,7 @@ class CompiledModel implements Model {
     const wrong = Array.from(ids).find((id) => !Number.isInteger(id) || id < 0 || id >= vocabulary);
     if (wrong !== undefined) fail(where, `token ids must be integers in 0..${vocabulary - 1}`, wrong);
     if (past + ids.length <= this.context) return;
-    const total = past === 0 ? `${ids.length}` : `${past} + ${ids.length}`;
+    const total = past === 0 ? ids.length : `${past} + ${ids.length}`;
     const cure = 'Shorten the text, or load the model with a larger context.';
     fail(where, `the tokens must fit the context of ${this.context}`, total, cure);
   }
