@@ -1,13 +1,16 @@
-import { featureWidth, gateWidth, type NodeOf } from '@dsla/spec';
+import { featureWidth, gateWidth, type NodeOf, type Weight } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
 import { keep } from './kernels/cache.js';
+import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import * as dual from './kernels/dual-linear-attention.js';
 import { replayCache } from './kernels/fold-state.js';
+import { type Grid, tileTokens } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
 import { windowAttention } from './kernels/softmax-attention.js';
 import { emitLinear } from './lower-linear.js';
 import { statePart, turnedKeys } from './lower-state.js';
 import type { BufferRef } from './program.js';
+import type { View } from './view.js';
 
 interface Stream {
   readonly k: Operand;
@@ -25,12 +28,7 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
   const entered = lowerEntering(builder, shape, stream, node.state, false);
   const phi = lowerQueries(builder, shape, q);
   const sums = builder.temp(heads * dual.columnsOf(form), 'f32');
-  const perHead = builder.shapeOf(node.mix)[0]! > 1;
-  emit(
-    dual.recur(shape, perHead, false),
-    [phi, entered.phi, entered.v, entered.decay, vector(node.mix), statePart(node.state, 0), sums],
-    (view) => [view.rows, form.kvHeads, Math.ceil(dual.columnsOf(form) / dual.columnBlock)],
-  );
+  lowerStates(builder, shape, entered, node.state, { phi, mix: node.mix, sums });
   const norm = outputNorm ? [vector(outputNorm.weight)] : [];
   if (!form.exact) {
     const kernel = dual.finish(shape, node.scale, outputNorm);
@@ -79,13 +77,44 @@ export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
   emitLinear(builder, node.gateSource === 'key' ? k : v, gates, node.gateWeight, node.gateBias, true);
   const stream = { k, v, gates };
   const entered = lowerEntering(builder, shape, stream, node.to, true);
-  emit(
-    dual.recur(shape, false, true),
-    [entered.phi, entered.v, entered.decay, statePart(node.to, 0)],
-    (view) => [view.rows, kvHeads, Math.ceil(dual.columnsOf(form) / dual.columnBlock)],
-    true,
-  );
+  lowerStates(builder, shape, entered, node.to);
   if (form.exact) keepExact(builder, shape, { ...stream, k: turnedKeys(builder, form, k, true) }, node.to, true);
+}
+
+/** Moves the states on: short rows token by token, long rows in chunks. With queries also reads them, else it is a replay. */
+function lowerStates(
+  { emit, temp, shapeOf }: Builder,
+  shape: dual.DualShape,
+  entered: Entered,
+  state: string,
+  queries?: { readonly phi: BufferRef; readonly mix: Weight; readonly sums: BufferRef },
+): void {
+  const { form, heads } = shape;
+  const replay = queries === undefined;
+  const blocks = Math.ceil(dual.columnsOf(form) / dual.columnBlock);
+  const perHead = queries !== undefined && shapeOf(queries.mix)[0]! > 1;
+  const stream = [entered.phi, entered.v, entered.decay];
+  const [phi, mix, sums] = queries ? [[queries.phi], [vector(queries.mix)], [queries.sums]] : [[], [], []];
+  const target = statePart(state, 0);
+  const each = ({ rows }: View): Grid => [rows, form.kvHeads, blocks];
+  emit(dual.recur(shape, perHead, replay), [...phi, ...stream, ...mix, target, ...sums], each, replay);
+
+  const many = (grid: (view: View) => Grid) => (view: View) => (view.tiles === 0 ? ([0, 0, 0] as const) : grid(view));
+  const gates = Math.ceil(gateWidth(form) / 64);
+  emit(cumulate(shape), [entered.decay], ({ tiles }) => [gates, tiles, 1], replay);
+  const scores = queries ? [temp(heads * tileTokens, 'f32')] : [];
+  if (queries) {
+    const buffers = [...phi, entered.phi, entered.decay, ...mix, ...scores];
+    emit(chunkScores(shape, perHead), buffers, ({ tiles }) => [tiles, heads, 1]);
+  }
+  emit(chunkWalk(shape, perHead, replay), [...phi, ...stream, ...mix, ...scores, target, ...sums], many(each), replay);
+}
+
+/** What the states take in. */
+interface Entered {
+  readonly phi: BufferRef;
+  readonly v: BufferRef;
+  readonly decay: BufferRef;
 }
 
 /** Decays, values and features of the tokens that enter the states. */
@@ -95,7 +124,7 @@ function lowerEntering(
   { k, v, gates }: Stream,
   state: string,
   replay: boolean,
-): { readonly phi: BufferRef; readonly v: BufferRef; readonly decay: BufferRef } {
+): Entered {
   const { form, width } = shape;
   const { emit, type } = builder;
   const domain = replay ? 'past' : 'token';

@@ -1,7 +1,7 @@
 import type { DualForm } from '@dsla/spec';
 import { ringFunction } from './cache.js';
 import { elementwiseSize } from './elementwise.js';
-import { type Element, float, type Kernel, kernel, logFunctions, reductions } from './kernel.js';
+import { type Element, float, type Kernel, kernel, logFunctions, reductions, shortRow } from './kernel.js';
 import { ropeBuffer, ropeFunctions } from './rope.js';
 
 // A dual layer runs in stages, each over all tokens of the step. The *entering stream* is what the states take in: token p
@@ -24,7 +24,7 @@ export function columnsOf(form: DualForm): number {
   return form.headDim + (form.normaliser ? 1 : 0);
 }
 
-function gateColumns({ states, kvHeads, headDim, gate }: DualForm): number {
+export function gateColumns({ states, kvHeads, headDim, gate }: DualForm): number {
   return states * kvHeads * (gate === 'vector' ? headDim : 1);
 }
 
@@ -181,7 +181,8 @@ export function mixFunction(states: number, perHead: boolean): string {
 /**
  * Token by token, one workgroup a row, kv head and 16 columns of the state [slots, states, kvHeads, width, columns]:
  * S_i <- exp(a_i) S_i + phi(k) [v, 1]^T; sums [tokens, heads, columns] = sum_i gamma_i phi(q)^T S_i. The definition, and the
- * kernel of decoding. `replay` starts from zero and reads nothing: a fold.
+ * kernel of decoding. `replay` starts from zero and reads nothing: a fold. Rows
+ * of more than a few tokens are left to dual-chunks.ts.
  */
 export function recur({ heads, form, width, type }: DualShape, mixPerHead: boolean, replay: boolean): Kernel {
   const { states, kvHeads, headDim, gate } = form;
@@ -224,6 +225,7 @@ ${eachChannel(`let value = f32(phi_q[(item * ${heads}u + head) * ${width}u + c])
 var<workgroup> partial: array<f32, ${parts * columnBlock}>;`,
     size: parts * columnBlock,
     main: `  let row = row_at(group.x);
+  if (row.w > ${shortRow}u${replay ? '' : ' || row.w == 0u'}) { return; }
   let kv = group.y;
   let column = group.z * ${columnBlock}u + lane % ${columnBlock}u;
   let part = lane / ${columnBlock}u;
