@@ -100,8 +100,17 @@ export function arrive(
   return { keys: columns[0], values: columns[1], at, entering, rings };
 }
 
-/** The factors of the states' write, with nothing where nothing enters: phi(k) [M, T, K], v [M, T, V], log decays. */
-export function writes(form: DualForm, { keys, values, gates, empty }: Entering, frame: Frame, rows: number) {
+/** What the tokens write to the states: nothing where none enters. */
+export interface Writes {
+  /** phi(k) [M, T, K] */
+  readonly k: Tensor;
+  /** [M, T, V] */
+  readonly v: Tensor;
+  /** Natural logs, [M, S, T] (scalar) or [M, T, S*hd] (vector). */
+  readonly decay: Tensor;
+}
+
+export function writes(form: DualForm, { keys, values, gates, empty }: Entering, frame: Frame, rows: number): Writes {
   const map = form.featureMap && perRow(frame.weight(form.featureMap.key), rows, form.kvHeads);
   const phi = map ? features(keys, tf.squeeze(map, [1])) : keys;
   const v = form.normaliser ? tf.concat([values, tf.ones([...values.shape.slice(0, 2), 1])], 2) : values;
