@@ -30,14 +30,9 @@ export interface Builder {
   emit(kernel: Kernel, buffers: readonly BufferRef[], grid: (view: View) => Grid, replay?: boolean): void;
 }
 
-/** A new value: token values have the compute type; row values are few, so they are float32. */
-export function result(builder: Builder, width: number, domain: Domain): Operand {
-  const type = typeOf(builder, domain);
+/** A new value. */
+export function result(builder: Builder, width: number, domain: Domain, type: Element = builder.type): Operand {
   return { ref: builder.temp(width, type, domain), width, type, domain };
-}
-
-export function typeOf(builder: Builder, domain: Domain): Element {
-  return domain === 'row' ? 'f32' : builder.type;
 }
 
 export function matrix(builder: Builder, name: Weight): BufferRef {

@@ -1,15 +1,5 @@
 import { inferWidths, type LayerGraph, type Node, type NodeOf, type Value, type WeightShape } from '@dsla/spec';
-import {
-  type Builder,
-  countOf,
-  matrix,
-  type Operand,
-  perElement,
-  result,
-  type Traits,
-  typeOf,
-  vector,
-} from './builder.js';
+import { type Builder, countOf, matrix, type Operand, perElement, result, type Traits, vector } from './builder.js';
 import { type Fusions, findFusions, reads } from './fuse.js';
 import * as elementwise from './kernels/elementwise.js';
 import { embed } from './kernels/embed.js';
@@ -50,7 +40,7 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
   const outputs: NamedValue[] = [];
   graph.nodes.forEach((node) => {
     if (node.op === 'input') inputs.push(namedInput(node, type));
-    if (node.op === 'output') outputs.push(namedOutput(builder, node.name, operands[node.x]!));
+    if (node.op === 'output') outputs.push(namedOutput(node.name, operands[node.x]!));
   });
   return { ops: kept, ...place(kept), inputs, outputs, vocabulary };
 }
@@ -145,7 +135,7 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
       return undefined;
     case 'output': {
       const x = operand(node.x);
-      const value = namedOutput(builder, node.name, x);
+      const value = namedOutput(node.name, x);
       if (x.ref.kind === 'value' && x.ref.value.name === node.name) return undefined;
       emit(elementwise.copy(x.domain, value, x), [x.ref, { kind: 'value', value }], perElement(x));
       return undefined;
@@ -183,13 +173,14 @@ function namedInput({ name, width }: NodeOf<'input'>, type: Element): NamedValue
   return { name, width, type, domain: 'token' };
 }
 
-function namedOutput(builder: Builder, name: string, { width, domain }: Operand): NamedValue {
-  return { name, width, type: typeOf(builder, domain), domain };
+function namedOutput(name: string, { width, domain, type }: Operand): NamedValue {
+  return { name, width, type, domain };
 }
 
 function lowerLinear(builder: Builder, node: NodeOf<'linear'>, width: number): Operand {
   const x = builder.operand(node.x);
-  const y = result(builder, width, x.domain);
+  // One entry a row: logits, worth more digits than they take.
+  const y = result(builder, width, x.domain, x.domain === 'row' ? 'f32' : builder.type);
   emitLinear(builder, x, y, node.weight, node.bias, false);
   return y;
 }

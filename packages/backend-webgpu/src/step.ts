@@ -161,7 +161,7 @@ export class WebgpuStep implements Step {
 
   /** Buffers of a program's named values; makes those that it writes first. */
   #bind(layer: string, { ops, inputs, outputs }: Program): Map<NamedValue, GPUBuffer> {
-    const key = ({ name, width, domain }: NamedValue) => `${name} ${width} ${domain}`;
+    const key = ({ name, width, domain, type }: NamedValue) => `${name} ${width} ${domain} ${type}`;
     const byKey = new Map<string, GPUBuffer>();
     for (const input of inputs) {
       const value = this.#values.get(input.name);

@@ -3,6 +3,10 @@ import { describe, expect, it } from 'vitest';
 import { loadGpu, must } from './adapter.js';
 import type { Traits } from './builder.js';
 import type { Kernel } from './kernels/kernel.js';
+import { linearMatrix } from './kernels/linear-matrix.js';
+import { linearVector } from './kernels/linear-vector.js';
+import { splitAttention } from './kernels/split-attention.js';
+import { tileAttention } from './kernels/tile-attention.js';
 import { lower } from './lower.js';
 
 // WGSL that needs float16 or subgroup matrices runs on no driver without a GPU; Dawn's null backend validates it.
@@ -107,6 +111,28 @@ describe('emitted WGSL', () => {
       device.destroy();
     });
   }
+
+  it('of a Llama is this list of kernels, for one token with float16 and matrices', () => {
+    const traits = devices['float16 with matrices']!;
+    const model = describeModel(llama);
+    const lists = [...model.segments.map(({ versions }) => versions.default), model.head].map((graph) => {
+      const { ops } = lower(graph, (name) => model.weights[name]!.shape, traits);
+      return `${graph.name}: ${ops.map(({ kernel }) => kernel.name).join(', ')}`;
+    });
+    expect(lists).toMatchSnapshot();
+  });
+
+  it('has not changed', () => {
+    const half = (width: number) => ({ width, type: 'f16' }) as const;
+    const shape = { heads: 8, kvHeads: 2, headDim: 64, scale: 0.125 };
+    const kernels = [
+      linearVector('token', half(64), half(128), { items: 2, outputs: 1, lanes: 32 }, true),
+      linearMatrix('token', half(64), half(128), false),
+      splitAttention(shape, 'f16'),
+      tileAttention(shape),
+    ];
+    for (const { name, code } of kernels) expect(code).toMatchSnapshot(name);
+  });
 
   it('is refused when it is wrong', async () => {
     const device = await nullDevice();
