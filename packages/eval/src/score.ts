@@ -7,6 +7,8 @@ export interface EvalOptions {
   readonly plan?: readonly string[] | undefined;
   /** Sequences run as one batch; all slots of the model unless said. */
   readonly batch?: number | undefined;
+  /** Most logits on the host at once; 2^24 (64 MiB) unless said. */
+  readonly logitsAtOnce?: number | undefined;
   readonly signal?: AbortSignal | undefined;
   readonly onProgress?: ((done: number, total: number) => void) | undefined;
 }
@@ -16,9 +18,6 @@ export interface ScoreRequest {
   readonly ids: readonly number[];
   readonly from: number;
 }
-
-/** Most logits on the host at once: 64 MiB. */
-const logitsAtOnce = 2 ** 24;
 
 /**
  * Natural-log probabilities of the scored tokens, each given all before it: [ids.length - from] a request. The softmax is
@@ -59,7 +58,7 @@ export async function withSequences<T>(
 async function scoreBatch(
   model: Model,
   requests: readonly ScoreRequest[],
-  { plan, signal }: EvalOptions,
+  { plan, signal, logitsAtOnce = 2 ** 24 }: EvalOptions,
 ): Promise<Float64Array[]> {
   const { vocabulary } = model.description;
   const piece = Math.max(1, Math.floor(logitsAtOnce / (vocabulary * requests.length)));
