@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { parseRecallFormat, type RecallFormat } from '@dsla/eval';
 import {
   describe,
   type MixerOptions,
@@ -41,6 +42,8 @@ export interface Checkpoint {
   readonly kept: number;
   /** Where the order comes from, for the report. */
   readonly orderOrigin: string;
+  /** How facts are planted in text, for models that were trained on it. */
+  readonly recallFormat: RecallFormat | undefined;
 }
 
 const orderSchema = z.object({
@@ -51,13 +54,19 @@ const orderSchema = z.object({
   origin: z.string().optional(),
 });
 
-/** Reads config.json and, where there is one, order.json. @throws DslaError E_IO, E_FORMAT, E_CONFIG, E_UNSUPPORTED */
+/** Reads config.json and, where there are, order.json and recall.json (in the folder or the one above). @throws DslaError E_IO, E_FORMAT, E_CONFIG, E_UNSUPPORTED */
 export async function inspect(folder: string): Promise<Checkpoint> {
   const config = parseConfig(await readJson(join(folder, 'config.json')));
   const { convertible } = describe(config);
   const file = join(folder, 'order.json');
   const natural = { order: Array.from({ length: convertible }, (_, layer) => layer), kept: 0 };
-  const base = { folder, name: basename(resolve(folder)), config, convertible };
+  const base = {
+    folder,
+    name: basename(resolve(folder)),
+    config,
+    convertible,
+    recallFormat: await readRecallFormat(folder),
+  };
   if (!existsSync(file)) return { ...base, ...natural, orderOrigin: 'bottom to top, nothing measured' };
   const parsed = orderSchema.safeParse(await readJson(file));
   if (!parsed.success) {
@@ -69,6 +78,11 @@ export async function inspect(folder: string): Promise<Checkpoint> {
   }
   const { order, keep, origin } = parsed.data;
   return { ...base, order, kept: keep, orderOrigin: origin ?? 'order.json' };
+}
+
+async function readRecallFormat(folder: string): Promise<RecallFormat | undefined> {
+  const file = [folder, join(folder, '..')].map((place) => join(place, 'recall.json')).find(existsSync);
+  return file === undefined ? undefined : parseRecallFormat(await readJson(file));
 }
 
 /** The checkpoints that come with this package. */

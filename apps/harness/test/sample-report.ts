@@ -89,7 +89,13 @@ export const sampleReport: Report = {
     })),
   ),
   recall: contenders.flatMap((of) =>
-    lengths.map((length) => ({ contender: of.id, length, estimate: { value: 0.5, low: 0.4, high: 0.6, n: 40 } })),
+    lengths.map((length) => ({
+      contender: of.id,
+      length,
+      from: length / 2,
+      to: length - 8,
+      estimate: { value: 0.5, low: 0.4, high: 0.6, n: 40 },
+    })),
   ),
   speed: [...speed('prefill'), ...speed('decode')],
   cache: contenders.flatMap((of) =>

@@ -23,6 +23,17 @@ export async function tinyCheckpoint(name: 'llama-base' | 'zamba-b', parent: str
   return folder;
 }
 
+/** A recall.json for the tokenizer of the tiny checkpoints. */
+export function plantRecall(folder: string): Promise<void> {
+  const format = {
+    special: { '<s>': 1, '<key>': 3, '<value>': 4, '<query>': 5 },
+    ordinaryTokens: { from: 6, to: 95 },
+    plant: ['<key>', 'k1', 'k2', '<value>', 'v1', 'v2'],
+    question: ['<query>', 'k1', 'k2', '<value>', 'v1', 'v2'],
+  };
+  return writeFile(join(folder, 'recall.json'), JSON.stringify(format));
+}
+
 // Byte-level pieces: G with dot is a space, C with dot a line break; "~" has no id.
 function tokenizer(): object {
   const characters = ['Ġ', 'Ċ', ...Array.from({ length: 93 }, (_, index) => String.fromCharCode(33 + index))];

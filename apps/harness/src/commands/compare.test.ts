@@ -2,13 +2,14 @@ import { readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { dsla, dslaProcess } from '../../test/run.js';
-import { temporaryFolder, tinyCheckpoint } from '../../test/tiny.js';
+import { plantRecall, temporaryFolder, tinyCheckpoint } from '../../test/tiny.js';
 import { parseReport, type Report } from '../report/report.js';
 
 let parent: string;
 let models: string[];
 beforeAll(async () => {
   parent = await temporaryFolder();
+  await plantRecall(parent);
   models = [
     '--llama',
     await tinyCheckpoint('llama-base', parent),
@@ -45,6 +46,14 @@ describe('compare', () => {
     expect(report.speed).toHaveLength(ids.length * 3 * 2);
     for (const { test, samples } of report.speed) expect(samples).toHaveLength(test === 'prefill' ? 2 : 2 * 8);
     expect(report.gaps).toEqual([]);
+  });
+
+  it('asks every contender the same questions', () => {
+    // Distances 32 to 40 fit windows of 64 tokens; the shorter windows hold none.
+    expect(report.recall.map(({ length, from, to }) => [length, from, to])).toEqual(
+      report.contenders.map(() => [64, 32, 40]),
+    );
+    expect(new Set(report.recall.map(({ estimate }) => estimate.n)).size).toBe(1);
   });
 
   it('counts the cache of the softmax model and of the window by hand', () => {
@@ -100,6 +109,8 @@ describe('compare', () => {
       '--json',
     ]);
     const ordered = parseReport(json, 'stdout');
+    // Its folder and the one above have no recall.json.
+    expect(ordered.gaps).toEqual(['recall of llama-base: there is no recall.json beside it']);
     expect(ordered.models).toEqual([expect.objectContaining({ order: [1, 0], orderOrigin: 'a test' })]);
     const value = (from: Report) =>
       from.bitsPerByte.find(({ contender }) => contender === 'published-1')!.estimate.value;

@@ -22,6 +22,7 @@ interface CompareOptions extends CommonOptions {
   readonly mixers: readonly Mixer[];
   readonly lengths?: readonly number[];
   readonly windows?: number;
+  readonly recallWindows?: number;
   readonly rounds?: number;
   readonly backend: readonly string[];
   readonly threads?: number;
@@ -41,6 +42,7 @@ export function addCompare(program: Command, io: Io): void {
     .option('--mixers <names>', 'attention of the converted layers', mixerNames, Object.keys(mixers))
     .option('--lengths <n,...>', 'tokens (default: 512 to 4096 in doublings)', wholes(2))
     .option('--windows <n>', 'windows of text for bits per byte', whole(1))
+    .option('--recall-windows <n>', 'windows of planted pairs for each distance', whole(1))
     .option('--rounds <n>', 'times that each speed is measured', whole(1))
     .option('-b, --backend <names>', `${Object.keys(knownBackends).join(', ')}, or packages`, names, [defaultBackend])
     .option('-t, --threads <n>', 'threads of the backend', whole(1))
@@ -65,8 +67,12 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
     backends: options.backend,
     threads: options.threads,
     text,
-    bits: { contexts: lengths, windows: options.windows ?? (options.quick ? 2 : 4) },
-    speed: { lengths, rounds: options.rounds ?? (options.quick ? 1 : 3), decodeTokens: options.quick ? 8 : 16 },
+    quality: {
+      contexts: lengths,
+      windows: options.windows ?? (options.quick ? 2 : 4),
+      recallWindows: options.recallWindows ?? 1,
+    },
+    speed: { lengths, rounds: options.rounds ?? (options.quick ? 1 : 2), decodeTokens: options.quick ? 8 : 16 },
     command: ['dsla', ...process.argv.slice(2)],
     progress,
     signal,

@@ -9,7 +9,7 @@ import type { Progress } from '../ui/progress.js';
 import { crossings } from './crossings.js';
 import type { Entry } from './line-up.js';
 import { cacheOf, loadAll, modelsOf, type Running } from './load.js';
-import { type BitsProtocol, measureBits } from './quality.js';
+import { distances, measureQuality, type Quality, type QualityProtocol, recallPairs } from './quality.js';
 
 export interface CompareOptions {
   readonly entries: readonly Entry[];
@@ -17,7 +17,7 @@ export interface CompareOptions {
   readonly backends: readonly string[];
   readonly threads: number | undefined;
   readonly text: Text;
-  readonly bits: BitsProtocol;
+  readonly quality: QualityProtocol;
   readonly speed: SpeedProtocol;
   readonly command: readonly string[];
   readonly progress: Progress;
@@ -32,15 +32,15 @@ export async function compare(options: CompareOptions): Promise<Report> {
   const backends: Report['backends'] = [];
   const speed: Report['speed'] = [];
   let facts: Pick<Report, 'models' | 'contenders' | 'cache'> | undefined;
-  let quality: Pick<Report, 'bitsPerByte' | 'excess'> | undefined;
+  let quality: Quality | undefined;
   for (const backend of names) {
     throwIfAborted(signal, 'compare');
     await using scope = new Scope();
-    const context = Math.max(options.speed.lengths.at(-1)! + options.speed.decodeTokens, ...options.bits.contexts);
+    const context = Math.max(options.speed.lengths.at(-1)! + options.speed.decodeTokens, ...options.quality.contexts);
     const running = await loadAll(options.entries, { backend, threads, context, progress, signal }, scope, gaps);
     backends.push({ name: backend, description: running[0]!.model.device.description, threads: threads ?? null });
     facts ??= factsOf(running, options.speed.lengths);
-    quality ??= await measureBits(running, text, options.bits, progress, signal);
+    quality ??= await measureQuality(running, text, options.quality, progress, signal);
     speed.push(...(await timeAll(running, backend, options)));
   }
   progress.end();
@@ -55,10 +55,11 @@ export async function compare(options: CompareOptions): Promise<Report> {
     machine: machine(names),
     backends,
     text: text.facts,
-    protocol: [...bitsProtocol(options.bits), ...speedProtocol(options.speed)],
-    gaps,
-    ...quality!,
-    recall: [],
+    protocol: [...qualityProtocol(options.quality), ...speedProtocol(options.speed)],
+    gaps: [...gaps, ...quality!.gaps],
+    bitsPerByte: quality!.bitsPerByte,
+    excess: quality!.excess,
+    recall: quality!.recall,
     ...measured,
     crossings: crossings({ ...measured, backends: names }),
   };
@@ -102,9 +103,11 @@ function idsFor({ tokenizer }: Running['model'], text: string, count: number): I
   return Int32Array.from({ length: count }, (_, index) => ids[index % ids.length]!);
 }
 
-function bitsProtocol({ contexts, windows }: BitsProtocol): string[] {
+function qualityProtocol({ contexts, windows, recallWindows }: QualityProtocol): string[] {
+  const ranges = distances(contexts).map(({ from, to }) => `${from} to ${to}`);
   return [
-    `Bits per byte: ${windows} windows of ${contexts.at(-1)} tokens, spread evenly over the text, each beginning with a paragraph (and the begin token, where the tokenizer has one); every token counts. Shorter contexts are the beginnings of the same windows. n = ${windows} windows; 95 % intervals by Student's t over windows.`,
+    `Bits per byte: ${windows} windows of ${contexts.at(-1)} tokens, spread evenly over the text, each beginning with a paragraph (behind the begin token, where the tokenizer has one); all their tokens count. Shorter contexts are the beginnings of the same windows. n = ${windows}; 95 % intervals by Student's t over windows.`,
+    `Recall: pairs of two random tokens each, planted in the text and asked for later; right means that both are the most likely ones. ${recallWindows} ${recallWindows === 1 ? 'window' : 'windows'} of up to ${recallPairs} pairs for each range of distances (${ranges.join(', ')}); 95 % intervals by Wilson's score.`,
   ];
 }
 

@@ -10,6 +10,7 @@ const llama = (convertible: number, kept: number): Checkpoint => ({
   order: Array.from({ length: convertible }, (_, layer) => layer),
   kept,
   orderOrigin: '',
+  recallFormat: undefined,
 });
 
 describe('defaultLevels', () => {

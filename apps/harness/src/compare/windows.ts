@@ -40,12 +40,13 @@ export function windowsOf(
 /** Part of a window in the tokens of one tokenizer. */
 export interface Prefix {
   readonly tokens: number;
-  /** Of UTF-8 text that these tokens spell out. */
+  /** Of UTF-8 text that these tokens spell out after the first one, which nothing precedes: a begin token has none. */
   readonly bytes: number;
 }
 
 /** What each context scores of a window: as few tokens as spell out its characters. */
 export function prefixesOf(tokenizer: Tokenizer, ids: readonly number[], { text, characters }: Window): Prefix[] {
+  const bytesOf = (count: number) => Buffer.byteLength(text.slice(0, spelled(tokenizer, ids.slice(0, count))));
   return characters.map((wanted) => {
     let [low, high] = [0, ids.length];
     while (low < high) {
@@ -53,7 +54,7 @@ export function prefixesOf(tokenizer: Tokenizer, ids: readonly number[], { text,
       if (spelled(tokenizer, ids.slice(0, middle)) >= wanted) high = middle;
       else low = middle + 1;
     }
-    return { tokens: low, bytes: Buffer.byteLength(text.slice(0, spelled(tokenizer, ids.slice(0, low)))) };
+    return { tokens: low, bytes: bytesOf(low) - bytesOf(1) };
   });
 }
 

@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { meanEstimate, proportion, ratioDifference, ratioEstimate, studentQuantile, summarise } from './statistics.js';
+import { meanEstimate, ratioDifference, ratioEstimate, studentQuantile, summarise } from './statistics.js';
 
 describe('summarise', () => {
   it('gives the textbook values', () => {
@@ -70,21 +70,5 @@ describe('ratioDifference', () => {
     const a = [10, 20, 40].map((amount) => ({ amount, of: 2 }));
     const b = a.map(({ amount, of }) => ({ amount: amount + 1, of }));
     expect(ratioDifference(a, b)).toEqual({ value: 0.5, low: 0.5, high: 0.5, n: 3 });
-  });
-});
-
-describe('proportion', () => {
-  it("is Wilson's interval", () => {
-    // statsmodels proportion_confint(8, 10, method='wilson') = (0.4901625, 0.9433178).
-    const estimate = proportion(8, 10);
-    expect(estimate.value).toBe(0.8);
-    expect(estimate.low).toBeCloseTo(0.4901625, 6);
-    expect(estimate.high).toBeCloseTo(0.9433178, 6);
-  });
-
-  it('stays within 0 and 1', () => {
-    expect(proportion(10, 10).high).toBeCloseTo(1, 12);
-    expect(proportion(0, 10).low).toBeCloseTo(0, 12);
-    expect(proportion(0, 10).high).toBeCloseTo(0.2775328, 6);
   });
 });

@@ -68,15 +68,6 @@ function withResiduals(value: number, residuals: readonly number[]): Estimate {
   return around(value, studentQuantile(n - 1) * sampleStandardDeviation([...residuals]) * Math.sqrt(n), n);
 }
 
-/** Proportion with Wilson's score interval. */
-export function proportion(correct: number, n: number): Estimate {
-  const z = normalQuantile;
-  const value = correct / n;
-  const centre = (value + z ** 2 / (2 * n)) / (1 + z ** 2 / n);
-  const half = (z / (1 + z ** 2 / n)) * Math.sqrt((value * (1 - value)) / n + z ** 2 / (4 * n ** 2));
-  return { value, low: Math.max(0, centre - half), high: Math.min(1, centre + half), n };
-}
-
 // 97.5 % quantiles: normal, and Student's t for 1 to 9 degrees of freedom.
 const normalQuantile = 1.959963984540054;
 const students = [12.7062, 4.30265, 3.18245, 2.77645, 2.57058, 2.44691, 2.36462, 2.306, 2.26216];

@@ -3,7 +3,7 @@ import { formatBytes, formatCount, formatSeconds, formatTokens, significant } fr
 import { type Axis, byLength, byLevel } from './charts.js';
 import { cachePoints, contendersOf, type Point, qualityPoints, speedPoints } from './points.js';
 import type { Report, Speed } from './report.js';
-import { formatEstimate, lengthsOf, type Row, rowsAt } from './rows.js';
+import { lengthsOf, type Row, rowsAt } from './rows.js';
 import { css } from './style.js';
 import { columns, isUntuned } from './table.js';
 
@@ -55,7 +55,7 @@ ${isUntuned(report) ? '<p class="note"><strong>Untuned: before any tuning.</stro
 ${table([...columns, { title: 'weights', cell: ({ weights }) => weights }], rowsAt(report, longest, name), isBaseline)}`,
   );
   return `${head}\n${tables.join('\n')}
-<p class="small">Bits per byte and recall ± half of the 95 % interval; tokens a second ± one standard deviation. “vs softmax” is the paired difference on the same windows, so its interval is narrower than that of either value. “Faster at” and “smaller at” name the context from which decode and the cache gain on softmax at every longer measured length.</p>
+<p class="small">Bits per byte ± half of the 95 % interval, recall with that interval; tokens a second ± one standard deviation. “vs softmax” is the paired difference on the same windows, so its interval is narrower than that of either value. “Faster at” and “smaller at” name the context from which decode and the cache gain on softmax at every longer measured length.</p>
 ${report.gaps.length > 0 ? list(report.gaps.map((gap) => `Left out: ${gap}`)) : ''}`;
 }
 
@@ -83,8 +83,14 @@ async function qualitySection(report: Report): Promise<string> {
   }
   if (recall.length > 0) {
     parts.push(
-      figure(await byLevel(recall, recallAxis), 'Recall against converted layers, by distance. 95 % intervals.'),
-      figure(await byLength(recall, recallAxis, 'distance in tokens'), 'Recall against distance; higher is better.'),
+      figure(
+        await byLevel(recall, recallAxis),
+        'Recall against converted layers, by distance (up to the length named, from half of it). 95 % intervals.',
+      ),
+      figure(
+        await byLength(recall, recallAxis, 'distance up to'),
+        'Recall against the distance between fact and question; higher is better.',
+      ),
     );
   }
   return parts.length > 0 ? `<h2>Quality</h2>\n${parts.join('\n')}` : '';
@@ -172,8 +178,10 @@ function rawSection(report: Report): string {
   };
   const quality: readonly Column<Report['recall'][number]>[] = [
     { title: 'contender', align: 'left', cell: ({ contender }) => name(contender) },
-    { title: 'tokens', cell: ({ length }) => String(length) },
-    { title: 'value', cell: ({ estimate }) => formatEstimate(estimate, 4) },
+    { title: 'window', cell: ({ length }) => String(length) },
+    { title: 'value', cell: ({ estimate }) => estimate.value.toFixed(4) },
+    { title: 'low', cell: ({ estimate }) => estimate.low?.toFixed(4) ?? '–' },
+    { title: 'high', cell: ({ estimate }) => estimate.high?.toFixed(4) ?? '–' },
     { title: 'n', cell: ({ estimate }) => String(estimate.n) },
   ];
   const speed: readonly Column<Speed>[] = [
@@ -195,7 +203,7 @@ function rawSection(report: Report): string {
   return `<h2>Numbers</h2>
 ${details('Bits per byte', table(quality, report.bitsPerByte))}
 ${details('Bits per byte above softmax, paired', table(quality, report.excess))}
-${details('Recall', table(quality, report.recall))}
+${details('Recall', table([...quality, { title: 'distances', cell: ({ from, to }) => `${from} to ${to}` }], report.recall))}
 ${details('Speed', table(speed, report.speed))}
 ${details('Cache', table(cache, report.cache))}`;
 }

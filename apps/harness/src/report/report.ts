@@ -44,9 +44,15 @@ const contender = z.object({
 
 const quality = z.object({
   contender: z.string(),
-  /** Tokens: of the window for bits per byte, between fact and question for recall. */
+  /** Tokens of the window. */
   length: z.int().positive(),
   estimate,
+});
+
+const recall = quality.extend({
+  /** Distances between fact and question, in tokens, both included; `length` is that of the windows read. */
+  from: z.int().nonnegative(),
+  to: z.int().positive(),
 });
 
 const speed = z.object({
@@ -104,7 +110,7 @@ const schema = z.object({
   bitsPerByte: z.array(quality),
   /** Bits per byte above the softmax model on the same windows: the intervals are of the paired differences. */
   excess: z.array(quality),
-  recall: z.array(quality),
+  recall: z.array(recall),
   speed: z.array(speed),
   cache: z.array(cache),
   crossings: z.array(crossing),
@@ -114,6 +120,7 @@ export type Report = z.infer<typeof schema>;
 export type Contender = Report['contenders'][number];
 export type Family = Contender['family'];
 export type Quality = Report['bitsPerByte'][number];
+export type Recall = Report['recall'][number];
 export type Speed = Report['speed'][number];
 export type Crossing = Report['crossings'][number];
 

@@ -45,10 +45,7 @@ export function rowsAt(report: Report, length: number, backend: string): readonl
       level: contender.family === 'zamba' ? nothing : `${contender.level} / ${contender.layers}`,
       bitsPerByte: formatEstimate(at(report.bitsPerByte)?.estimate, 3),
       excess: formatEstimate(at(report.excess)?.estimate, 3, '+'),
-      recall: formatEstimate(
-        report.recall.find((row) => row.contender === contender.id && row.length === far)?.estimate,
-        2,
-      ),
+      recall: formatShare(report.recall.find((row) => row.contender === contender.id && row.length === far)?.estimate),
       prefill: speed('prefill'),
       decode: speed('decode'),
       cache: cache ? formatBytes(cache.bytes) : nothing,
@@ -81,6 +78,14 @@ export function formatEstimate(
   const { value, low, high } = estimate;
   const text = `${value >= 0 ? sign : '−'}${Math.abs(value).toFixed(digits)}`;
   return low === null || high === null ? text : `${text} ± ${((high - low) / 2).toFixed(digits)}`;
+}
+
+/** "0.94 (0.70–0.99)": near 0 and 1 the interval is not symmetric. */
+export function formatShare(estimate: Report['recall'][number]['estimate'] | undefined): string {
+  if (!estimate) return nothing;
+  const { value, low, high } = estimate;
+  const text = value.toFixed(2);
+  return low === null || high === null ? text : `${text} (${low.toFixed(2)}–${high.toFixed(2)})`;
 }
 
 /** "1234 ± 56", one standard deviation. */

@@ -32,7 +32,7 @@ export function renderReport(io: Io, report: Report): string {
     ...(isUntuned(report)
       ? ['Untuned: before any tuning. Gates and mixes of the converted layers are at their initial values.']
       : []),
-    'bits/byte, recall ± half of the 95 % interval; t/s ± one standard deviation. vs softmax: paired, on the same text.',
+    'bits/byte ± half of the 95 % interval, recall with it; t/s ± one standard deviation. vs softmax: paired, same text.',
     `faster at, smaller at: tokens from which decode, the cache gain on softmax, within ${lengths[0]} to ${longest}.`,
     ...gaps.map((gap) => `Left out: ${gap}`),
     `${machine.cpu}, ${machine.cores} cores, Node ${machine.node}, ${report.text.name}; ${formatSeconds(seconds)}.`,

@@ -8,6 +8,8 @@ export interface Progress extends Disposable {
   /** A stretch of work of `total` steps; ends the one before. */
   stage(label: string, total: number): void;
   step(detail: string): void;
+  /** Steps done so far. */
+  to(done: number): void;
   /** A line that stays. */
   note(text: string): void;
   /** The current stage is done. Disposing instead says nothing and clears the bar. */
@@ -18,7 +20,7 @@ type Terminal = Pick<Io, 'err' | 'env'>;
 
 /** Bars on a terminal, a line a stage elsewhere and under CI, nothing with `quiet`. */
 export function openProgress(io: Terminal, quiet: boolean): Progress {
-  if (quiet) return { stage() {}, step() {}, note() {}, end() {}, [Symbol.dispose]() {} };
+  if (quiet) return { stage() {}, step() {}, to() {}, note() {}, end() {}, [Symbol.dispose]() {} };
   return io.err.isTTY && !io.env.CI ? bars(io) : lines(io);
 }
 
@@ -46,6 +48,7 @@ function bars(io: Terminal): Progress {
       bar.start(total, 0, { detail: '' });
     },
     step: (detail) => bar?.increment(1, { detail }),
+    to: (done) => bar?.update(done),
     note(text) {
       end();
       io.err.write(`${text}\n`);
@@ -70,6 +73,7 @@ function lines(io: Terminal): Progress {
       io.err.write(`${label}: ${total} ${total === 1 ? 'step' : 'steps'}\n`);
     },
     step() {},
+    to() {},
     note: (text) => void io.err.write(`${text}\n`),
     end,
     [Symbol.dispose]() {},
