@@ -35,11 +35,23 @@ import { Weights, writeBytes } from './weights.js';
 const storageBuffers = 11;
 
 export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Promise<Device> {
-  const type: Element = options.computeType ?? (adapter.features.has('shader-f16') ? 'f16' : 'f32');
-  const { limits } = adapter;
-  const wanted = ['shader-f16', 'subgroups', 'timestamp-query', 'chromium-experimental-subgroup-matrix'];
+  const limit = Number(options.extra?.memory ?? Number.POSITIVE_INFINITY);
+  if (!(limit > 0)) throw invalid('open webgpu', 'extra.memory must be a number of bytes', options.extra?.memory);
+  const { device, traits } = await openGpu(adapter, options);
+  const pipelines = new Pipelines(device);
+  const casting = traits.type === 'f32' ? undefined : await pipelines.get(cast(traits.type, 'f32'));
+  return new WebgpuDevice(adapter, device, traits, pipelines, casting, limit);
+}
+
+/** A WebGPU device with all that our kernels can use. */
+export async function openGpu(
+  adapter: GPUAdapter,
+  { computeType }: OpenOptions,
+): Promise<{ readonly device: GPUDevice; readonly traits: Traits }> {
+  const { limits, features } = adapter;
+  const wanted = ['shader-f16', 'subgroups', 'chromium-experimental-subgroup-matrix'];
   const device = await adapter.requestDevice({
-    requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)) as GPUFeatureName[],
+    requiredFeatures: wanted.filter((feature) => features.has(feature)) as GPUFeatureName[],
     requiredLimits: {
       maxBufferSize: limits.maxBufferSize,
       maxStorageBufferBindingSize: limits.maxStorageBufferBindingSize,
@@ -49,11 +61,7 @@ export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Pro
       maxComputeWorkgroupSizeX: limits.maxComputeWorkgroupSizeX,
     },
   });
-  const limit = Number(options.extra?.memory ?? Number.POSITIVE_INFINITY);
-  if (!(limit > 0)) throw invalid('open webgpu', 'extra.memory must be a number of bytes', options.extra?.memory);
-  const pipelines = new Pipelines(device);
-  const casting = type === 'f32' ? undefined : await pipelines.get(cast(type, 'f32'));
-  return new WebgpuDevice(adapter, device, traitsOf(adapter, type), pipelines, casting, limit);
+  return { device, traits: traitsOf(adapter, computeType ?? (features.has('shader-f16') ? 'f16' : 'f32')) };
 }
 
 function traitsOf({ features, info, limits }: GPUAdapter, type: Element): Traits {

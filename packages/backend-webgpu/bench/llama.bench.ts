@@ -1,0 +1,84 @@
+import { parseArgs } from 'node:util';
+import type { AttentionLayer, Device, Row, StateStore } from '@dsla/spec';
+import { webgpuBackend } from '../src/index.js';
+import { randomWeights, type Statistics, statistics, synthetic } from './synthetic.js';
+
+// Prefill and decode of a whole model with random weights. One JSON object a line on stdout; see README.md.
+
+const { values: options } = parseArgs({
+  options: {
+    shape: { type: 'string', default: 'llama2-7b' },
+    layers: { type: 'string' },
+    mixer: { type: 'string', default: 'default' },
+    /** The first layers take the mixer, the others softmax attention. */
+    level: { type: 'string', default: '999' },
+    prefill: { type: 'string', default: '2048,4096,8192' },
+    decode: { type: 'string', default: '512,4096,16384' },
+    batch: { type: 'string', default: '1' },
+    rounds: { type: 'string', default: '10' },
+    software: { type: 'boolean', default: false },
+  },
+});
+
+const numbers = (text: string): number[] => text.split(',').filter(Boolean).map(Number);
+const batch = Number(options.batch);
+const rounds = Number(options.rounds);
+const [prefills, depths] = [numbers(options.prefill), numbers(options.decode)];
+const capacity = Math.max(...prefills, ...depths.map((depth) => depth + 64));
+
+await using device = await webgpuBackend.open({
+  extra: { checks: 'off', ...(options.software && { software: 'allow' }) },
+});
+const model = synthetic(options.shape, options.layers ? Number(options.layers) : undefined);
+const { layers, stores } = await build(device);
+console.error(`${device.description}: ${(device.memory().bytes / 2 ** 30).toFixed(2)} GiB`);
+
+for (const count of prefills) report('prefill', count, await time((_, row) => [{ slot: row, past: 0, count }], 1));
+for (const depth of depths)
+  report('decode', depth, await time((round, row) => [{ slot: row, past: depth + round, count: 1 }], batch));
+
+interface Built {
+  readonly layers: readonly AttentionLayer[];
+  readonly stores: Record<string, StateStore>;
+}
+
+async function build(on: Device): Promise<Built> {
+  const source = randomWeights(model);
+  const graphs = [
+    ...model.segments.map(({ versions, layer }) => {
+      const mixer = layer !== undefined && layer < Number(options.level) ? options.mixer : 'default';
+      return versions[mixer] ?? versions.default;
+    }),
+    model.head,
+  ];
+  const made: AttentionLayer[] = [];
+  const states: Record<string, StateStore> = {};
+  for (const graph of graphs) {
+    made.push(await on.compile(graph, source));
+    for (const spec of graph.states) states[spec.name] ??= on.createState(spec, batch, capacity);
+  }
+  return { layers: made, stores: states };
+}
+
+/** Milliseconds of steps, from recording to the logits on the host. */
+async function time(rowsOf: (round: number, row: number) => Row[], rows: number): Promise<Statistics> {
+  const samples: number[] = [];
+  for (let round = 0; round < rounds + 2; round++) {
+    const all = Array.from({ length: rows }, (_, row) => rowsOf(round, row)).flat();
+    const ids = new Int32Array(all.reduce((sum, { count }) => sum + count, 0)).fill(1);
+    const start = performance.now();
+    using step = device.beginStep({ ids, rows: all });
+    for (const layer of layers) step.run(layer, stores);
+    const submitted = step.submit();
+    await device.download(step.value('logits'));
+    await submitted;
+    if (round >= 2) samples.push(performance.now() - start); // two rounds to warm up
+  }
+  return statistics(samples);
+}
+
+function report(test: string, tokens: number, milliseconds: Statistics): void {
+  const { shape, mixer, level } = options;
+  const line = { test, tokens, batch: test === 'decode' ? batch : 1, shape, mixer, level, milliseconds };
+  console.log(JSON.stringify({ ...line, device: device.description, node: process.version }));
+}
