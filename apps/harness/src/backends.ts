@@ -6,14 +6,19 @@ import { type AttentionBackend, type Device, DslaError, openBackend } from '@dsl
 
 interface Known {
   readonly package: string;
+  load(): Promise<Readonly<Record<string, unknown>>>;
   /** Packages whose versions decide what it can do. */
   readonly natives: readonly string[];
 }
 
 /** Backends by the names that `--backend` takes; the first is the default. */
 export const knownBackends: Readonly<Record<string, Known>> = {
-  onnx: { package: '@dsla/backend-onnx', natives: ['onnxruntime-node', 'koffi'] },
-  reference: { package: '@dsla/reference', natives: [] },
+  onnx: {
+    package: '@dsla/backend-onnx',
+    load: () => import('@dsla/backend-onnx'),
+    natives: ['onnxruntime-node', 'koffi'],
+  },
+  reference: { package: '@dsla/reference', load: () => import('@dsla/reference'), natives: [] },
 };
 
 /**
@@ -32,7 +37,7 @@ export async function importBackend(name: string): Promise<AttentionBackend> {
   }
   let exports: Readonly<Record<string, unknown>>;
   try {
-    exports = await import(known ? known.package : locate(name));
+    exports = await (known ? known.load() : import(locate(name)));
   } catch (cause) {
     throw new DslaError('E_UNAVAILABLE', {
       where: `backend ${name}`,

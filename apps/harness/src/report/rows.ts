@@ -69,11 +69,7 @@ export function nameOf({ family, tuned }: Pick<Contender, 'family' | 'tuned'>): 
 }
 
 /** "1.234 ± 0.056", the half width of the 95 % interval. */
-export function formatEstimate(
-  estimate: Report['recall'][number]['estimate'] | undefined,
-  digits: number,
-  sign = '',
-): string {
+function formatEstimate(estimate: Report['recall'][number]['estimate'] | undefined, digits: number, sign = ''): string {
   if (!estimate) return nothing;
   const { value, low, high } = estimate;
   const text = `${value >= 0 ? sign : '−'}${Math.abs(value).toFixed(digits)}`;
@@ -81,7 +77,7 @@ export function formatEstimate(
 }
 
 /** "0.94 (0.70–0.99)": near 0 and 1 the interval is not symmetric. */
-export function formatShare(estimate: Report['recall'][number]['estimate'] | undefined): string {
+function formatShare(estimate: Report['recall'][number]['estimate'] | undefined): string {
   if (!estimate) return nothing;
   const { value, low, high } = estimate;
   const text = value.toFixed(2);
@@ -89,12 +85,12 @@ export function formatShare(estimate: Report['recall'][number]['estimate'] | und
 }
 
 /** "1234 ± 56", one standard deviation. */
-export function spread(mean: number, sd: number | null): string {
+function spread(mean: number, sd: number | null): string {
   return sd === null ? significant(mean) : `${significant(mean)} ± ${significant(sd)}`;
 }
 
 /** "≥ 1200", "always", "never": within the measured lengths. */
-export function formatCrossing(crossing: Crossing | undefined): string {
+function formatCrossing(crossing: Crossing | undefined): string {
   if (!crossing) return nothing;
   return typeof crossing.from === 'string' ? crossing.from : `≥ ${Math.round(crossing.from)}`;
 }

@@ -2,7 +2,7 @@ import { isDslaError } from '@dsla/spec';
 import { CommanderError } from 'commander';
 import { colorsFor, type Io } from './io.js';
 
-export const exitCodes = { done: 0, failed: 1, usage: 2, interrupted: 130 } as const;
+const exitCodes = { done: 0, failed: 1, usage: 2, interrupted: 130 } as const;
 
 /** Prints one line `dsla: <message>` (with the stack if `verbose`) and returns the exit code. */
 export function fail(error: unknown, io: Io, verbose: boolean): number {
