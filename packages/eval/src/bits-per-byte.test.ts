@@ -106,15 +106,16 @@ describe('bits per byte', () => {
 
   const folder = shared('models/tinystories-656k');
   const stories = shared('data/text/tinystories_val.txt');
-  it.skipIf(!folder || !stories).each([referenceBackend, onnxBackend])(
+  it.for([referenceBackend, onnxBackend])(
     'of tinystories-656k are 1.070 on $name',
-    async (backend) => {
+    { timeout: 180_000 },
+    async (backend, { skip }) => {
+      skip(!folder || !stories, 'models/tinystories-656k or data/text/tinystories_val.txt is not in ../shared');
       await using device = await backend.open();
       await using model = await loadModel(folder!, { device, slots: 10 });
       const window = { characters: 600, lineBreaks: 'single' } as const;
       const { value } = await bitsPerByte(model, await readFile(stories!, 'utf8'), { window, windows: 70 });
       expect(Math.abs(value - 1.07)).toBeLessThan(0.003);
     },
-    180_000,
   );
 });

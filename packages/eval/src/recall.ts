@@ -75,7 +75,7 @@ export interface RecallWindow {
   readonly questions: readonly Question[];
 }
 
-export interface Question {
+interface Question {
   /** Position of v1 in the question; v2 follows. */
   readonly at: number;
   readonly distance: number;

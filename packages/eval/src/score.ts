@@ -90,7 +90,7 @@ async function scoreBatch(
 }
 
 /** log softmax(logits)[id] */
-export function logProbability(logits: Float32Array, id: number): number {
+function logProbability(logits: Float32Array, id: number): number {
   let most = Number.NEGATIVE_INFINITY;
   for (const logit of logits) if (logit > most) most = logit;
   let sum = 0;

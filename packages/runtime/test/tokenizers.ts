@@ -68,7 +68,7 @@ export const metaspace: object = piece(
 );
 
 /** GPT-2's letters for the 256 bytes. */
-export const byteLetters: readonly string[] = (() => {
+const byteLetters: readonly string[] = (() => {
   const printable = (byte: number) => (byte > 32 && byte < 127) || (byte > 160 && byte !== 173);
   let next = 256;
   return Array.from({ length: 256 }, (_, byte) => String.fromCodePoint(printable(byte) ? byte : next++));
