@@ -3,6 +3,9 @@ import { DslaError, type OpenOptions } from '@dsla/spec';
 /** Dawn's WebGPU, or a sentence that says what is missing. */
 export type Found<T> = { readonly value: T } | { readonly obstacle: string };
 
+/** Of the largest kernels: a window joined with a dual state, three products with biases. */
+const storageBuffers = 11;
+
 // What Dawn's create() returns must stay reachable: once collected, it takes the process down.
 const instances = new Map<string, GPU>();
 
@@ -36,6 +39,9 @@ export async function findAdapter(gpu: GPU, options: OpenOptions = {}): Promise<
       obstacle: `the only WebGPU adapter is software (${adapter.info.description}). Pass extra: { software: 'allow' } to use it.`,
     };
   }
+  const buffers = adapter.limits.maxStorageBuffersPerShaderStage;
+  if (buffers < storageBuffers)
+    return { obstacle: `the adapter binds ${buffers} storage buffers a kernel, ${storageBuffers} are needed.` };
   if (options.computeType === 'f16' && !adapter.features.has('shader-f16'))
     return {
       obstacle: `the adapter ${adapter.info.description} has no shader-f16. Leave out computeType or use 'f32'.`,

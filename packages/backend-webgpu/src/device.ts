@@ -31,9 +31,6 @@ import { type StateHost, WebgpuState } from './state.js';
 import { type StepHost, WebgpuStep } from './step.js';
 import { Weights, writeBytes } from './weights.js';
 
-/** Buffers of the largest bind groups we make: a kernel may need that many. */
-const storageBuffers = 11;
-
 export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Promise<Device> {
   const limit = Number(options.extra?.memory ?? Number.POSITIVE_INFINITY);
   if (!(limit > 0)) throw invalid('open webgpu', 'extra.memory must be a number of bytes', options.extra?.memory);
@@ -145,17 +142,10 @@ class WebgpuDevice implements Device {
   }
 
   unsupported(graph: LayerGraph): readonly string[] {
-    const { limits } = this.#host.device;
     const plain = inlineCalls(graph);
     return plain.nodes.flatMap((node, index) => {
       const where = `${graph.name} node ${index} (${node.op})`;
       if (!known.has(node.op)) return [`${where}: this op is unknown to this version.`];
-      if (
-        node.op === 'dualLinearAttention' &&
-        node.form.exact &&
-        limits.maxStorageBuffersPerShaderStage < storageBuffers
-      )
-        return [`${where}: an exact part takes ${storageBuffers} storage buffers a kernel, more than this device has.`];
       return [];
     });
   }

@@ -1,4 +1,4 @@
-import type { LayerGraph, Node, NodeOf, Value } from '@dsla/spec';
+import type { LayerGraph, Node, NodeOf, Value, Weight } from '@dsla/spec';
 
 // Neighbours that one kernel computes.
 
@@ -11,28 +11,40 @@ export function reads(node: Node): readonly Value[] {
 
 export interface Fusions {
   /** By the index of a mul: f(gate) * up, without a value for f(gate). */
-  readonly gated: ReadonlyMap<
-    Value,
-    { readonly fn: NodeOf<'activate'>['fn']; readonly gate: Value; readonly up: Value }
-  >;
+  readonly gated: ReadonlyMap<Value, Gated>;
+  /** By the index of the first: linears of one x, with nothing but outputs in between. */
+  readonly grouped: ReadonlyMap<Value, readonly Value[]>;
   /** By the index of an add: the rmsNorm that follows it. */
   readonly normed: ReadonlyMap<Value, Value>;
   /** Nodes that another one computes. */
   readonly absorbed: ReadonlySet<Value>;
 }
 
+/** `product`: gate and up are products of one x, which need no values either. */
+export interface Gated {
+  readonly fn: NodeOf<'activate'>['fn'];
+  readonly gate: Value;
+  readonly up: Value;
+  readonly product?: { readonly x: Value; readonly gate: Weight; readonly up: Weight };
+}
+
+/** Products that one kernel computes at most: each takes up to three buffers. */
+const groupLimit = 3;
+
 export function findFusions({ nodes }: LayerGraph): Fusions {
   const uses = new Map<Value, number>();
   for (const value of nodes.flatMap(reads)) uses.set(value, (uses.get(value) ?? 0) + 1);
-  const gated: Map<Value, { fn: NodeOf<'activate'>['fn']; gate: Value; up: Value }> = new Map();
+  const gated = new Map<Value, Gated>();
   const normed = new Map<Value, Value>();
   const absorbed = new Set<Value>();
   nodes.forEach((node, index) => {
     if (node.op === 'mul') {
       const gate = nodes[node.a]!;
       if (gate.op !== 'activate' || uses.get(node.a) !== 1) return;
-      gated.set(index, { fn: gate.fn, gate: gate.x, up: node.b });
+      const product = productOf(nodes, gate.x, node.b, uses);
+      gated.set(index, { fn: gate.fn, gate: gate.x, up: node.b, ...(product && { product }) });
       absorbed.add(node.a);
+      if (product) absorbed.add(gate.x).add(node.b);
     }
     if (node.op === 'add') {
       const next = nodes[index + 1];
@@ -41,5 +53,35 @@ export function findFusions({ nodes }: LayerGraph): Fusions {
       absorbed.add(index + 1);
     }
   });
-  return { gated, normed, absorbed };
+  const grouped = findGroups(nodes, absorbed);
+  for (const [first, ...others] of grouped.values())
+    for (const index of others) if (index !== first) absorbed.add(index);
+  return { gated, grouped, normed, absorbed };
+}
+
+function productOf(
+  nodes: readonly Node[],
+  gate: Value,
+  up: Value,
+  uses: ReadonlyMap<Value, number>,
+): Gated['product'] | undefined {
+  const [a, b] = [nodes[gate]!, nodes[up]!];
+  if (a.op !== 'linear' || b.op !== 'linear' || a.x !== b.x || gate === up) return undefined;
+  if (a.bias !== undefined || b.bias !== undefined || uses.get(gate) !== 1 || uses.get(up) !== 1) return undefined;
+  return { x: a.x, gate: a.weight, up: b.weight };
+}
+
+function findGroups(nodes: readonly Node[], absorbed: ReadonlySet<Value>): Map<Value, Value[]> {
+  const groups = new Map<Value, Value[]>();
+  let open: Value[] = [];
+  nodes.forEach((node, index) => {
+    if (node.op === 'output') return;
+    const first = nodes[open[0] ?? -1];
+    const joins = node.op === 'linear' && first?.op === 'linear' && first.x === node.x && open.length < groupLimit;
+    if (joins && !absorbed.has(index)) {
+      open.push(index);
+      groups.set(open[0]!, open);
+    } else open = node.op === 'linear' && !absorbed.has(index) ? [index] : [];
+  });
+  return groups;
 }

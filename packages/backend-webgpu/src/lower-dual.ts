@@ -74,7 +74,8 @@ export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
     perElement(k),
     true,
   );
-  emitLinear(builder, node.gateSource === 'key' ? k : v, gates, node.gateWeight, node.gateBias, true);
+  const gating = { weight: node.gateWeight, bias: node.gateBias, y: gates };
+  emitLinear(builder, node.gateSource === 'key' ? k : v, [gating], true);
   const stream = { k, v, gates };
   const entered = lowerEntering(builder, shape, stream, node.to, true);
   lowerStates(builder, shape, entered, node.to);

@@ -6,7 +6,7 @@ import { embed } from './kernels/embed.js';
 import type { Domain, Element, Grid } from './kernels/kernel.js';
 import { rmsNorm } from './kernels/norm.js';
 import { lowerDual, lowerFold } from './lower-dual.js';
-import { emitLinear } from './lower-linear.js';
+import { emitGated, emitLinear, type Product } from './lower-linear.js';
 import { lowerAttention, lowerConv, lowerScan } from './lower-state.js';
 import { elideCopies, type NamedValue, type Op, type Program, place } from './program.js';
 import type { View } from './view.js';
@@ -50,16 +50,33 @@ function lowerFused(
   builder: Builder,
   { nodes }: LayerGraph,
   index: Value,
-  { gated, normed }: Fusions,
+  { gated, grouped, normed }: Fusions,
   operands: (Operand | undefined)[],
 ): Operand | undefined {
   const { operand, emit } = builder;
   const gate = gated.get(index);
+  if (gate?.product) {
+    const x = operand(gate.product.x);
+    const y = result(builder, builder.shapeOf(gate.product.gate)[0]!, x.domain);
+    emitGated(builder, x, y, gate.fn, gate.product.gate, gate.product.up);
+    return y;
+  }
   if (gate) {
     const [a, b] = [operand(gate.gate), operand(gate.up)];
     const y = result(builder, a.width, a.domain);
     emit(elementwise.activateMul(gate.fn, a.domain, y, a, b), [a.ref, b.ref, y.ref], perElement(y));
     return y;
+  }
+  const group = grouped.get(index);
+  if (group) {
+    const linears = group.map((value) => nodes[value] as NodeOf<'linear'>);
+    const x = operand(linears[0]!.x);
+    const products = linears.map((one) => productOf(builder, one, x));
+    group.forEach((value, at) => {
+      operands[value] = products[at]!.y;
+    });
+    emitLinear(builder, x, products);
+    return products[0]!.y;
   }
   const next = normed.get(index);
   const [node, norm] = [nodes[index]!, next === undefined ? undefined : nodes[next]!];
@@ -85,8 +102,12 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
       emit(embed(y, type), [matrix(builder, node.table), y.ref], perElement(y));
       return y;
     }
-    case 'linear':
-      return lowerLinear(builder, node, width);
+    case 'linear': {
+      const x = operand(node.x);
+      const product = productOf(builder, node, x);
+      emitLinear(builder, x, [product]);
+      return product.y;
+    }
     case 'rmsNorm': {
       const x = operand(node.x);
       const y = result(builder, width, x.domain);
@@ -177,12 +198,10 @@ function namedOutput(name: string, { width, domain, type }: Operand): NamedValue
   return { name, width, type, domain };
 }
 
-function lowerLinear(builder: Builder, node: NodeOf<'linear'>, width: number): Operand {
-  const x = builder.operand(node.x);
+function productOf(builder: Builder, { weight, bias }: NodeOf<'linear'>, { domain }: Operand): Product {
   // One entry a row: logits, worth more digits than they take.
-  const y = result(builder, width, x.domain, x.domain === 'row' ? 'f32' : builder.type);
-  emitLinear(builder, x, y, node.weight, node.bias, false);
-  return y;
+  const type = domain === 'row' ? 'f32' : builder.type;
+  return { weight, bias, y: result(builder, builder.shapeOf(weight)[0]!, domain, type) };
 }
 
 function perItem(domain: Domain): (view: View) => Grid {

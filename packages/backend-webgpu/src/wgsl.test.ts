@@ -126,7 +126,7 @@ describe('emitted WGSL', () => {
     const half = (width: number) => ({ width, type: 'f16' }) as const;
     const shape = { heads: 8, kvHeads: 2, headDim: 64, scale: 0.125 };
     const kernels = [
-      linearVector('token', half(64), half(128), { items: 2, outputs: 1, lanes: 32 }, true),
+      linearVector('token', half(128), [{ y: half(64), bias: true }], { items: 2, outputs: 1, lanes: 32 }),
       linearMatrix('token', half(64), half(128), false),
       splitAttention(shape, 'f16'),
       tileAttention(shape),
