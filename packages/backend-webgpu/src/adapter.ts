@@ -1,3 +1,4 @@
+/// <reference types="@webgpu/types" />
 import { DslaError, type OpenOptions } from '@dsla/spec';
 
 /** Dawn's WebGPU, or a sentence that says what is missing. */

@@ -142,12 +142,9 @@ class WebgpuDevice implements Device {
   }
 
   unsupported(graph: LayerGraph): readonly string[] {
-    const plain = inlineCalls(graph);
-    return plain.nodes.flatMap((node, index) => {
-      const where = `${graph.name} node ${index} (${node.op})`;
-      if (!known.has(node.op)) return [`${where}: this op is unknown to this version.`];
-      return [];
-    });
+    return inlineCalls(graph).nodes.flatMap(({ op }, index) =>
+      known.has(op) ? [] : [`${graph.name} node ${index}: the op ${op} is unknown to this version.`],
+    );
   }
 
   async compile(graph: LayerGraph, weights: WeightSource, signal?: AbortSignal): Promise<AttentionLayer> {

@@ -21,7 +21,7 @@ export interface Fusions {
 }
 
 /** `product`: gate and up are products of one x, which need no values either. */
-export interface Gated {
+interface Gated {
   readonly fn: NodeOf<'activate'>['fn'];
   readonly gate: Value;
   readonly up: Value;

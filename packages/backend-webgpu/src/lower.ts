@@ -42,7 +42,11 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     if (node.op === 'input') inputs.push(namedInput(node, type));
     if (node.op === 'output') outputs.push(namedOutput(node.name, operands[node.x]!));
   });
-  return { ops: kept, ...place(kept), inputs, outputs, vocabulary };
+  const values = new Set(
+    kept.flatMap(({ buffers }) => buffers.flatMap((ref) => (ref.kind === 'value' ? ref.value : []))),
+  );
+  const replays = kept.some(({ replay }) => replay);
+  return { ops: kept, ...place(kept), inputs, outputs, values: [...values], replays, vocabulary };
 }
 
 /** Several nodes by one kernel, if the node at `index` begins or ends such a group. */

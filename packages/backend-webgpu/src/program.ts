@@ -5,7 +5,7 @@ import type { View } from './view.js';
 // A lowered tape: dispatches in order, their buffers still by name.
 
 /** Scratch of a program: [items, width]. Replays have as many items as the rows have past tokens; see kernel.ts for splits. */
-export interface Temp {
+interface Temp {
   readonly width: number;
   readonly type: Element;
   readonly domain: Scratch;
@@ -40,7 +40,7 @@ export interface Op {
 }
 
 /** Temps that are never alive together share a buffer: bytes an item of each domain that the buffer must hold. */
-export type Slot = Record<Scratch, number>;
+type Slot = Record<Scratch, number>;
 
 export interface Program {
   readonly ops: readonly Op[];
@@ -49,6 +49,10 @@ export interface Program {
   /** Named values that the tape reads, and those it writes. */
   readonly inputs: readonly NamedValue[];
   readonly outputs: readonly NamedValue[];
+  /** Those among the buffers of the ops. */
+  readonly values: readonly NamedValue[];
+  /** Whether any op does. */
+  readonly replays: boolean;
   /** Embeds token ids below this number. */
   readonly vocabulary: number;
 }

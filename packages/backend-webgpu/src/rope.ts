@@ -38,7 +38,7 @@ export class RopeTables implements Disposable {
   }
 }
 
-export function ropeTable({ frequencies, rotaryDim }: Rope, positions: number): Float32Array<ArrayBuffer> {
+function ropeTable({ frequencies, rotaryDim }: Rope, positions: number): Float32Array<ArrayBuffer> {
   const half = rotaryDim / 2;
   const table = new Float32Array(positions * rotaryDim);
   for (let position = 0; position < positions; position++) {

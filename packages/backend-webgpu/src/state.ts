@@ -43,6 +43,7 @@ export class WebgpuState implements StateStore {
   /** [1] u32: tokens */
   readonly info: GPUBuffer;
   readonly #host: StateHost;
+  readonly #fitting = new WeakSet<StateSpec>();
   #disposed = false;
 
   constructor(host: StateHost, spec: StateSpec, slots: number, tokens: number, type: Element) {
@@ -89,6 +90,14 @@ export class WebgpuState implements StateStore {
   /** Longest row, in tokens: Infinity where the state does not grow with them. */
   get capacity(): number {
     return this.spec.parts.some(({ shape }) => shape.includes('tokens')) ? this.tokens : Number.POSITIVE_INFINITY;
+  }
+
+  /** Whether it holds what a tape wants; the answer for a spec is worked out once. */
+  fits(spec: StateSpec): boolean {
+    if (spec === this.spec || this.#fitting.has(spec)) return true;
+    if (JSON.stringify(spec.parts) !== JSON.stringify(this.spec.parts)) return false;
+    this.#fitting.add(spec);
+    return true;
   }
 
   /** @throws DslaError E_DISPOSED, E_INPUT, or what the device died of */

@@ -77,7 +77,7 @@ export class WebgpuStep implements Step {
     const stores = this.#storesOf(layer, states, served);
     const bound = this.#bind(graph.name, program);
     const view = this.#views.step(rows);
-    const past = program.ops.some(({ replay }) => replay) ? this.#views.past(rows) : view;
+    const past = program.replays ? this.#views.past(rows) : view;
     const scratch = program.slots.map((slot, index) => {
       const { token, row, split } = view.capacity;
       const bytes = [token * slot.token, row * slot.row, split * slot.split, past.capacity.token * slot.past];
@@ -160,7 +160,7 @@ export class WebgpuStep implements Step {
   }
 
   /** Buffers of a program's named values; makes those that it writes first. */
-  #bind(layer: string, { ops, inputs, outputs }: Program): Map<NamedValue, GPUBuffer> {
+  #bind(layer: string, { values, inputs, outputs }: Program): Map<NamedValue, GPUBuffer> {
     const key = ({ name, width, domain, type }: NamedValue) => `${name} ${width} ${domain} ${type}`;
     const byKey = new Map<string, GPUBuffer>();
     for (const input of inputs) {
@@ -179,10 +179,7 @@ export class WebgpuStep implements Step {
       this.#values.set(output.name, value);
       byKey.set(key(output), value.buffer.buffer);
     }
-    const bound = new Map<NamedValue, GPUBuffer>();
-    for (const ref of ops.flatMap(({ buffers }) => buffers))
-      if (ref.kind === 'value') bound.set(ref.value, byKey.get(key(ref.value))!);
-    return bound;
+    return new Map(values.map((value) => [value, byKey.get(key(value))!]));
   }
 
   #make(value: NamedValue): Held {
@@ -260,7 +257,7 @@ export class WebgpuStep implements Step {
       if (!store) throw invalid(where, 'must be among the states given', Object.keys(states));
       if (!(store instanceof WebgpuState)) throw invalid(where, 'must be a store of this backend', typeof store);
       store.check(...served.map((row) => this.#batch.rows[row]!.slot));
-      if (store.spec !== spec && JSON.stringify(store.spec.parts) !== JSON.stringify(spec.parts))
+      if (!store.fits(spec))
         throw invalid(where, `the store must hold ${JSON.stringify(spec.parts)}`, JSON.stringify(store.spec.parts));
       for (const row of served) {
         const { past, count } = this.#batch.rows[row]!;

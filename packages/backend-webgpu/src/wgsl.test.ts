@@ -112,7 +112,7 @@ describe('emitted WGSL', () => {
     });
   }
 
-  it('of a Llama is this list of kernels, for one token with float16 and matrices', () => {
+  it('of a Llama is this list of kernels, those for one token and those for many', () => {
     const traits = devices['float16 with matrices']!;
     const model = describeModel(llama);
     const lists = [...model.segments.map(({ versions }) => versions.default), model.head].map((graph) => {

@@ -2,7 +2,7 @@
 
 /** Element type of a buffer in a shader. */
 export type Element = 'f32' | 'f16';
-export type Access = 'read' | 'write';
+type Access = 'read' | 'write';
 /** Which items a kernel visits: the tokens of the rows, or the last token of every row. */
 export type Domain = 'token' | 'row';
 

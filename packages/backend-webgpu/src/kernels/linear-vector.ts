@@ -11,7 +11,7 @@ export interface VectorShape {
   readonly lanes: number;
 }
 
-export const vectorSize = 128;
+const vectorSize = 128;
 
 /** Features that one load takes: 16 bytes. The width of x must be a multiple of it. */
 export const loadWidth: Readonly<Record<Element, number>> = { f32: 4, f16: 8 };

@@ -1,7 +1,7 @@
 import type { Shape } from './elementwise.js';
 import { type Domain, float, itemAt, type Kernel, kernel, reductions } from './kernel.js';
 
-export const normSize = 128;
+const normSize = 128;
 
 /** y = w * x / sqrt(mean(x^2) + eps), one workgroup an item. With `sum`, x = a + b is written there first. */
 export function rmsNorm(domain: Domain, y: Shape, x: Shape, eps: number, added?: { b: Shape; sum: Shape }): Kernel {
