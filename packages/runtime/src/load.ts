@@ -27,7 +27,7 @@ export interface TextModel extends LoadedModel {
 export interface LoadOptions extends ModelOptions {
   /** Mixers that plans may name. */
   readonly mixers?: Mixers | undefined;
-  /** Folder with a `model.safetensors` of trained mixers, which goes before their untuned start. */
+  /** Safetensors file of trained mixers, or a folder with one; it goes before their untuned start. */
   readonly conversion?: string | undefined;
 }
 
