@@ -159,7 +159,7 @@ it('ends with 130 at Ctrl-C and leaves no file', async () => {
   const out = join(parent, 'interrupted');
   let sent = false;
   const finished = await dslaProcess(['compare', ...models, '--lengths', '64,512', '--out', out], (err, child) => {
-    if (sent || !err.includes('quality:')) return;
+    if (sent || !err.includes('bits per byte:')) return;
     sent = true;
     child.kill('SIGINT');
   });

@@ -1,10 +1,12 @@
 import { join } from 'node:path';
+import { performance } from 'node:perf_hooks';
 import { DslaError, throwIfAborted } from '@dsla/spec';
 import { type Command, InvalidArgumentError } from 'commander';
 import { importBackend, knownBackends } from '../backends.js';
 import { type Checkpoint, embedded, inspect, type Mixer, mixers } from '../checkpoint.js';
 import { compare } from '../compare/compare.js';
 import { checkLevels, defaultLevels, lineUp } from '../compare/line-up.js';
+import type { Rounds } from '../measure/repeat.js';
 import { readText } from '../measure/text.js';
 import { openFolder, writeFiles } from '../report/files.js';
 import { renderHtml } from '../report/html.js';
@@ -27,6 +29,7 @@ interface CompareOptions extends CommonOptions {
   readonly backend: readonly string[];
   readonly threads?: number;
   readonly text?: string;
+  readonly seconds?: number;
   readonly out: string;
   readonly quick?: true;
 }
@@ -41,9 +44,14 @@ export function addCompare(program: Command, io: Io): void {
     .option('--levels <n,...>', 'converted layers (default: quarters, and all but the recall layers)', wholes(1))
     .option('--mixers <names>', 'attention of the converted layers', mixerNames, Object.keys(mixers))
     .option('--lengths <n,...>', 'tokens (default: 512 to 4096 in doublings)', wholes(2))
-    .option('--windows <n>', 'windows of text for bits per byte', whole(1))
+    .option('--windows <n>', 'windows of text for bits per byte (default: 2 to 4)', whole(1))
     .option('--recall-windows <n>', 'windows of planted pairs for each distance', whole(1))
-    .option('--rounds <n>', 'times that each speed is measured', whole(1))
+    .option('--rounds <n>', 'times that each speed is measured (default: 1 to 3)', whole(1))
+    .option(
+      '--seconds <n>',
+      'fewer windows and rounds when time runs out (default: 90, no limit with --llama)',
+      whole(1),
+    )
     .option('-b, --backend <names>', `${Object.keys(knownBackends).join(', ')}, or packages`, names, [defaultBackend])
     .option('-t, --threads <n>', 'threads of the backend', whole(1))
     .option('--text <file>', 'text to read (default: Moby-Dick)')
@@ -62,6 +70,8 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
   const lengths = lengthsFor(options, zamba ? [llama, zamba] : [llama]);
   const text = await readText(options.text);
   using progress = openProgress(io, options.quiet === true);
+  const started = performance.now();
+  const time = 1000 * (options.seconds ?? (options.llama === undefined ? 90 : Number.POSITIVE_INFINITY));
   const report = await compare({
     entries: lineUp(llama, zamba, { levels, mixers: options.mixers, conversion: options.conversion }),
     backends: options.backend,
@@ -69,10 +79,14 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
     text,
     quality: {
       contexts: lengths,
-      windows: options.windows ?? (options.quick ? 2 : 4),
+      windows: rounds(options.windows, { least: 2, most: options.quick ? 2 : 4, until: started + 0.4 * time }),
       recallWindows: options.recallWindows ?? 1,
     },
-    speed: { lengths, rounds: options.rounds ?? (options.quick ? 1 : 2), decodeTokens: options.quick ? 8 : 16 },
+    speed: {
+      lengths,
+      rounds: rounds(options.rounds, { least: 1, most: options.quick ? 1 : 3, until: started + time }),
+      decodeTokens: options.quick ? 8 : 16,
+    },
     command: ['dsla', ...process.argv.slice(2)],
     progress,
     signal,
@@ -119,6 +133,11 @@ function lengthsFor({ lengths, quick }: CompareOptions, models: readonly Checkpo
     got: lengths.at(-1),
     cure: 'Choose shorter ones.',
   });
+}
+
+/** A number that was asked for is kept, whatever the time. */
+function rounds(asked: number | undefined, otherwise: Rounds): Rounds {
+  return asked === undefined ? otherwise : { least: asked, most: asked, until: Number.POSITIVE_INFINITY };
 }
 
 function mixerNames(text: string): Mixer[] {

@@ -55,7 +55,7 @@ export async function compare(options: CompareOptions): Promise<Report> {
     machine: machine(names),
     backends,
     text: text.facts,
-    protocol: [...qualityProtocol(options.quality), ...speedProtocol(options.speed)],
+    protocol: [...qualityProtocol(options.quality, quality!.windows), ...speedProtocol(options.speed, speed)],
     gaps: [...gaps, ...quality!.gaps],
     bitsPerByte: quality!.bitsPerByte,
     excess: quality!.excess,
@@ -93,7 +93,7 @@ async function timeAll(
     model,
     ids: ids.get(entry.checkpoint)!,
   }));
-  progress.stage('speed', timed.length * speed.rounds);
+  progress.stage('speed', timed.length * speed.rounds.most);
   return measureSpeed(timed, speed, (contender) => progress.step(contender), signal);
 }
 
@@ -103,7 +103,7 @@ function idsFor({ tokenizer }: Running['model'], text: string, count: number): I
   return Int32Array.from({ length: count }, (_, index) => ids[index % ids.length]!);
 }
 
-function qualityProtocol({ contexts, windows, recallWindows }: QualityProtocol): string[] {
+function qualityProtocol({ contexts, recallWindows }: QualityProtocol, windows: number): string[] {
   const ranges = distances(contexts).map(({ from, to }) => `${from} to ${to}`);
   return [
     `Bits per byte: ${windows} windows of ${contexts.at(-1)} tokens, spread evenly over the text, each beginning with a paragraph (behind the begin token, where the tokenizer has one); all their tokens count. Shorter contexts are the beginnings of the same windows. n = ${windows}; 95 % intervals by Student's t over windows.`,
@@ -111,9 +111,10 @@ function qualityProtocol({ contexts, windows, recallWindows }: QualityProtocol):
   ];
 }
 
-function speedProtocol({ lengths, rounds, decodeTokens }: SpeedProtocol): string[] {
+function speedProtocol({ lengths, decodeTokens }: SpeedProtocol, speed: Report['speed']): string[] {
+  const rounds = speed.find(({ test }) => test === 'prefill')!.samples.length;
   return [
-    `Speed: the contenders were timed in turn, in ${rounds} rounds, after a warm-up of ${lengths[0]} prompt tokens and ${decodeTokens} decoded ones each. One sequence (batch 1), in steps of up to 512 tokens.`,
+    `Speed: the contenders were timed in turn, ${rounds} ${rounds === 1 ? 'time' : 'times'}, after a warm-up of ${lengths[0]} prompt tokens and ${decodeTokens} decoded ones each. One sequence (batch 1), in steps of up to 512 tokens.`,
     `Prefill: time to the first token of a prompt of each length, n = ${rounds}. Decode: single-token steps at each length, n = ${rounds * decodeTokens}.`,
     'Cache: bytes of one sequence at each length, from the descriptions of its states. Weights: as the backend computes with them.',
   ];

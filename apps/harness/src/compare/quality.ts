@@ -2,6 +2,7 @@ import { logProbabilities, recall } from '@dsla/eval';
 import type { Tokenizer } from '@dsla/runtime';
 import type { Checkpoint } from '../checkpoint.js';
 import { pause } from '../measure/pause.js';
+import { type Rounds, repeat } from '../measure/repeat.js';
 import { ratioDifference, ratioEstimate, type Share } from '../measure/statistics.js';
 import type { Text } from '../measure/text.js';
 import type { Report } from '../report/report.js';
@@ -12,13 +13,15 @@ import { type Prefix, prefixesOf, windowsOf } from './windows.js';
 export interface QualityProtocol {
   /** Ascending, in tokens. */
   readonly contexts: readonly number[];
-  /** For bits per byte. */
-  readonly windows: number;
+  /** Windows of text for bits per byte; the text is divided among the most that there can be. */
+  readonly windows: Rounds;
   /** For recall, at each distance. */
   readonly recallWindows: number;
 }
 
 export interface Quality extends Pick<Report, 'bitsPerByte' | 'excess' | 'recall'> {
+  /** Windows read for bits per byte. */
+  readonly windows: number;
   readonly gaps: readonly string[];
 }
 
@@ -38,42 +41,56 @@ export async function measureQuality(
   signal: AbortSignal,
 ): Promise<Quality> {
   const readings = readingsOf(running, content, protocol);
-  const bitsPerByte: Report['bitsPerByte'] = [];
-  const excess: Report['excess'] = [];
-  const recalled: Report['recall'] = [];
-  let softmax: Share[][] | undefined;
-  progress.stage('quality', running.length);
-  for (const each of running) {
-    const { entry, contender } = each;
-    const windows = readings.get(entry.checkpoint)!;
-    const shares = await sharesOf(each, windows, signal); // [contexts][windows]
-    for (const [at, length] of protocol.contexts.entries()) {
-      const row = { contender: contender.id, length };
-      bitsPerByte.push({ ...row, estimate: ratioEstimate(shares[at]!) });
-      if (softmax) excess.push({ ...row, estimate: ratioDifference(softmax[at]!, shares[at]!) });
+  const shares = new Map(running.map((each) => [each, protocol.contexts.map((): Share[] => [])])); // [contexts][windows]
+  progress.stage('bits per byte', running.length * protocol.windows.most);
+  const windows = await repeat(protocol.windows, async (index) => {
+    for (const each of running) {
+      const reading = readings.get(each.entry.checkpoint)![index]!;
+      const own = await sharesOf(each, reading, signal); // [contexts]
+      for (const [at, share] of own.entries()) shares.get(each)![at]!.push(share);
+      progress.step(each.contender.id);
     }
-    softmax ??= shares;
-    recalled.push(...(await recallOf(each, windows, protocol, signal)));
-    progress.step(contender.id);
+  });
+  progress.stage('recall', running.length);
+  const recalled: Report['recall'] = [];
+  for (const each of running) {
+    recalled.push(...(await recallOf(each, readings.get(each.entry.checkpoint)!, protocol, signal)));
+    progress.step(each.contender.id);
   }
   const gaps = [...new Set(running.map(({ entry }) => entry.checkpoint))]
     .filter(({ recallFormat }) => !recallFormat)
     .map(({ name }) => `recall of ${name}: there is no recall.json beside it`);
-  return { bitsPerByte, excess, recall: recalled, gaps };
+  return { ...estimates(shares, protocol.contexts), recall: recalled, windows, gaps };
 }
 
-/** Bits and bytes of every window at every context: [contexts][windows]. */
-async function sharesOf({ model }: Running, windows: readonly Reading[], signal: AbortSignal): Promise<Share[][]> {
-  const shares: Share[][] = windows[0]!.prefixes.map(() => []);
-  for (const { ids, prefixes } of windows) {
-    await pause(signal);
-    const [scores] = await logProbabilities(model, [{ ids, from: 1 }], { signal });
-    for (const [at, { tokens, bytes }] of prefixes.entries()) {
-      const logarithms = scores!.subarray(0, tokens - 1).reduce((sum, score) => sum + score, 0);
-      shares[at]!.push({ amount: -logarithms / Math.LN2, of: bytes });
-    }
-  }
-  return shares;
+function estimates(
+  shares: ReadonlyMap<Running, readonly Share[][]>,
+  contexts: readonly number[],
+): Pick<Quality, 'bitsPerByte' | 'excess'> {
+  const [softmax] = shares.values();
+  const rows = [...shares].flatMap(([{ contender }, own]) =>
+    contexts.map((length, at) => ({
+      row: { contender: contender.id, length },
+      own: own[at]!,
+      baseline: own === softmax ? undefined : softmax![at]!,
+    })),
+  );
+  return {
+    bitsPerByte: rows.map(({ row, own }) => ({ ...row, estimate: ratioEstimate(own) })),
+    excess: rows.flatMap(({ row, own, baseline }) =>
+      baseline ? [{ ...row, estimate: ratioDifference(baseline, own) }] : [],
+    ),
+  };
+}
+
+/** Bits and bytes of a window at every context. */
+async function sharesOf({ model }: Running, { ids, prefixes }: Reading, signal: AbortSignal): Promise<Share[]> {
+  await pause(signal);
+  const [scores] = await logProbabilities(model, [{ ids, from: 1 }], { signal });
+  return prefixes.map(({ tokens, bytes }) => {
+    const logarithms = scores!.subarray(0, tokens - 1).reduce((sum, score) => sum + score, 0);
+    return { amount: -logarithms / Math.LN2, of: bytes };
+  });
 }
 
 /** As in training (tools/pretrain/data.py), where it is 12 to 16. */
@@ -117,16 +134,16 @@ export function distances(contexts: readonly number[]): readonly { length: numbe
 function readingsOf(
   running: readonly Running[],
   text: string,
-  { contexts, windows: count }: QualityProtocol,
+  { contexts, windows }: QualityProtocol,
 ): ReadonlyMap<Checkpoint, readonly Reading[]> {
   const tokenizers = new Map<Checkpoint, Tokenizer>(
     running.map(({ entry, model }) => [entry.checkpoint, model.tokenizer]),
   );
-  const windows = windowsOf(text, [...tokenizers.values()], contexts, count);
+  const texts = windowsOf(text, [...tokenizers.values()], contexts, windows.most);
   return new Map(
     [...tokenizers].map(([checkpoint, tokenizer]) => [
       checkpoint,
-      windows.map((window) => {
+      texts.map((window) => {
         const ids = tokenizer.encode(window.text);
         return { ids, prefixes: prefixesOf(tokenizer, ids, window) };
       }),

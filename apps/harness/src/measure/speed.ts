@@ -2,6 +2,7 @@ import { performance } from 'node:perf_hooks';
 import type { Model, Sequence } from '@dsla/runtime';
 import type { Speed } from '../report/report.js';
 import { pause } from './pause.js';
+import { type Rounds, repeat } from './repeat.js';
 import { summarise } from './statistics.js';
 
 /** A model that is timed, under the name that the rows get. The model needs two slots. */
@@ -16,7 +17,7 @@ export interface Timed {
 export interface SpeedProtocol {
   /** Ascending, in tokens. */
   readonly lengths: readonly number[];
-  readonly rounds: number;
+  readonly rounds: Rounds;
   /** Timed single-token steps at every length and round. */
   readonly decodeTokens: number;
 }
@@ -28,7 +29,7 @@ interface Walk {
 }
 
 /**
- * Times all models in turn, `rounds` times, so that a drift of the machine meets all of them. One walk along the text gives
+ * Times all models in turn, round by round, so that a drift of the machine meets all of them. One walk along the text gives
  * every length: the prefill time of a length is the sum of the pieces up to it; single tokens are decoded on a fork.
  */
 export async function measureSpeed(
@@ -39,12 +40,12 @@ export async function measureSpeed(
 ): Promise<Speed[]> {
   const walks = new Map<Timed, Walk[]>(models.map((timed) => [timed, []]));
   for (const timed of models) await warmUp(timed, protocol, signal);
-  for (let round = 0; round < protocol.rounds; round++) {
+  await repeat(protocol.rounds, async () => {
     for (const timed of models) {
       walks.get(timed)!.push(await walk(timed, protocol, signal));
       onStep(timed.contender);
     }
-  }
+  });
   return [...walks].flatMap(([timed, taken]) => rows(timed, protocol.lengths, taken));
 }
 
