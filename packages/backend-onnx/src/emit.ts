@@ -82,6 +82,11 @@ export class GraphBuilder {
     return this.#constant('float', shape, new Uint8Array(Float32Array.from(list).buffer));
   }
 
+  /** A float constant called `name`, all zero: whoever makes the session puts another in its place. */
+  zeros(name: string, dims: readonly number[]): void {
+    this.#constants.set(name, { name, type: 'float', dims });
+  }
+
   /** 0 keeps a dimension, -1 is what is left. */
   reshape(x: Ref, dims: readonly number[]): Ref {
     return this.op('Reshape', [x, this.ints(dims)]);

@@ -1,22 +1,10 @@
-import type { Named, StepBatch } from '@dsla/spec';
 import type { Memory } from './binding/binding.js';
 import type { Place } from './places.js';
 import type { Pool } from './pool.js';
 import type { NamedValue, Recorded } from './record.js';
-import { contiguous, type FrameRow } from './rows.js';
-import type { OnnxStore } from './state.js';
+import type { Served } from './rows.js';
 
-/** The rows that a run serves, end to end, and where everything lies. */
-export interface Frame {
-  readonly rows: readonly FrameRow[];
-  readonly ids: Int32Array;
-  readonly stores: Named<OnnxStore>;
-  part(state: string, slot: number, part: number): Memory;
-  /** Where a value of the tape lies. */
-  storage(value: number): Storage;
-}
-
-/** The first token or row of the frame is at `offset`, in bytes. */
+/** The first token or row that is served lies at `offset`, in bytes. */
 export interface Storage {
   readonly memory: Memory;
   readonly offset: number;
@@ -27,96 +15,104 @@ export interface Storage {
 /** [from, byte, to, byte, bytes] */
 export type Copy = readonly [Memory, number, Memory, number, number];
 
-/** A frame in memory. */
-export interface Assigned extends Frame {
-  /** Brings together rows that do not lie side by side. */
-  readonly before: readonly Copy[];
-  /** Puts results where they belong. */
-  readonly after: readonly Copy[];
-  /** Gives back what the next run may use. */
-  release(): void;
-}
+/**
+ * Memory for all that a run reads and writes: the named values themselves where the served rows lie side by side, temporary
+ * memory elsewhere.
+ */
+export class Frame {
+  /** Bring together rows that do not lie side by side. */
+  readonly before: Copy[] = [];
+  /** Put results where they belong. */
+  readonly after: Copy[] = [];
+  readonly #recorded: Recorded;
+  readonly #pool: Pool;
+  readonly #storages = new Map<number, Storage>();
+  readonly #borrowed: Memory[] = [];
+  /** Values that are read and written: memory that takes the place of theirs. */
+  readonly #moves: [NamedValue, Memory][] = [];
 
-/** Finds memory for all that a run reads and writes: in the named values themselves where their rows lie side by side. */
-export function assign(recorded: Recorded, batch: StepBatch, pool: Pool): Assigned {
-  const { layer, rows, places, stores, inputs, outputs } = recorded;
-  const { graph, widths } = layer.program;
-  const direct = contiguous(rows);
-  const all = direct && rows.length === batch.rows.length;
-  const tokens = rows.reduce((sum, { count }) => sum + count, 0);
-  const storages = new Map<number, Storage>();
-  const borrowed: Memory[] = [];
-  const moves: (() => void)[] = [];
-  const before: Copy[] = [];
-  const after: Copy[] = [];
+  constructor(recorded: Recorded, pool: Pool) {
+    this.#recorded = recorded;
+    this.#pool = pool;
+    this.#placeInputs();
+    this.#placeOutputs();
+  }
 
-  const borrow = (bytes: number): Memory => pool.borrow(bytes, graph.name);
-  const temporary = (place: Place, width: number): Storage => {
-    const memory = borrow(4 * width * (place === 'token' ? tokens : rows.length));
-    borrowed.push(memory);
-    return { memory, offset: 0, width, place };
-  };
-  const storage = (value: number): Storage => {
-    let found = storages.get(value);
+  /** Where a value of the tape lies. */
+  storage(value: number): Storage {
+    let found = this.#storages.get(value);
     if (!found) {
-      found = temporary(places[value]!, widths[value]!);
-      storages.set(value, found);
+      const { places, layer } = this.#recorded;
+      found = this.#temporary(places[value]!, layer.program.widths[value]!);
+      this.#storages.set(value, found);
     }
     return found;
-  };
-  const within = ({ place, width }: NamedValue, memory: Memory): Storage => {
-    const offset = 4 * width * (place === 'token' ? (rows[0]?.first ?? 0) : (rows[0]?.index ?? 0));
-    return { memory, offset, width, place };
-  };
+  }
 
-  for (const [index, value] of inputs) {
-    if (direct) storages.set(index, within(value, value.buffer.memory));
-    else {
-      const packed = temporary(value.place, value.width);
-      storages.set(index, packed);
-      for (const [apart, together, bytes] of pieces(rows, value))
-        before.push([value.buffer.memory, apart, packed.memory, together, bytes]);
-    }
+  /** Gives back what the next run may use. */
+  release(): void {
+    for (const memory of this.#borrowed.reverse()) this.#pool.giveBack(memory);
+    for (const [{ buffer }, memory] of this.#moves) buffer.memory = memory;
   }
-  const read = new Set(inputs.values());
-  for (const [index, { to, from }] of outputs) {
-    const node = graph.nodes[index]!;
-    const value = (node as Extract<typeof node, { op: 'output' }>).x;
-    const fresh = !to.buffer.filled;
-    if (fresh) to.buffer.memory = borrow(to.buffer.bytes);
-    if (fresh && from && !all) before.push([from.buffer.memory, 0, to.buffer.memory, 0, to.buffer.bytes]);
-    const free = direct && !storages.has(value);
-    if (free && !read.has(to)) storages.set(value, within(to, to.buffer.memory));
-    else if (free && all) {
-      // It is read and written: into other memory, which takes its place afterwards.
-      const memory = borrow(to.buffer.bytes);
-      storages.set(value, within(to, memory));
-      moves.push(() => {
-        to.buffer.memory = memory;
-      });
-    } else {
-      const { memory, offset } = storage(value);
-      for (const [apart, together, bytes] of pieces(rows, to))
-        after.push([memory, offset + together, to.buffer.memory, apart, bytes]);
-    }
+
+  #placeInputs(): void {
+    const { layer, inputs, served } = this.#recorded;
+    layer.program.inputs.forEach(({ index }, at) => {
+      const value = inputs[at]!;
+      const { memory } = value.buffer;
+      if (served.together) this.#storages.set(index, within(value, memory, served));
+      else {
+        const packed = this.#temporary(value.place, value.width);
+        this.#storages.set(index, packed);
+        for (const [apart, together, bytes] of pieces(value, served))
+          this.before.push([memory, apart, packed.memory, together, bytes]);
+      }
+    });
   }
-  return {
-    rows,
-    ids: Int32Array.from(rows.flatMap(({ first, count }) => [...batch.ids.subarray(first, first + count)])),
-    stores,
-    part: (state, slot, part) => recorded.parts.get(state)!.get(slot)![part]!,
-    storage,
-    before,
-    after,
-    release() {
-      for (const memory of borrowed.reverse()) pool.giveBack(memory);
-      for (const move of moves) move();
-    },
-  };
+
+  #placeOutputs(): void {
+    const { layer, inputs, outputs, served } = this.#recorded;
+    layer.program.outputs.forEach(({ value }, at) => {
+      const { to, from } = outputs[at]!;
+      const { buffer } = to;
+      if (!buffer.filled) {
+        buffer.memory = this.#borrow(buffer.bytes);
+        if (from && !served.all) this.before.push([from.buffer.memory, 0, buffer.memory, 0, buffer.bytes]);
+      }
+      const free = served.together && !this.#storages.has(value);
+      if (free && !inputs.includes(to)) this.#storages.set(value, within(to, buffer.memory, served));
+      else if (free && served.all) {
+        const memory = this.#borrow(buffer.bytes);
+        this.#storages.set(value, within(to, memory, served));
+        this.#moves.push([to, memory]);
+      } else {
+        const { memory, offset } = this.storage(value);
+        for (const [apart, together, bytes] of pieces(to, served))
+          this.after.push([memory, offset + together, buffer.memory, apart, bytes]);
+      }
+    });
+  }
+
+  #temporary(place: Place, width: number): Storage {
+    const { served } = this.#recorded;
+    const memory = this.#borrow(4 * width * (place === 'token' ? served.tokens : served.rows.length));
+    this.#borrowed.push(memory);
+    return { memory, offset: 0, width, place };
+  }
+
+  #borrow(bytes: number): Memory {
+    return this.#pool.borrow(bytes, this.#recorded.layer.program.graph.name);
+  }
 }
 
-/** Every row of a value: [byte in the batch, byte in the frame, bytes]. */
-function pieces(rows: readonly FrameRow[], { place, width }: NamedValue): [number, number, number][] {
+/** The served stretch of a named value. */
+function within({ place, width }: NamedValue, memory: Memory, { rows }: Served): Storage {
+  const [first] = rows;
+  return { memory, offset: 4 * width * ((place === 'token' ? first?.first : first?.index) ?? 0), width, place };
+}
+
+/** Every served row of a value: [byte in the batch, byte among the served, bytes]. */
+function pieces({ place, width }: NamedValue, { rows }: Served): [number, number, number][] {
   return rows.map(({ index, first, start, count }, at) =>
     place === 'token'
       ? [4 * width * first, 4 * width * start, 4 * width * count]

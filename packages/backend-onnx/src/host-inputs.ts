@@ -6,22 +6,28 @@ import type { ElementType } from './protobuf.js';
 /** The small inputs of one step: each made once, however many layers want it. */
 export class HostInputs {
   readonly #pool: Pool;
-  readonly #tensors = new Map<string, Tensor>();
+  readonly #tensors = new Map<string, Map<number | string, Tensor>>();
   readonly #borrowed: Memory[] = [];
 
   constructor(pool: Pool) {
     this.#pool = pool;
   }
 
-  get(key: string, type: ElementType, make: () => ControlData): Tensor {
-    let tensor = this.#tensors.get(key);
+  /** `of` tells apart the rows, or groups of rows, that a kind of input is made for. */
+  get(kind: string, of: number | string, type: ElementType, make: () => ControlData): Tensor {
+    let known = this.#tensors.get(kind);
+    if (!known) {
+      known = new Map();
+      this.#tensors.set(kind, known);
+    }
+    let tensor = known.get(of);
     if (!tensor) {
       const { dims, data } = make();
       const memory = this.#pool.borrow(data.byteLength, 'inputs of a step');
       this.#borrowed.push(memory);
       memory.write(data);
       tensor = { memory, offset: 0, type, dims };
-      this.#tensors.set(key, tensor);
+      known.set(of, tensor);
     }
     return tensor;
   }

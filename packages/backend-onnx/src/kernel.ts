@@ -1,7 +1,7 @@
-import type { Binding, Bound, Memory, Session, Tensor } from './binding/binding.js';
+import type { Binding, Bound, Pack, Session, Tensor } from './binding/binding.js';
 import { disposed } from './errors.js';
 import type { Port } from './lowering.js';
-import type { Model } from './program.js';
+import type { Model } from './model.js';
 
 /** Bindings kept a kernel: a decode step over the same slots finds all of its own. */
 const kept = 256;
@@ -10,18 +10,25 @@ const kept = 256;
 export class Kernel {
   readonly model: Model;
   readonly #binding: Binding;
+  readonly #pack: Pack;
   readonly #weights: ReadonlyMap<string, Tensor>;
+  /** Weights that are inputs. */
+  readonly #fixed: readonly (readonly [string, Tensor])[];
   /** Ports whose tensors change from run to run. */
   readonly #varying: readonly Port[];
-  readonly #bindings = new Map<string, Entry>();
+  /** By a hash of what they bind. */
+  readonly #bindings = new Map<number, Entry[]>();
+  #count = 0;
   #session: Session | undefined;
   #gone = false;
 
   /** `weights` by port name. */
-  constructor(model: Model, binding: Binding, weights: ReadonlyMap<string, Tensor>) {
+  constructor(model: Model, binding: Binding, pack: Pack, weights: ReadonlyMap<string, Tensor>) {
     this.model = model;
     this.#binding = binding;
+    this.#pack = pack;
     this.#weights = weights;
+    this.#fixed = model.inputs.flatMap(({ name }) => (weights.has(name) ? [[name, weights.get(name)!] as const] : []));
     this.#varying = model.inputs.filter(({ name }) => !weights.has(name));
   }
 
@@ -32,7 +39,15 @@ export class Kernel {
   /** @throws DslaError E_DEVICE */
   async prepare(): Promise<void> {
     if (this.#gone) throw disposed(`layer ${this.model.name}`);
-    this.#session ??= await this.#binding.session(this.model.bytes, this.model.name);
+    if (this.#session) return;
+    const { name, matrices } = this.model;
+    const constants = new Map(matrices.map((port) => [port.name, this.#weights.get(port.name)!]));
+    this.#session = await this.#binding.session({
+      model: this.model.encode(),
+      constants,
+      pack: this.#pack,
+      where: name,
+    });
   }
 
   /** The run with these tensors: one seen before, or a new one. */
@@ -40,54 +55,80 @@ export class Kernel {
     if (!this.#session) throw disposed(`layer ${this.model.name}`);
     const inputs = this.#varying.map(tensorOf);
     const outputs = this.model.outputs.map(tensorOf);
-    const key = [...inputs, ...outputs].map(({ memory, offset, dims }) => `${memory.id}+${offset}[${dims}]`).join();
-    let entry = this.#bindings.get(key);
+    const tensors = [...inputs, ...outputs];
+    const hash = hashOf(tensors);
+    let entry = this.#bindings.get(hash)?.find((each) => each.binds(tensors));
     if (!entry) {
-      const named = (ports: readonly Port[], tensors: readonly Tensor[]) =>
-        ports.map(({ name }, index) => [name, tensors[index]!] as const);
+      const named = (ports: readonly Port[], of: readonly Tensor[]) =>
+        ports.map(({ name }, index) => [name, of[index]!] as const);
       const bound = this.#session.bind(
-        new Map([...this.#weights, ...named(this.#varying, inputs)]),
+        new Map([...this.#fixed, ...named(this.#varying, inputs)]),
         new Map(named(this.model.outputs, outputs)),
       );
-      const memories = new Set([...inputs, ...outputs].map(({ memory }) => memory));
-      entry = new Entry(bound, memories, () => this.#bindings.delete(key));
-      this.#bindings.set(key, entry);
+      entry = new Entry(bound, tensors, (gone) => this.#forget(hash, gone));
+      this.#bindings.set(hash, [...(this.#bindings.get(hash) ?? []), entry]);
+      this.#count += 1;
     }
     return entry.bound;
   }
 
   /** Forgets the oldest bindings; not while one of them is about to run. */
   trim(): void {
-    for (const entry of this.#bindings.values()) {
-      if (this.#bindings.size <= kept) break;
-      entry.dispose();
+    for (const [entry] of this.#bindings.values()) {
+      if (this.#count <= kept) break;
+      entry!.dispose();
     }
   }
 
   dispose(): void {
     this.#gone = true;
-    for (const entry of this.#bindings.values()) entry.dispose();
+    for (const entry of [...this.#bindings.values()].flat()) entry.dispose();
     this.#session?.dispose();
     this.#session = undefined;
+  }
+
+  #forget(hash: number, gone: Entry): void {
+    const left = this.#bindings.get(hash)!.filter((entry) => entry !== gone);
+    if (left.length > 0) this.#bindings.set(hash, left);
+    else this.#bindings.delete(hash);
+    this.#count -= 1;
   }
 }
 
 /** A binding that goes with the first of its memories. */
 class Entry {
   readonly bound: Bound;
-  readonly #memories: ReadonlySet<Memory>;
-  readonly #forget: () => void;
+  readonly #tensors: readonly Tensor[];
+  readonly #forget: (entry: Entry) => void;
 
-  constructor(bound: Bound, memories: ReadonlySet<Memory>, forget: () => void) {
+  constructor(bound: Bound, tensors: readonly Tensor[], forget: (entry: Entry) => void) {
     this.bound = bound;
-    this.#memories = memories;
+    this.#tensors = tensors;
     this.#forget = forget;
-    for (const memory of memories) memory.bound.add(this);
+    for (const { memory } of tensors) memory.bound.add(this);
+  }
+
+  binds(tensors: readonly Tensor[]): boolean {
+    return this.#tensors.every((own, index) => equal(own, tensors[index]!));
   }
 
   dispose(): void {
-    for (const memory of this.#memories) memory.bound.delete(this);
-    this.#forget();
+    for (const { memory } of this.#tensors) memory.bound.delete(this);
+    this.#forget(this);
     this.bound.dispose();
   }
+}
+
+function equal(a: Tensor, b: Tensor): boolean {
+  return a.memory === b.memory && a.offset === b.offset && a.dims.every((size, axis) => size === b.dims[axis]);
+}
+
+function hashOf(tensors: readonly Tensor[]): number {
+  let hash = 0;
+  for (const { memory, offset, dims } of tensors) {
+    hash = (Math.imul(hash, 31) + memory.id) | 0;
+    hash = (Math.imul(hash, 31) + offset) | 0;
+    for (const size of dims) hash = (Math.imul(hash, 31) + size) | 0;
+  }
+  return hash;
 }

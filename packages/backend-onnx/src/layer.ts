@@ -1,34 +1,61 @@
-import { type AttentionLayer, type LayerGraph, throwIfAborted, type WeightSource } from '@dsla/spec';
-import type { Binding, Tensor } from './binding/binding.js';
+import { type AttentionLayer, type LayerGraph, type StateSpec, throwIfAborted, type WeightSource } from '@dsla/spec';
+import type { Binding, Pack } from './binding/binding.js';
 import { Kernel } from './kernel.js';
+import type { Model } from './model.js';
 import type { Order } from './order.js';
-import { compileProgram, type Model, modelsOf, type Program } from './program.js';
+import { type Place, placesOf } from './places.js';
+import { compileProgram, modelsOf, type Program } from './program.js';
+import type { OnnxStore } from './state.js';
 import type { WeightClaim, WeightTable } from './weights.js';
 
 export class OnnxLayer implements AttentionLayer {
   readonly graph: LayerGraph;
   readonly program: Program;
   readonly #kernels: ReadonlyMap<Model, Kernel>;
+  readonly #pack: Pack;
   readonly #claims: readonly WeightClaim[];
   readonly #order: Order;
+  readonly #places = new Map<string, readonly Place[]>();
+  readonly #accepted = new WeakMap<OnnxStore, StateSpec>();
   #gone = false;
 
   constructor(
     graph: LayerGraph,
     program: Program,
     kernels: ReadonlyMap<Model, Kernel>,
+    pack: Pack,
     claims: readonly WeightClaim[],
     order: Order,
   ) {
     this.graph = graph;
     this.program = program;
     this.#kernels = kernels;
+    this.#pack = pack;
     this.#claims = claims;
     this.#order = order;
   }
 
   get disposed(): boolean {
     return this.#gone;
+  }
+
+  /** The places of the values, given those of the inputs; worked out once for each combination. */
+  places(input: (name: string) => Place): readonly Place[] {
+    const key = this.program.inputs.map(({ name }) => input(name)).join();
+    let places = this.#places.get(key);
+    if (!places) {
+      places = placesOf(this.program, input);
+      this.#places.set(key, places);
+    }
+    return places;
+  }
+
+  /** Whether a store is laid out as the layer's state wants it. */
+  accepts(spec: StateSpec, store: OnnxStore): boolean {
+    if (this.#accepted.get(store) === spec) return true;
+    const same = JSON.stringify(spec.parts) === JSON.stringify(store.spec.parts);
+    if (same) this.#accepted.set(store, spec);
+    return same;
   }
 
   kernel(model: Model): Kernel {
@@ -40,6 +67,7 @@ export class OnnxLayer implements AttentionLayer {
     this.#gone = true;
     this.#order.after(() => {
       for (const kernel of this.#kernels.values()) kernel.dispose();
+      this.#pack.dispose();
       for (const claim of this.#claims) claim.release();
     });
   }
@@ -52,11 +80,12 @@ export async function compileLayer(
   device: { readonly binding: Binding; readonly weights: WeightTable; readonly order: Order },
   signal: AbortSignal | undefined,
 ): Promise<OnnxLayer> {
-  const program = compileProgram(graph, (name) => source.spec(name).shape);
+  const { binding } = device;
+  const program = compileProgram(graph, (name) => source.spec(name).shape, binding.packs);
   const claims = new Map<string, WeightClaim>();
   try {
-    for (const { inputs } of modelsOf(program)) {
-      for (const { name, source: from } of inputs) {
+    for (const { inputs, matrices } of modelsOf(program)) {
+      for (const { name, source: from } of [...inputs, ...matrices]) {
         if (from.kind !== 'weight' || claims.has(name)) continue;
         throwIfAborted(signal, `compile ${graph.name}`);
         claims.set(name, await device.weights.acquire(from.weight, from.derivation, source));
@@ -66,10 +95,10 @@ export async function compileLayer(
     for (const claim of claims.values()) claim.release();
     throw error;
   }
-  const weightsOf = ({ inputs }: Model): ReadonlyMap<string, Tensor> =>
-    new Map(inputs.flatMap(({ name }) => (claims.has(name) ? [[name, claims.get(name)!.tensor] as const] : [])));
+  const weights = new Map(Array.from(claims, ([name, { tensor }]) => [name, tensor] as const));
+  const pack = binding.pack();
   const kernels = new Map(
-    modelsOf(program).map((model) => [model, new Kernel(model, device.binding, weightsOf(model))] as const),
+    modelsOf(program).map((model) => [model, new Kernel(model, binding, pack, weights)] as const),
   );
-  return new OnnxLayer(graph, program, kernels, [...claims.values()], device.order);
+  return new OnnxLayer(graph, program, kernels, pack, [...claims.values()], device.order);
 }

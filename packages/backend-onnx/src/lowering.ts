@@ -1,4 +1,4 @@
-import type { Row, StateSpec, Weight } from '@dsla/spec';
+import type { Row, Weight } from '@dsla/spec';
 import type { Dims, GraphBuilder, Ref } from './emit.js';
 import type { ElementType } from './protobuf.js';
 
@@ -33,9 +33,9 @@ export interface Derivation {
 
 /** Where a graph input comes from or a graph output goes to. */
 export type Source =
-  /** A value of the tape, [tokens or rows, width]. */
+  /** A value of the tape, [1, tokens or rows, width]. */
   | { readonly kind: 'value'; readonly value: number }
-  /** int32 [tokens] */
+  /** int32 [1, tokens] */
   | { readonly kind: 'ids' }
   /** int64 [rows]: index of every row's last token. */
   | { readonly kind: 'last' }
@@ -58,8 +58,11 @@ export interface Lowering {
   /** The model serves exactly one token of one row. */
   readonly decode: boolean;
   shapeOf(weight: Weight): readonly number[];
-  spec(state: string): StateSpec;
+  /** Tokens that a cache holds. */
+  entriesOf(state: string): number | string;
   weight(weight: Weight, derivation?: Derivation): Ref;
+  /** The matrix of a linear node, [out, in]. */
+  matrix(weight: Weight): Ref;
   control(control: Control): Ref;
   table(table: Table): Ref;
   /** A part of the row's state; `dims` are its shape, possibly with leading ones. */

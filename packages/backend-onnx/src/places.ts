@@ -1,6 +1,6 @@
 import { invalid } from './errors.js';
 import { isStateful } from './nodes/stateful.js';
-import { type Program, readsOf } from './program.js';
+import { readsOf, type Tape } from './tape.js';
 
 /** How many vectors a value has: one a token of the served rows, or (after lastToken) one a row. */
 export type Place = 'token' | 'row';
@@ -9,7 +9,7 @@ export type Place = 'token' | 'row';
  * The place of every value, given those of the inputs.
  * @throws DslaError E_INPUT where operands do not fit the node or one another.
  */
-export function placesOf({ graph }: Program, input: (name: string) => Place): Place[] {
+export function placesOf({ graph }: Tape, input: (name: string) => Place): Place[] {
   const places: Place[] = [];
   graph.nodes.forEach((node, index) => {
     const where = `${graph.name} node ${index} (${node.op})`;

@@ -1,53 +1,57 @@
-import { inferWidths, inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
-import { type Dims, GraphBuilder, type Ref } from './emit.js';
-import { invalid } from './errors.js';
-import type { Derivation, Lowering, Port, Source } from './lowering.js';
-import { isStateful, lowerStateful, type Stateful } from './nodes/stateful.js';
-import { isTokenWise, lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
-
-/** One ONNX model and what its inputs and outputs stand for. */
-export interface Model {
-  readonly name: string;
-  readonly bytes: Uint8Array;
-  readonly inputs: readonly Port[];
-  readonly outputs: readonly Port[];
-}
-
-/** Models that do the same: for exactly one token of a row, and for any number. */
-export interface RowModels {
-  readonly decode: Model;
-  readonly prefill: Model;
-}
+import { elementCount, inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
+import { type Model, modelOf } from './model.js';
+import { isStateful, type Stateful } from './nodes/stateful.js';
+import { isTokenWise } from './nodes/token-wise.js';
+import { type Tape, tapeOf } from './tape.js';
 
 /** A stretch of token-wise nodes, run for all rows at once, or one node with a state, run row by row. */
 export type Stage =
   | { readonly kind: 'shared'; readonly model: Model }
-  | { readonly kind: 'row'; readonly node: Stateful; readonly models: RowModels };
+  /** One model for exactly one token, one for any number. */
+  | { readonly kind: 'row'; readonly node: Stateful; readonly decode: Model; readonly prefill: Model };
 
 /** A compiled tape. */
-export interface Program {
-  readonly graph: LayerGraph;
-  readonly widths: readonly number[];
-  shapeOf(weight: Weight): readonly number[];
+export interface Program extends Tape, Contents {
   readonly stages: readonly Stage[];
-  /** The whole tape for a batch of one row; absent where a single stage is the whole tape. */
-  readonly whole?: RowModels;
+  /** The whole tape for one token of one row: one run instead of one a stage. */
+  readonly whole?: Model;
 }
 
-export function compileProgram(layer: LayerGraph, shapeOf: (weight: Weight) => readonly number[]): Program {
-  const graph = inlineCalls(layer);
-  const tape: Tape = { graph, widths: inferWidths(graph, shapeOf), shapeOf };
-  const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes));
-  const whole = stages.length > 1 && !graph.nodes.some(({ op }) => op === 'foldState');
+/** The nodes that a step looks at whenever it runs a layer. */
+interface Contents {
+  readonly inputs: readonly { readonly index: number; readonly name: string; readonly width: number }[];
+  readonly outputs: readonly { readonly name: string; readonly value: number }[];
+  readonly embeddings: readonly { readonly index: number; readonly vocabulary: number }[];
+  readonly folds: readonly { readonly index: number; readonly from: string }[];
+}
+
+/**
+ * Largest tape, in bytes of packed matrices, that also gets a session for one token of one row. Sessions of a layer share
+ * packed matrices, but they are made with a model that holds as many zeros; and the larger the tape, the less a run costs
+ * against what it computes.
+ */
+const wholeLimit = 256 * 2 ** 20;
+
+export function compileProgram(
+  layer: LayerGraph,
+  shapeOf: (weight: Weight) => readonly number[],
+  packed: boolean,
+): Program {
+  const tape = tapeOf(layer, shapeOf);
+  const { graph } = tape;
+  const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, packed));
   const all = graph.nodes.map((_, index) => index);
-  return { ...tape, stages, ...(whole ? { whole: rowModels(tape, graph.name, all) } : {}) };
+  const program = { ...tape, ...contentsOf(tape), stages };
+  if (stages.length === 1 || program.folds.length > 0) return program;
+  const whole = modelOf(tape, graph.name, all, { decode: true, packed });
+  const bytes = whole.matrices.reduce((sum, { dims }) => sum + 4 * elementCount(dims as readonly number[]), 0);
+  return bytes <= wholeLimit ? { ...program, whole } : program;
 }
 
 /** Every model of a program. */
 export function modelsOf({ stages, whole }: Program): readonly Model[] {
-  const ofRow = ({ decode, prefill }: RowModels): Model[] => [decode, prefill];
-  const ofStages = stages.flatMap((stage) => (stage.kind === 'shared' ? [stage.model] : ofRow(stage.models)));
-  return whole ? [...ofStages, ...ofRow(whole)] : ofStages;
+  const models = stages.flatMap((stage) => (stage.kind === 'shared' ? [stage.model] : [stage.decode, stage.prefill]));
+  return whole ? [...models, whole] : models;
 }
 
 /** Sentences about the nodes that cannot be lowered. */
@@ -59,10 +63,17 @@ export function unsupportedNodes(graph: LayerGraph): readonly string[] {
   );
 }
 
-interface Tape {
-  readonly graph: LayerGraph;
-  readonly widths: readonly number[];
-  shapeOf(weight: Weight): readonly number[];
+function contentsOf({ graph, shapeOf }: Tape): Contents {
+  const each = <T>(pick: (node: Node, index: number) => T | undefined): T[] =>
+    graph.nodes.flatMap((node, at) => pick(node, at) ?? []);
+  return {
+    inputs: each((node, at) => (node.op === 'input' ? { index: at, name: node.name, width: node.width } : undefined)),
+    outputs: each((node) => (node.op === 'output' ? { name: node.name, value: node.x } : undefined)),
+    embeddings: each((node, at) =>
+      node.op === 'embed' ? { index: at, vocabulary: shapeOf(node.table)[0]! } : undefined,
+    ),
+    folds: each((node, at) => (node.op === 'foldState' ? { index: at, from: node.from } : undefined)),
+  };
 }
 
 /** Indices of the nodes that compute, in stretches: every node with a state stands alone. */
@@ -83,130 +94,16 @@ function cut({ nodes }: LayerGraph): number[][] {
   return stretches;
 }
 
-function stageOf(tape: Tape, indices: readonly number[]): Stage {
-  const node = tape.graph.nodes[indices[0]!]!;
-  const name = `${tape.graph.name} nodes ${indices[0]}-${indices.at(-1)}`;
-  return isStateful(node)
-    ? { kind: 'row', node, models: rowModels(tape, `${tape.graph.name} node ${indices[0]} (${node.op})`, indices) }
-    : { kind: 'shared', model: emit(tape, name, indices, false) };
-}
-
-function rowModels(tape: Tape, name: string, indices: readonly number[]): RowModels {
-  return { decode: emit(tape, name, indices, true), prefill: emit(tape, name, indices, false) };
-}
-
-/** The nodes `indices` as one model; values of other nodes come in, values that other nodes want go out. */
-function emit({ graph, widths, shapeOf }: Tape, name: string, indices: readonly number[], decode: boolean): Model {
-  const builder = new GraphBuilder();
-  const inputs = new Map<string, Port>();
-  const outputs: Port[] = [];
-  const bring = (port: Port): Ref => {
-    if (!inputs.has(port.name)) inputs.set(port.name, port);
-    return port.name;
-  };
-  const lowering: Lowering = {
-    graph: builder,
-    decode,
-    shapeOf,
-    spec: (state) => graph.states.find((spec) => spec.name === state)!,
-    weight: (weight, derivation) => bring(weightPort(weight, shapeOf(weight), derivation)),
-    control: (control) =>
-      bring({
-        name: `control ${control.key}`,
-        source: { kind: 'control', control },
-        type: control.type,
-        dims: control.dims,
-      }),
-    table: (table) =>
-      bring({
-        name: `table ${table.key}`,
-        source: { kind: 'table', table },
-        type: 'float',
-        dims: ['positions', table.width],
-      }),
-    past: (state, part, dims) => {
-      checkPart(graph, state, part, dims);
-      return bring({ name: `state ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims });
-    },
-    present(state, part, value, dims) {
-      checkPart(graph, state, part, dims);
-      const port: Port = { name: `next ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims };
-      builder.output(port.name, value, dims);
-      outputs.push(port);
-    },
-  };
-  const inside = new Set(indices);
-  const made = new Map<number, Ref>();
-  const value = (index: number): Ref => made.get(index) ?? bring(valuePort(index, widths[index]!));
-  const wanted = (index: number): boolean =>
-    graph.nodes.some((node, user) => !inside.has(user) && readsOf(node).includes(index)) ||
-    graph.nodes.some((node) => node.op === 'output' && node.x === index);
-  for (const index of indices) {
-    const node = graph.nodes[index]!;
-    if (node.op === 'input' || node.op === 'output') continue;
-    const ref = isStateful(node)
-      ? lowerStateful(node, lowering, value)
-      : lowerTokenWise(node as TokenWise, lowering, {
-          ids: () => bring({ name: 'ids', source: { kind: 'ids' }, type: 'int32', dims: ['tokens'] }),
-          last: () => bring({ name: 'last', source: { kind: 'last' }, type: 'int64', dims: ['rows'] }),
-          value,
-        });
-    if (ref === undefined) continue;
-    made.set(index, ref);
-    if (!wanted(index)) continue;
-    const port = { ...valuePort(index, widths[index]!), name: `out ${index}` };
-    builder.output(port.name, ref, port.dims);
-    outputs.push(port);
+function stageOf(tape: Tape, indices: readonly number[], packed: boolean): Stage {
+  const [first] = indices;
+  const { graph } = tape;
+  const node = graph.nodes[first!]!;
+  if (!isStateful(node)) {
+    const name = `${graph.name} nodes ${first}-${indices.at(-1)}`;
+    return { kind: 'shared', model: modelOf(tape, name, indices, { decode: false, packed }) };
   }
-  for (const { name: input, type, dims } of inputs.values()) builder.input(input, type, dims);
-  return { name, bytes: builder.finish(name), inputs: [...inputs.values()], outputs };
-}
-
-/** A state must be laid out as its node reads it. */
-function checkPart(graph: LayerGraph, state: string, part: number, dims: Dims): void {
-  const got = graph.states.find((spec) => spec.name === state)?.parts[part]?.shape;
-  const layout = (shape: Dims): string => {
-    const sizes = shape.filter((size) => typeof size === 'number');
-    return [sizes.reduce((a, b) => a * b, 1), ...shape.filter((size) => typeof size === 'string')].join();
-  };
-  if (got && layout(got) === layout(dims)) return;
-  throw invalid(
-    `${graph.name} state ${state}`,
-    `part ${part} must be laid out as [${dims.join(', ')}]`,
-    got ?? 'no such part',
+  const [decode, prefill] = [true, false].map((one) =>
+    modelOf(tape, `${graph.name} node ${first} (${node.op})`, indices, { decode: one, packed }),
   );
-}
-
-function valuePort(value: number, width: number): Port {
-  return { name: `value ${value}`, source: { kind: 'value', value }, type: 'float', dims: [`rows ${value}`, width] };
-}
-
-function weightPort(weight: Weight, shape: readonly number[], derivation: Derivation | undefined): Port {
-  const source: Source = derivation ? { kind: 'weight', weight, derivation } : { kind: 'weight', weight };
-  const name = derivation ? `weight ${weight} ${derivation.name}` : `weight ${weight}`;
-  return { name, source, type: 'float', dims: derivation ? derivation.shape(shape) : shape };
-}
-
-/** The values that a node reads. */
-export function readsOf(node: Node): readonly number[] {
-  switch (node.op) {
-    case 'input':
-    case 'embed':
-    case 'foldState':
-      return [];
-    case 'add':
-    case 'mul':
-    case 'concat':
-      return [node.a, node.b];
-    case 'softmaxAttention':
-      return [node.q, node.k, node.v];
-    case 'dualLinearAttention':
-      return [node.q, node.k, node.v, node.gates];
-    case 'selectiveScan':
-      return [node.x, node.dt, node.b, node.c];
-    case 'call':
-      return node.inputs;
-    default:
-      return [node.x];
-  }
+  return { kind: 'row', node, decode: decode!, prefill: prefill! };
 }

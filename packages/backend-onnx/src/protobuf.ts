@@ -7,6 +7,8 @@ export type ElementType = 'float' | 'int32' | 'int64' | 'bool';
 
 const elementTypes: Readonly<Record<ElementType, number>> = { float: 1, int32: 6, int64: 7, bool: 9 };
 
+export const elementBytes: Readonly<Record<ElementType, number>> = { float: 4, int32: 4, int64: 8, bool: 1 };
+
 /** Number of an element type, in files and in the C API alike. */
 export function elementCode(type: ElementType): number {
   return elementTypes[type];
@@ -32,8 +34,8 @@ export interface TensorProto {
   readonly name: string;
   readonly type: ElementType;
   readonly dims: readonly number[];
-  /** Little endian. */
-  readonly bytes: Uint8Array;
+  /** Little endian; zeros where there are none. */
+  readonly bytes?: Uint8Array;
 }
 
 /** A graph input or output; a string is a dimension that is known at the run. */
@@ -94,7 +96,8 @@ function attribute(writer: Writer, name: string, content: Attribute): void {
 
 function tensor(writer: Writer, { name, type, dims, bytes }: TensorProto): void {
   for (const size of dims) writer.uint32(key(1, 0)).int64(size);
-  writer.uint32(key(2, 0)).int32(elementTypes[type]).uint32(key(8, 2)).string(name).uint32(key(9, 2)).bytes(bytes);
+  const content = bytes ?? new Uint8Array(dims.reduce((product, size) => product * size, elementBytes[type]));
+  writer.uint32(key(2, 0)).int32(elementTypes[type]).uint32(key(8, 2)).string(name).uint32(key(9, 2)).bytes(content);
 }
 
 function value(writer: Writer, { name, type, dims }: ValueProto): void {

@@ -3,9 +3,9 @@ import type { Memory } from './binding/binding.js';
 import { OnnxBuffer } from './buffer.js';
 import { invalid } from './errors.js';
 import type { OnnxLayer } from './layer.js';
-import { type Place, placesOf } from './places.js';
+import type { Place } from './places.js';
 import type { Pool } from './pool.js';
-import { type FrameRow, framed } from './rows.js';
+import { Choices, type Served } from './rows.js';
 import { OnnxStore } from './state.js';
 
 /** A named value: one vector a token of the batch, or one a row. */
@@ -23,30 +23,37 @@ export interface Target {
   readonly from?: NamedValue;
 }
 
-/** A checked run; memory is found when the step computes. */
-export interface Recorded {
-  readonly layer: OnnxLayer;
-  readonly rows: readonly FrameRow[];
-  readonly places: readonly Place[];
-  readonly stores: Named<OnnxStore>;
-  /** By state and slot: the parts as they were when the run was recorded. */
-  readonly parts: ReadonlyMap<string, ReadonlyMap<number, readonly Memory[]>>;
-  /** By node of op input. */
-  readonly inputs: ReadonlyMap<number, NamedValue>;
-  /** By node of op output. */
-  readonly outputs: ReadonlyMap<number, Target>;
+/** A row's state as it was when the run was recorded: the parts by served row. */
+export interface RecordedState {
+  readonly tokens: number;
+  readonly store: OnnxStore;
+  readonly parts: readonly (readonly Memory[])[];
 }
 
-/** The named values of a step. */
+/** A checked run; memory for its values is found when the step computes. */
+export interface Recorded {
+  readonly layer: OnnxLayer;
+  readonly served: Served;
+  readonly places: readonly Place[];
+  readonly states: Named<RecordedState>;
+  /** In the order of the program's inputs. */
+  readonly inputs: readonly NamedValue[];
+  /** In the order of the program's outputs. */
+  readonly outputs: readonly Target[];
+}
+
+/** Checks and keeps what a step is to do, and its named values. */
 export class Recorder {
   readonly #batch: StepBatch;
   readonly #pool: Pool;
+  readonly #choices: Choices;
   readonly #values = new Map<string, NamedValue>();
   readonly #made: OnnxBuffer[] = [];
 
   constructor(batch: StepBatch, values: Named<DeviceBuffer>, pool: Pool) {
     this.#batch = batch;
     this.#pool = pool;
+    this.#choices = new Choices(batch);
     const total = batch.ids.length;
     for (const [name, buffer] of Object.entries(values)) {
       const where = `beginStep value ${name}`;
@@ -67,26 +74,19 @@ export class Recorder {
   }
 
   /** @throws DslaError E_INPUT */
-  record(layer: OnnxLayer, states: Named<StateStore>, only: readonly number[] | undefined): Recorded {
-    const { graph, widths } = layer.program;
-    const rows = framed(this.#batch, graph.name, only);
-    this.#checkIds(layer, rows);
-    const places = placesOf(layer.program, (input) => this.#values.get(input)?.place ?? 'token');
-    const stores = this.#storesOf(layer, states, rows);
-    const inputs = new Map<number, NamedValue>();
-    const outputs = new Map<number, Target>();
-    graph.nodes.forEach((node, index) => {
-      const where = `${graph.name} node ${index} (${node.op})`;
-      if (node.op === 'input') inputs.set(index, this.#input(node.name, node.width, where));
-      if (node.op === 'output') outputs.set(index, this.#output(node.name, places[node.x]!, widths[node.x]!));
-    });
-    const parts = new Map(
-      Object.entries(stores).map(([state, store]) => [
-        state,
-        new Map(rows.map(({ slot }) => [slot, store.parts(slot)] as const)),
-      ]),
-    );
-    return { layer, rows, places, stores, parts, inputs, outputs };
+  record(layer: OnnxLayer, stores: Named<StateStore>, only: readonly number[] | undefined): Recorded {
+    const { graph, widths, inputs, outputs } = layer.program;
+    const served = this.#choices.of(only, graph.name);
+    this.#checkIds(layer, served);
+    const places = layer.places((input) => this.#values.get(input)?.place ?? 'token');
+    return {
+      layer,
+      served,
+      places,
+      states: this.#statesOf(layer, stores, served),
+      inputs: inputs.map(({ index, name, width }) => this.#input(layer, index, name, width)),
+      outputs: outputs.map(({ name, value }) => this.#output(name, places[value]!, widths[value]!)),
+    };
   }
 
   /** Gives the memory of the values back, in the reverse order of its taking. */
@@ -94,11 +94,12 @@ export class Recorder {
     for (const buffer of this.#made.reverse()) buffer[Symbol.dispose]();
   }
 
-  #input(name: string, width: number, where: string): NamedValue {
+  #input(layer: OnnxLayer, index: number, name: string, width: number): NamedValue {
     const value = this.#values.get(name);
+    if (value?.width === width) return value;
+    const where = `${layer.program.graph.name} node ${index} (input)`;
     if (!value) throw invalid(where, 'an earlier run must have written its value', name);
-    if (value.width !== width) throw invalid(where, `value ${name} must be ${width} wide`, value.width);
-    return value;
+    throw invalid(where, `value ${name} must be ${width} wide`, value.width);
   }
 
   /** The value to write: the one of that name and shape, or a new one. */
@@ -114,50 +115,43 @@ export class Recorder {
     return same ? { to, from: old } : { to };
   }
 
-  #checkIds({ program }: OnnxLayer, rows: readonly FrameRow[]): void {
-    program.graph.nodes.forEach((node, index) => {
-      if (node.op !== 'embed') return;
-      const vocabulary = program.shapeOf(node.table)[0]!;
-      for (const { first, count } of rows) {
-        const wrong = this.#batch.ids.subarray(first, first + count).find((id) => id < 0 || id >= vocabulary);
-        if (wrong === undefined) continue;
-        const where = `${program.graph.name} node ${index} (embed)`;
-        throw invalid(where, `token ids must be in 0..${vocabulary - 1}`, wrong);
-      }
-    });
+  #checkIds({ program }: OnnxLayer, { ids }: Served): void {
+    for (const { index, vocabulary } of program.embeddings) {
+      const wrong = ids.find((id) => id < 0 || id >= vocabulary);
+      if (wrong === undefined) continue;
+      throw invalid(`${program.graph.name} node ${index} (embed)`, `token ids must be in 0..${vocabulary - 1}`, wrong);
+    }
   }
 
-  #storesOf({ program: { graph } }: OnnxLayer, states: Named<StateStore>, rows: readonly FrameRow[]): Named<OnnxStore> {
-    const stores: Record<string, OnnxStore> = {};
+  #statesOf(layer: OnnxLayer, stores: Named<StateStore>, { rows }: Served): Named<RecordedState> {
+    const { graph, folds } = layer.program;
+    const states: Record<string, RecordedState> = {};
     for (const spec of graph.states) {
-      const where = `run ${graph.name} state ${spec.name}`;
-      const store = states[spec.name];
-      if (!(store instanceof OnnxStore)) throw invalid(where, 'must be given a store of this backend', typeof store);
-      const [want, got] = [JSON.stringify(spec.parts), JSON.stringify(store.spec.parts)];
-      if (want !== got) throw invalid(where, `must be a store made for ${want}`, got);
+      const store = stores[spec.name];
+      const where = (): string => `run ${graph.name} state ${spec.name}`;
+      if (!(store instanceof OnnxStore)) throw invalid(where(), 'must be given a store of this backend', typeof store);
+      if (!layer.accepts(spec, store))
+        throw invalid(
+          where(),
+          `must be a store made for ${JSON.stringify(spec.parts)}`,
+          JSON.stringify(store.spec.parts),
+        );
       for (const { index, past, count } of rows) {
-        if (past + count > store.capacity)
-          throw invalid(
-            `${where} row ${index}`,
-            `past + count must be at most the capacity ${store.capacity}`,
-            past + count,
-          );
+        if (past + count <= store.capacity) continue;
+        const rule = `past + count must be at most the capacity ${store.capacity}`;
+        throw invalid(`${where()} row ${index}`, rule, past + count);
       }
-      stores[spec.name] = store;
+      const parts = rows.map(({ slot }) => store.parts(slot));
+      states[spec.name] = { store, tokens: store.tokens, parts };
     }
-    for (const [index, node] of graph.nodes.entries()) {
-      if (node.op !== 'foldState') continue;
-      const entries = stores[node.from]!.spec.parts[0]!.shape[1]!;
-      for (const { index: row, past } of rows) {
-        // A ring that has wrapped no longer holds all `past` tokens.
-        if (entries !== 'tokens' && past > entries)
-          throw invalid(
-            `${graph.name} node ${index} (foldState) row ${row}`,
-            `the cache must hold all past tokens, at most ${entries}`,
-            past,
-          );
-      }
+    for (const { index, from } of folds) {
+      const entries = states[from]!.store.spec.parts[0]!.shape[1]!;
+      // A ring that has wrapped no longer holds all `past` tokens.
+      const lost = rows.find(({ past }) => entries !== 'tokens' && past > entries);
+      if (!lost) continue;
+      const where = `${graph.name} node ${index} (foldState) row ${lost.index}`;
+      throw invalid(where, `the cache must hold all past tokens, at most ${entries}`, lost.past);
     }
-    return stores;
+    return states;
   }
 }

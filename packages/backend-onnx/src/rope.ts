@@ -56,10 +56,10 @@ const positions: Control = {
   }),
 };
 
-/** Rotates the heads of a row's tokens: x [T, heads*headDim] -> the same. */
+/** Rotates the heads of a row's tokens: x [1, T, heads*headDim] -> the same. */
 export function rotateTokens(lowering: Lowering, x: Ref, heads: number, headDim: number, rope: Rope): Ref {
   const { graph } = lowering;
   const turn = turnAt(lowering, rope, lowering.control(positions)); // [T, 1, pairs]
   const turned = rotate(lowering, graph.reshape(x, [-1, heads, headDim]), turn, rope, headDim);
-  return graph.reshape(turned, [-1, heads * headDim]);
+  return graph.reshape(turned, [1, -1, heads * headDim]);
 }

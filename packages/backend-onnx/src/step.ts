@@ -9,7 +9,7 @@ import {
 } from '@dsla/spec';
 import type { Binding, Commands } from './binding/binding.js';
 import { disposed, invalid } from './errors.js';
-import { assign } from './frame.js';
+import { Frame } from './frame.js';
 import { HostInputs } from './host-inputs.js';
 import { type Launch, launchesOf, tensorOf } from './launch.js';
 import { OnnxLayer } from './layer.js';
@@ -89,12 +89,16 @@ export class OnnxStep implements Step {
 
   #command(commands: Commands, run: Recorded, launches: readonly Launch[], host: HostInputs): void {
     const { tables, pool } = this.#device;
-    const frame = assign(run, this.#batch, pool);
+    const frame = new Frame(run, pool);
+    const supplies = { host, tables, positions: this.#positions };
     try {
       for (const copy of frame.before) commands.copy(...copy);
       for (const launch of launches) {
-        const bound = launch.kernel.bind((port) => tensorOf(port, launch, frame, host, tables, this.#positions));
-        commands.run(bound, launch.where);
+        const { kernel } = launch;
+        commands.run(
+          kernel.bind((port) => tensorOf(port, launch, frame, run, supplies)),
+          launch,
+        );
       }
       for (const copy of frame.after) commands.copy(...copy);
     } finally {

@@ -15,46 +15,39 @@ parentPort.on('message', async ({ id, kind, ...request }) => {
 });
 parentPort.postMessage({ id: 0 });
 
-/** Runs command after command; an error says at which one. */
-async function inOrder(commands, run) {
-  for (let at = 0; at < commands.length; at++) {
-    try {
-      const pending = run(commands[at]);
-      if (pending) await pending;
-    } catch (error) {
-      throw Object.assign(error, { at });
-    }
-  }
-}
-
 /** ONNX Runtime's C API by the addresses of its functions: handles are valid in every thread of the process. */
 async function openCApi({ addresses }) {
   const { default: koffi } = await import('koffi');
   const P = 'void *';
   const at = (name, result, args) => koffi.decode(addresses[name], koffi.proto(null, result, args));
-  const createSession = at('CreateSessionFromArray', P, [P, P, 'size_t', P, P]);
+  const createSession = at('CreateSessionFromArrayWithPrepackedWeightsContainer', P, [P, P, 'size_t', P, P, P]);
   const runWithBinding = at('RunWithBinding', P, [P, P, P]);
   const getErrorMessage = at('GetErrorMessage', 'const char *', [P]);
   const releaseStatus = at('ReleaseStatus', 'void', [P]);
   const memcpy = koffi.load('libc.so.6').func('memcpy', P, [P, P, 'size_t']);
 
-  const check = (status) => {
-    if (!status) return;
+  const failure = (status) => {
     const message = getErrorMessage(status);
     releaseStatus(status);
-    throw new Error(message);
-  };
-  const run = ([first, second, bytes]) => {
-    if (bytes === undefined) check(runWithBinding(first, null, second));
-    else memcpy(first, second, bytes);
+    return new Error(message);
   };
   return {
-    create({ model, env, options }) {
+    create({ model, env, options, pack }) {
       const out = new BigUint64Array(1);
-      check(createSession(env, model, model.byteLength, options, out));
+      const status = createSession(env, model, model.byteLength, options, pack, out);
+      if (status) throw failure(status);
       return out[0];
     },
-    execute: ({ commands }) => inOrder(commands, run),
+    execute({ commands }) {
+      for (let at = 0; at < commands.length; at += 3) {
+        const [first, second, bytes] = [commands[at], commands[at + 1], commands[at + 2]];
+        if (bytes !== 0n) memcpy(first, second, bytes);
+        else {
+          const status = runWithBinding(first, null, second);
+          if (status) throw Object.assign(failure(status), { at: at / 3 });
+        }
+      }
+    },
   };
 }
 
@@ -78,12 +71,10 @@ async function openNode({ threads, profile }) {
     new Uint8Array(memories.get(to), toByte, bytes).set(new Uint8Array(memories.get(from), fromByte, bytes));
   };
   const named = (parts) => Object.fromEntries(parts.map((part) => [part.name, tensor(part)]));
-  const run = ([first, toByte, from, fromByte, bytes]) => {
-    if (toByte === undefined) {
-      const { session, inputs, outputs } = bindings.get(first);
-      return sessions.get(session).run(inputs, outputs);
-    }
-    copy(first, toByte, from, fromByte, bytes);
+  const run = async ([first, toByte, from, fromByte, bytes]) => {
+    if (toByte !== undefined) return copy(first, toByte, from, fromByte, bytes);
+    const { session, inputs, outputs } = bindings.get(first);
+    await sessions.get(session).run(inputs, outputs);
   };
   return {
     hold: ({ memory, buffer }) => {
@@ -118,6 +109,12 @@ async function openNode({ threads, profile }) {
       if (profile !== undefined) released.endProfiling();
       await released.release();
     },
-    execute: ({ commands }) => inOrder(commands, run),
+    async execute({ commands }) {
+      for (const [at, command] of commands.entries()) {
+        await run(command).catch((error) => {
+          throw Object.assign(error, { at });
+        });
+      }
+    },
   };
 }

@@ -33,15 +33,35 @@ export interface Bound {
   dispose(): void;
 }
 
+/** Packed matrices, shared by the sessions that are made with it. They go first. */
+export interface Pack {
+  dispose(): void;
+}
+
+export interface SessionRequest {
+  readonly model: Uint8Array;
+  /** Take the place of the model's zeros; their memory must outlive the session. */
+  readonly constants: ReadonlyMap<string, Tensor>;
+  readonly pack: Pack;
+  /** Named by errors. */
+  readonly where: string;
+}
+
 export interface Session {
   bind(inputs: ReadonlyMap<string, Tensor>, outputs: ReadonlyMap<string, Tensor>): Bound;
   dispose(): void;
 }
 
+/** What an error names: `layers.3 row 2`. */
+export interface CommandPlace {
+  readonly kernel: { readonly model: { readonly name: string } };
+  readonly row?: number;
+}
+
 /** Work to be executed in order. */
 export interface Commands {
-  /** `where` is named when the run fails. */
-  run(bound: Bound, where: string): void;
+  /** `at` is named when the run fails. */
+  run(bound: Bound, at: CommandPlace): void;
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void;
 }
 
@@ -52,8 +72,11 @@ export interface Binding {
   readonly lost: Promise<Error>;
   /** @throws DslaError E_MEMORY */
   allocate(bytes: number, where: string): Memory;
+  /** Sessions take matrices as constants and keep them packed for its kernels; otherwise all weights are inputs. */
+  readonly packs: boolean;
+  pack(): Pack;
   /** @throws DslaError E_DEVICE with ONNX Runtime's text. */
-  session(model: Uint8Array, where: string): Promise<Session>;
+  session(request: SessionRequest): Promise<Session>;
   commands(): Commands;
   /** @throws DslaError E_DEVICE with ONNX Runtime's text and the `where` of the run. */
   execute(commands: Commands): Promise<void>;
@@ -62,6 +85,7 @@ export interface Binding {
 
 export interface BindingOptions {
   readonly threads: number;
+  readonly packs: boolean;
   /** Prefix of the files of ONNX Runtime's profiler, which is off without it. */
   readonly profile?: string;
 }

@@ -1,9 +1,20 @@
 import { DslaError } from '@dsla/spec';
 import { GraphBuilder } from '../emit.js';
 import { disposed } from '../errors.js';
-import { elementCode } from '../protobuf.js';
+import { elementBytes, elementCode } from '../protobuf.js';
 import { startThread, type Thread } from '../thread.js';
-import type { Binding, BindingOptions, Bound, Commands, Memory, Session, Tensor } from './binding.js';
+import type {
+  Binding,
+  BindingOptions,
+  Bound,
+  CommandPlace,
+  Commands,
+  Memory,
+  Pack,
+  Session,
+  SessionRequest,
+  Tensor,
+} from './binding.js';
 import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
 import { type Handle, type OrtLibrary, openLibrary } from './ort-api.js';
 
@@ -12,10 +23,14 @@ export async function openCApi(path: string, options: BindingOptions): Promise<B
   const library = await openLibrary(path);
   const environment = environmentOf(library, options.threads);
   const addresses = Object.fromEntries(
-    (['CreateSessionFromArray', 'RunWithBinding', 'GetErrorMessage', 'ReleaseStatus'] as const).map((name) => [
-      name,
-      library.address(name),
-    ]),
+    (
+      [
+        'CreateSessionFromArrayWithPrepackedWeightsContainer',
+        'RunWithBinding',
+        'GetErrorMessage',
+        'ReleaseStatus',
+      ] as const
+    ).map((name) => [name, library.address(name)]),
   );
   const thread = await startThread({ binding: 'c-api', addresses });
   const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
@@ -52,14 +67,16 @@ async function hasPool(library: OrtLibrary, { handle: env }: Environment, thread
   const graph = new GraphBuilder();
   graph.output('y', graph.op('Neg', [graph.input('x', 'float', [1])]), [1]);
   const options = library.make('CreateSessionOptions');
+  const pack = library.make('CreatePrepackedWeightsContainer');
   library.call('DisablePerSessionThreads', options);
   try {
-    const session = await thread.ask({ kind: 'create', model: graph.finish('probe'), env, options });
+    const session = await thread.ask({ kind: 'create', model: graph.finish('probe'), env, options, pack });
     library.call('ReleaseSession', session);
     return true;
   } catch {
     return false;
   } finally {
+    library.call('ReleasePrepackedWeightsContainer', pack);
     library.call('ReleaseSessionOptions', options);
   }
 }
@@ -122,6 +139,7 @@ class CApiMemory implements Memory {
 
 class CApi implements Binding {
   readonly description: string;
+  readonly packs: boolean;
   readonly lost: Promise<Error>;
   readonly #library: OrtLibrary;
   readonly #environment: Environment;
@@ -134,6 +152,7 @@ class CApi implements Binding {
   constructor(library: OrtLibrary, environment: Environment, thread: Thread, options: BindingOptions, shared: boolean) {
     this.description = `ONNX Runtime ${library.version}, CPU, ${options.threads} threads, C API through koffi`;
     this.lost = thread.lost;
+    this.packs = options.packs;
     this.#library = library;
     this.#environment = environment;
     this.#thread = thread;
@@ -150,15 +169,31 @@ class CApi implements Binding {
     return memory;
   }
 
-  async session(model: Uint8Array, where: string): Promise<Session> {
+  pack(): Pack {
+    const handle = this.#library.make('CreatePrepackedWeightsContainer');
+    return new CApiPack(this.#library, handle);
+  }
+
+  async session({ model, constants, pack, where }: SessionRequest): Promise<Session> {
+    const library = this.#library;
+    const { handle: env, hostMemory } = this.#environment;
     const options = this.#sessionOptions();
+    // The options keep pointers to these values, and nobody says when they are last read: they go with the session.
+    const values: Handle[] = [];
     try {
-      const handle = await this.#thread.ask({ kind: 'create', model, env: this.#environment.handle, options });
-      return new CApiSession(this.#library, this.#environment.hostMemory, handle as Handle);
+      for (const [name, tensor] of constants) {
+        values.push(tensorValue(library, hostMemory, tensor));
+        library.call('AddInitializer', options, name, values.at(-1));
+      }
+      const request = { kind: 'create', model, env, options, pack: (pack as CApiPack).handle };
+      const handle = (await this.#thread.ask(request)) as Handle;
+      const session = new CApiSession(library, hostMemory, handle, values);
+      return session;
     } catch (error) {
+      for (const value of values) library.call('ReleaseValue', value);
       throw deviceError(error, where);
     } finally {
-      this.#library.call('ReleaseSessionOptions', options);
+      library.call('ReleaseSessionOptions', options);
     }
   }
 
@@ -169,7 +204,7 @@ class CApi implements Binding {
   async execute(commands: Commands): Promise<void> {
     const { list, places } = commands as CApiCommands;
     try {
-      await this.#thread.ask({ kind: 'execute', commands: list });
+      await this.#thread.ask({ kind: 'execute', commands: BigUint64Array.from(list) });
     } catch (error) {
       throw deviceError(error, atCommand(error, places));
     }
@@ -195,23 +230,42 @@ class CApi implements Binding {
   }
 }
 
+class CApiPack implements Pack {
+  readonly handle: Handle;
+  readonly #library: OrtLibrary;
+  #gone = false;
+
+  constructor(library: OrtLibrary, handle: Handle) {
+    this.#library = library;
+    this.handle = handle;
+  }
+
+  dispose(): void {
+    if (this.#gone) return;
+    this.#gone = true;
+    this.#library.call('ReleasePrepackedWeightsContainer', this.handle);
+  }
+}
+
 class CApiSession implements Session {
   readonly handle: Handle;
   readonly #library: OrtLibrary;
   readonly #hostMemory: Handle;
+  readonly #constants: readonly Handle[];
   #gone = false;
 
-  constructor(library: OrtLibrary, hostMemory: Handle, handle: Handle) {
+  constructor(library: OrtLibrary, hostMemory: Handle, handle: Handle, constants: readonly Handle[]) {
     this.#library = library;
     this.#hostMemory = hostMemory;
     this.handle = handle;
+    this.#constants = constants;
   }
 
   bind(inputs: ReadonlyMap<string, Tensor>, outputs: ReadonlyMap<string, Tensor>): Bound {
     const library = this.#library;
     const binding = library.make('CreateIoBinding', this.handle);
     const attach = (kind: 'BindInput' | 'BindOutput', name: string, tensor: Tensor): void => {
-      const value = this.#value(tensor);
+      const value = tensorValue(library, this.#hostMemory, tensor);
       library.call(kind, binding, name, value);
       library.call('ReleaseValue', value); // the binding holds a reference of its own
     };
@@ -224,30 +278,23 @@ class CApiSession implements Session {
     if (this.#gone) return;
     this.#gone = true;
     this.#library.call('ReleaseSession', this.handle);
-  }
-
-  #value({ memory, offset, type, dims }: Tensor): Handle {
-    const bytes = dims.reduce((product, size) => product * size, elementBytes[type]);
-    if (offset + bytes > memory.bytes)
-      throw new DslaError('E_INTERNAL', {
-        where: 'onnx',
-        rule: `a tensor must lie within its ${memory.bytes} bytes of memory`,
-        got: offset + bytes,
-      });
-    const address = (memory as CApiMemory).address(offset);
-    return this.#library.make(
-      'CreateTensorWithDataAsOrtValue',
-      this.#hostMemory,
-      address,
-      bytes,
-      BigInt64Array.from(dims, BigInt),
-      dims.length,
-      elementCode(type),
-    );
+    for (const value of this.#constants) this.#library.call('ReleaseValue', value);
   }
 }
 
-const elementBytes = { float: 4, int32: 4, int64: 8, bool: 1 } as const;
+function tensorValue(library: OrtLibrary, hostMemory: Handle, { memory, offset, type, dims }: Tensor): Handle {
+  const bytes = dims.reduce((product, size) => product * size, elementBytes[type]);
+  if (offset + bytes > memory.bytes)
+    throw new DslaError('E_INTERNAL', {
+      where: 'onnx',
+      rule: `a tensor must lie within its ${memory.bytes} bytes of memory`,
+      got: offset + bytes,
+    });
+  const address = (memory as CApiMemory).address(offset);
+  const sizes = BigInt64Array.from(dims, BigInt);
+  const code = elementCode(type);
+  return library.make('CreateTensorWithDataAsOrtValue', hostMemory, address, bytes, sizes, dims.length, code);
+}
 
 class CApiBound implements Bound {
   readonly session: Handle;
@@ -278,16 +325,17 @@ class CApiBound implements Bound {
 }
 
 class CApiCommands implements Commands {
-  /** [session, binding] runs, [to, from, bytes] copies. */
-  readonly list: bigint[][] = [];
-  readonly places: (string | undefined)[] = [];
+  /** Three numbers each: session, binding, 0 is a run; to, from, bytes a copy. */
+  readonly list: bigint[] = [];
+  readonly places: (CommandPlace | undefined)[] = [];
 
-  run(bound: Bound, where: string): void {
+  run(bound: Bound, at: CommandPlace): void {
     const { session, handle } = bound as CApiBound;
-    this.places[this.list.push([session, handle]) - 1] = where;
+    this.places[this.list.push(session, handle, 0n) / 3 - 1] = at;
   }
 
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void {
-    this.list.push([(to as CApiMemory).address(toByte), (from as CApiMemory).address(fromByte), BigInt(bytes)]);
+    if (bytes === 0) return;
+    this.list.push((to as CApiMemory).address(toByte), (from as CApiMemory).address(fromByte), BigInt(bytes));
   }
 }

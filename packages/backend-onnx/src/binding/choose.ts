@@ -20,6 +20,7 @@ export async function choose(options: OpenOptions = {}): Promise<Choice> {
   if (general.length > 0) return { obstacles: general };
   const settings: BindingOptions = {
     threads: options.threads ?? availableParallelism(),
+    packs: options.extra?.prepack !== 'off',
     ...(options.extra?.profile === undefined ? {} : { profile: options.extra.profile }),
   };
   const wanted = options.extra?.binding;
@@ -37,6 +38,8 @@ function generalObstacles({ computeType, threads, extra = {} }: OpenOptions): st
     obstacles.push(`threads must be an integer of at least 1, not ${threads}`);
   if (extra.binding !== undefined && extra.binding !== 'c-api' && extra.binding !== 'node')
     obstacles.push(`extra.binding must be c-api or node, not ${extra.binding}`);
+  if (extra.prepack !== undefined && extra.prepack !== 'on' && extra.prepack !== 'off')
+    obstacles.push(`extra.prepack must be on or off, not ${extra.prepack}`);
   const installed = installedVersion();
   if (installed === undefined) obstacles.push(`onnxruntime-node is not installed; add onnxruntime-node ${version}`);
   else if (installed !== version)

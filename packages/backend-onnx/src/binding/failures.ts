@@ -1,5 +1,6 @@
 import { DslaError } from '@dsla/spec';
 import { ThreadError } from '../thread.js';
+import type { CommandPlace } from './binding.js';
 
 /**
  * Memory is taken lazily by the system, which would kill the process later instead of refusing now.
@@ -27,6 +28,9 @@ export function deviceError(cause: unknown, where: string): DslaError {
 }
 
 /** The place of the command that an error of the thread names. */
-export function atCommand(error: unknown, places: readonly (string | undefined)[]): string {
-  return (error instanceof ThreadError && error.at !== undefined && places[error.at]) || 'onnx';
+export function atCommand(error: unknown, places: readonly (CommandPlace | undefined)[]): string {
+  const place = error instanceof ThreadError && error.at !== undefined ? places[error.at] : undefined;
+  if (!place) return 'onnx';
+  const { name } = place.kernel.model;
+  return place.row === undefined ? name : `${name} row ${place.row}`;
 }

@@ -1,6 +1,17 @@
 import { disposed } from '../errors.js';
 import { startThread, type Thread } from '../thread.js';
-import type { Binding, BindingOptions, Bound, Commands, Memory, Session, Tensor } from './binding.js';
+import type {
+  Binding,
+  BindingOptions,
+  Bound,
+  CommandPlace,
+  Commands,
+  Memory,
+  Pack,
+  Session,
+  SessionRequest,
+  Tensor,
+} from './binding.js';
 import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
 
 /**
@@ -57,6 +68,7 @@ class NodeMemory implements Memory {
 
 class NodeBinding implements Binding {
   readonly description: string;
+  readonly packs = false;
   readonly lost: Promise<Error>;
   readonly #thread: Thread;
 
@@ -75,7 +87,11 @@ class NodeBinding implements Binding {
     }
   }
 
-  async session(model: Uint8Array, where: string): Promise<Session> {
+  pack(): Pack {
+    return { dispose() {} };
+  }
+
+  async session({ model, where }: SessionRequest): Promise<Session> {
     const id = nextId++;
     try {
       await this.#thread.ask({ kind: 'create', session: id, model });
@@ -153,10 +169,10 @@ class NodeBound implements Bound {
 class NodeCommands implements Commands {
   /** [bound] runs, [to, byte, from, byte, bytes] copies. */
   readonly list: number[][] = [];
-  readonly places: (string | undefined)[] = [];
+  readonly places: (CommandPlace | undefined)[] = [];
 
-  run(bound: Bound, where: string): void {
-    this.places[this.list.push([(bound as NodeBound).id]) - 1] = where;
+  run(bound: Bound, at: CommandPlace): void {
+    this.places[this.list.push([(bound as NodeBound).id]) - 1] = at;
   }
 
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void {

@@ -21,7 +21,6 @@ const table: Readonly<Record<OrtFunction, readonly [slot: number, result: string
   ReleaseThreadingOptions: [122, V, [H]],
   SetGlobalIntraOpNumThreads: [147, P, [H, I]],
   CreateAndRegisterAllocator: [144, P, [H, H, P]],
-  CreateSessionFromArray: [8, P, [H, P, Z, H, P]],
   CreateSessionOptions: [10, P, [P]],
   EnableProfiling: [14, P, [H, S]],
   SetSessionGraphOptimizationLevel: [23, P, [H, I]],
@@ -34,6 +33,10 @@ const table: Readonly<Record<OrtFunction, readonly [slot: number, result: string
   CreateIoBinding: [134, P, [H, P]],
   BindInput: [136, P, [H, S, H]],
   BindOutput: [137, P, [H, S, H]],
+  AddInitializer: [150, P, [H, S, H]],
+  CreatePrepackedWeightsContainer: [166, P, [P]],
+  ReleasePrepackedWeightsContainer: [167, V, [H]],
+  CreateSessionFromArrayWithPrepackedWeightsContainer: [169, P, [H, P, Z, H, H, P]],
   ReleaseEnv: [92, V, [H]],
   ReleaseMemoryInfo: [94, V, [H]],
   ReleaseSession: [95, V, [H]],
@@ -51,7 +54,6 @@ export type OrtFunction =
   | 'ReleaseThreadingOptions'
   | 'SetGlobalIntraOpNumThreads'
   | 'CreateAndRegisterAllocator'
-  | 'CreateSessionFromArray'
   | 'CreateSessionOptions'
   | 'EnableProfiling'
   | 'SetSessionGraphOptimizationLevel'
@@ -64,6 +66,10 @@ export type OrtFunction =
   | 'CreateIoBinding'
   | 'BindInput'
   | 'BindOutput'
+  | 'AddInitializer'
+  | 'CreatePrepackedWeightsContainer'
+  | 'ReleasePrepackedWeightsContainer'
+  | 'CreateSessionFromArrayWithPrepackedWeightsContainer'
   | 'ReleaseEnv'
   | 'ReleaseMemoryInfo'
   | 'ReleaseSession'

@@ -56,29 +56,35 @@ export function floats(dims: readonly number[], of: (index: number) => number): 
   return { dims, data: Float32Array.from({ length }, (_, index) => of(index)) };
 }
 
-/** x [T, kvHeads*group*width] -> [kvHeads, n, group, C, width]; without `group` [kvHeads, n, C, width]. */
+/** x [1, T, kvHeads*group*width] -> [kvHeads, n, group, C, width]; without `group` [kvHeads, n, C, width]. */
 export function toBlocks(
-  { graph, decode, control }: Lowering,
+  lowering: Lowering,
   x: Ref,
   blocking: Blocking,
   kvHeads: number,
   width: number,
   group?: number,
 ): Ref {
+  const { graph, decode } = lowering;
   if (decode) return graph.reshape(x, group ? [kvHeads, 1, group, 1, width] : [kvHeads, 1, 1, width]);
-  const gathered = graph.op('Gather', [x, control(rowTokens(blocking))], { axis: 0 }); // [n, C, features]
+  const gathered = gatherTokens(lowering, x, kvHeads * (group ?? 1) * width, rowTokens(blocking)); // [n, C, features]
   if (group) return graph.transpose(graph.reshape(gathered, [0, 0, kvHeads, group, width]), [2, 0, 3, 1, 4]);
   return graph.transpose(graph.reshape(gathered, [0, 0, kvHeads, width]), [2, 0, 1, 3]);
 }
 
-/** x [kvHeads, n, group, C, width] -> [T, kvHeads*group*width] */
-export function fromBlocks({ graph, decode, control }: Lowering, x: Ref, features: number): Ref {
-  if (decode) return graph.reshape(x, [1, features]);
-  const rows = graph.reshape(graph.transpose(x, [1, 3, 0, 2, 4]), [-1, features]);
-  return graph.slice(rows, 0, 0, control(countTokens));
+/** x [1, T, features] -> [n, C, features], the tokens that `index` names. */
+export function gatherTokens({ graph, control }: Lowering, x: Ref, features: number, index: Control): Ref {
+  return graph.op('Gather', [graph.reshape(x, [-1, features]), control(index)], { axis: 0 });
 }
 
-/** x [T, heads*hd] -> [heads, T, hd] */
+/** x [kvHeads, n, group, C, width] -> [1, T, kvHeads*group*width] */
+export function fromBlocks({ graph, decode, control }: Lowering, x: Ref, features: number): Ref {
+  if (decode) return graph.reshape(x, [1, 1, features]);
+  const rows = graph.reshape(graph.transpose(x, [1, 3, 0, 2, 4]), [1, -1, features]);
+  return graph.slice(rows, 1, 0, control(countTokens));
+}
+
+/** x [1, T, heads*hd] -> [heads, T, hd] */
 export function byHead({ graph, decode }: Lowering, x: Ref, heads: number, headDim: number): Ref {
   if (decode) return graph.reshape(x, [heads, 1, headDim]);
   return graph.transpose(graph.reshape(x, [-1, heads, headDim]), [1, 0, 2]);

@@ -3,7 +3,17 @@ import type { Ref } from '../emit.js';
 import type { Control, Derivation, Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
 import { rotate, rotateTokens, turnAt } from '../rope.js';
-import { type Blocking, blocksOf, byHead, floats, fromBlocks, rowTokens, toBlocks, tokenControl } from './blocks.js';
+import {
+  type Blocking,
+  blocksOf,
+  byHead,
+  floats,
+  fromBlocks,
+  gatherTokens,
+  rowTokens,
+  toBlocks,
+  tokenControl,
+} from './blocks.js';
 import { featureMap, featuresOf } from './feature-map.js';
 import { chunked, recurrent, type Sizes } from './linear-state.js';
 import { arrive, enteringIndex, enteringPosition, enters, exactScores, type Ring, seenBy } from './ring.js';
@@ -13,7 +23,7 @@ import { logSigmoid } from './token-wise.js';
 
 type Dual = NodeOf<'dualLinearAttention'>;
 
-/** One row: q [T, heads*hd], k and v [T, kvHeads*hd], gates [T, gate width] -> [T, heads*hd]. */
+/** One row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd], gates [1, T, gate width] -> [1, T, heads*hd]. */
 export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref {
   const { graph, decode } = lowering;
   const { heads, form, scale } = node;
@@ -71,10 +81,9 @@ interface Tokens {
 
 /** The tokens of the step themselves. */
 function arriving(form: DualForm, blocking: Blocking, lowering: Lowering, k: Ref, v: Ref, gates: Ref): Tokens {
-  const { graph, control } = lowering;
   const { kvHeads, headDim } = form;
-  const mask = control(maskControl('tokens', blocking, (t, { count }) => t < count));
-  const logits = graph.op('Gather', [gates, control(rowTokens(blocking))], { axis: 0 });
+  const mask = lowering.control(maskControl('tokens', blocking, (t, { count }) => t < count));
+  const logits = gatherTokens(lowering, gates, gateWidth(form), rowTokens(blocking));
   return {
     k: toBlocks(lowering, k, blocking, kvHeads, headDim),
     v: toBlocks(lowering, v, blocking, kvHeads, headDim),
@@ -96,11 +105,12 @@ function keep({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref, v: 
   const entries = ring.sinks + ring.window;
   const heads = (x: Ref): Ref => byHead(lowering, x, kvHeads, headDim);
   const dims = [kvHeads, entries, headDim];
+  const width = gateWidth(form);
   return {
     ring,
     keys: arrive(lowering, state, 1, ring, heads(k), 1, dims),
     values: arrive(lowering, state, 2, ring, heads(v), 1, dims),
-    gates: arrive(lowering, state, 3, ring, gates, 0, [entries, gateWidth(form)]),
+    gates: arrive(lowering, state, 3, ring, lowering.graph.reshape(gates, [-1, width]), 0, [entries, width]),
   };
 }
 

@@ -15,7 +15,7 @@ export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
   const { graph, control } = lowering;
   const { form } = node;
   const { states, kvHeads, headDim, exact } = form;
-  const entries = lowering.spec(node.from).parts[0]!.shape[1]!;
+  const entries = lowering.entriesOf(node.from);
   const cache = (part: number): Ref => lowering.past(node.from, part, [kvHeads, entries, headDim]);
 
   const { tokens, mask } = entered(exact);

@@ -5,31 +5,24 @@ import { float } from '../protobuf.js';
 
 /**
  * Mamba's scan of one row, as gated linear attention with a head a channel, keys of width n and values of width 1:
- * q = C, k = B, v = dt x, log decay = dt A. x, dt [T, channels]; b, c [T, heads*n] -> [T, channels].
+ * q = C, k = B, v = dt x, log decay = dt A. x, dt [1, T, channels]; b, c [1, T, heads*n] -> [1, T, channels].
  */
 export function selectiveScan(node: NodeOf<'selectiveScan'>, lowering: Lowering, x: Ref, dt: Ref, b: Ref, c: Ref): Ref {
   const { graph, shapeOf, weight } = lowering;
   const [heads, width, n] = shapeOf(node.logA) as [number, number, number];
   const channels = heads * width;
   const dims = [1, channels, n, 1];
-  const row = (value: Ref, features: number): Ref => graph.reshape(value, [1, -1, features]);
-  const decay = graph.op('Mul', [graph.op('Unsqueeze', [dt, graph.ints([2])]), weight(node.logA, negativeExp)]); // [T, channels, n]
+  const decay = graph.op('Mul', [graph.op('Unsqueeze', [dt, graph.ints([3])]), weight(node.logA, negativeExp)]); // [1, T, channels, n]
   const [y, next] = graph.msOps(
     'LinearAttention',
-    [
-      row(c, heads * n),
-      row(b, heads * n),
-      row(graph.op('Mul', [dt, x]), channels),
-      lowering.past(node.state, 0, dims),
-      row(decay, channels * n),
-    ],
+    [c, b, graph.op('Mul', [dt, x]), lowering.past(node.state, 0, dims), graph.reshape(decay, [1, -1, channels * n])],
     2,
     // The scale must be set: 0, the default, means 1 / sqrt(n).
     { q_num_heads: heads, kv_num_heads: channels, update_rule: 'gated', scale: float(1) },
   );
   lowering.present(node.state, 0, next!, dims);
   const skip = graph.op('Mul', [x, weight(node.d, flat)]);
-  return graph.op('Add', [graph.reshape(y!, [-1, channels]), skip]);
+  return graph.op('Add', [y!, skip]);
 }
 
 /** Tokens in one run, so that the decays stay small: channels * n floats each. */

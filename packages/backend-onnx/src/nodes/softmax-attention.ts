@@ -6,7 +6,7 @@ import { ropeTables, rotateTokens } from '../rope.js';
 import { byHead } from './blocks.js';
 import { windowAttention } from './window-attention.js';
 
-/** Causal attention of one row: q [T, heads*hd], k and v [T, kvHeads*hd] -> [T, heads*hd]. */
+/** Causal attention of one row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] -> [1, T, heads*hd]. */
 export function softmaxAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { window } = node;
   if (window) return windowAttention({ ...node, window }, lowering, q, k, v);
@@ -43,9 +43,8 @@ const total32: Control = {
 function groupQueryAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { heads, kvHeads, headDim, scale, rope, state } = node;
   const { graph } = lowering;
-  const row = (x: Ref): Ref => graph.op('Unsqueeze', [x, graph.ints([0])]); // [1, T, width]
   const cache = [1, kvHeads, 'tokens', headDim] as const;
-  const inputs = [row(q), row(k), row(v), lowering.past(state, 0, cache), lowering.past(state, 1, cache)];
+  const inputs = [q, k, v, lowering.past(state, 0, cache), lowering.past(state, 1, cache)];
   inputs.push(lowering.control(lastIndex), lowering.control(total32));
   if (rope) {
     const { cos, sin } = ropeTables(rope);
@@ -59,7 +58,7 @@ function groupQueryAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowerin
   });
   lowering.present(state, 0, keys!, cache);
   lowering.present(state, 1, values!, cache);
-  return graph.reshape(out!, [-1, heads * headDim]);
+  return out!;
 }
 
 const total64: Control = {
@@ -123,5 +122,5 @@ function plainAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q:
   const scores = graph.matmul(queries, keys, { transB: true, alpha: scale }); // [kvHeads, group, T, total]
   const weights = graph.op('Softmax', [graph.op('Add', [scores, lowering.control(causalMask)])], { axis: -1 });
   const out = graph.transpose(graph.matmul(weights, values), [2, 0, 1, 3]);
-  return graph.reshape(out, [-1, heads * headDim]);
+  return graph.reshape(out, [1, -1, heads * headDim]);
 }

@@ -1,4 +1,4 @@
-import type { Named, Node, StateSpec } from '@dsla/spec';
+import type { Named, Node, StateStore } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 import { causalConv } from './causal-conv.js';
@@ -43,12 +43,12 @@ export function lowerStateful(node: Stateful, lowering: Lowering, value: (index:
 }
 
 /** Most tokens of a row that one run may serve, so that its intermediate values stay small. */
-export function pieceOf(node: Stateful, stores: Named<{ readonly tokens: number; readonly spec: StateSpec }>): number {
+export function pieceOf(node: Stateful, states: Named<{ readonly store: StateStore }>): number {
   switch (node.op) {
     case 'softmaxAttention':
-      return node.window ? longest : softmaxPiece(node, stores[node.state]!.tokens);
+      return node.window ? longest : softmaxPiece(node, states[node.state]!.store.tokens);
     case 'selectiveScan': {
-      const [channels, n] = stores[node.state]!.spec.parts[0]!.shape as [number, number];
+      const [channels, n] = states[node.state]!.store.spec.parts[0]!.shape as [number, number];
       return scanPiece(channels, n);
     }
     default:

@@ -3,7 +3,7 @@ import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
 
-/** Nodes that treat every token alone. x is [N, width]. */
+/** Nodes that treat every token alone. Inside the models every value is [1, N, width], as the operators of com.microsoft like it. */
 export type TokenWise = Extract<
   Node,
   { op: 'embed' | 'linear' | 'rmsNorm' | 'add' | 'mul' | 'concat' | 'slice' | 'activate' | 'lastToken' }
@@ -26,21 +26,20 @@ const tokenWise: ReadonlySet<Node['op']> = new Set([
 ] satisfies TokenWise['op'][]);
 
 export interface Inputs {
-  /** int32 [N] */
+  /** int32 [1, N] */
   ids(): Ref;
   /** int64 [rows] */
   last(): Ref;
   value(value: number): Ref;
 }
 
-export function lowerTokenWise(node: TokenWise, { graph, weight }: Lowering, inputs: Inputs): Ref {
+export function lowerTokenWise(node: TokenWise, { graph, weight, matrix }: Lowering, inputs: Inputs): Ref {
   switch (node.op) {
     case 'embed':
       return graph.op('Gather', [weight(node.table), inputs.ids()], { axis: 0 });
     case 'linear': {
-      const operands = [inputs.value(node.x), weight(node.weight)];
-      if (node.bias !== undefined) operands.push(weight(node.bias));
-      return graph.op('Gemm', operands, { transB: 1 });
+      const y = graph.matmul(inputs.value(node.x), matrix(node.weight), { transB: true });
+      return node.bias === undefined ? y : graph.op('Add', [y, weight(node.bias)]);
     }
     case 'rmsNorm':
       return graph.op('SimplifiedLayerNormalization', [inputs.value(node.x), weight(node.weight)], {
@@ -53,13 +52,13 @@ export function lowerTokenWise(node: TokenWise, { graph, weight }: Lowering, inp
     case 'mul':
       return graph.op('Mul', [inputs.value(node.a), inputs.value(node.b)]);
     case 'concat':
-      return graph.concat([inputs.value(node.a), inputs.value(node.b)], 1);
+      return graph.concat([inputs.value(node.a), inputs.value(node.b)], 2);
     case 'slice':
-      return graph.slice(inputs.value(node.x), 1, node.from, node.to);
+      return graph.slice(inputs.value(node.x), 2, node.from, node.to);
     case 'activate':
       return activate(node.fn, graph, inputs.value(node.x));
     case 'lastToken':
-      return graph.op('Gather', [inputs.value(node.x), inputs.last()], { axis: 0 });
+      return graph.op('Gather', [inputs.value(node.x), inputs.last()], { axis: 1 });
   }
 }
 

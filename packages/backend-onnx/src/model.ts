@@ -1,0 +1,151 @@
+import type { Weight } from '@dsla/spec';
+import { type Dims, GraphBuilder, type Ref } from './emit.js';
+import { invalid } from './errors.js';
+import type { Control, Derivation, Lowering, Port, Source, Table } from './lowering.js';
+import { isStateful, lowerStateful } from './nodes/stateful.js';
+import { lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
+import { readsOf, type Tape } from './tape.js';
+
+/** One ONNX model and what its inputs and outputs stand for. */
+export interface Model {
+  readonly name: string;
+  readonly inputs: readonly Port[];
+  /** Weights that the session gets once, as constants, and rearranges for itself. */
+  readonly matrices: readonly Port[];
+  readonly outputs: readonly Port[];
+  /** With zeros in the place of the matrices. */
+  encode(): Uint8Array;
+}
+
+export interface ModelOptions {
+  /** It will serve exactly one token of one row. */
+  readonly decode: boolean;
+  /** Matrices of linear nodes are constants; otherwise they are inputs like all other weights. */
+  readonly packed: boolean;
+}
+
+/** The nodes `indices` of a tape as one model; values of other nodes come in, values that others want go out. */
+export function modelOf(tape: Tape, name: string, indices: readonly number[], options: ModelOptions): Model {
+  const writer = new ModelWriter(tape, options);
+  for (const index of indices) writer.add(index, indices);
+  return writer.finish(name);
+}
+
+class ModelWriter implements Lowering {
+  readonly graph: GraphBuilder = new GraphBuilder();
+  readonly decode: boolean;
+  readonly #tape: Tape;
+  readonly #packed: boolean;
+  readonly #inputs = new Map<string, Port>();
+  readonly #matrices = new Map<string, Port>();
+  readonly #outputs: Port[] = [];
+  /** What the values made here are called. */
+  readonly #made = new Map<number, Ref>();
+
+  constructor(tape: Tape, { decode, packed }: ModelOptions) {
+    this.#tape = tape;
+    this.decode = decode;
+    this.#packed = packed;
+  }
+
+  add(index: number, inside: readonly number[]): void {
+    const { nodes } = this.#tape.graph;
+    const node = nodes[index]!;
+    if (node.op === 'input' || node.op === 'output') return;
+    const ref = isStateful(node)
+      ? lowerStateful(node, this, this.#value)
+      : lowerTokenWise(node as TokenWise, this, {
+          ids: () => this.#bring({ name: 'ids', source: { kind: 'ids' }, type: 'int32', dims: [1, 'tokens'] }),
+          last: () => this.#bring({ name: 'last', source: { kind: 'last' }, type: 'int64', dims: ['rows'] }),
+          value: this.#value,
+        });
+    if (ref === undefined) return;
+    this.#made.set(index, ref);
+    const wanted = nodes.some(
+      (user, at) => (user.op === 'output' || !inside.includes(at)) && readsOf(user).includes(index),
+    );
+    if (wanted) this.#send({ ...this.#valuePort(index), name: `out ${index}` }, ref);
+  }
+
+  finish(name: string): Model {
+    for (const { name: input, type, dims } of this.#inputs.values()) this.graph.input(input, type, dims);
+    for (const { name: matrix, dims } of this.#matrices.values()) this.graph.zeros(matrix, dims as readonly number[]);
+    return {
+      name,
+      inputs: [...this.#inputs.values()],
+      matrices: [...this.#matrices.values()],
+      outputs: this.#outputs,
+      encode: () => this.graph.finish(name),
+    };
+  }
+
+  readonly shapeOf = (weight: Weight): readonly number[] => this.#tape.shapeOf(weight);
+
+  readonly entriesOf = (state: string): number | string => this.#shapeOfPart(state, 0)![1]!;
+
+  readonly weight = (weight: Weight, derivation?: Derivation): Ref => {
+    const shape = this.shapeOf(weight);
+    const source: Source = derivation ? { kind: 'weight', weight, derivation } : { kind: 'weight', weight };
+    const name = derivation ? `weight ${weight} ${derivation.name}` : `weight ${weight}`;
+    return this.#bring({ name, source, type: 'float', dims: derivation ? derivation.shape(shape) : shape });
+  };
+
+  readonly matrix = (weight: Weight): Ref => {
+    if (!this.#packed) return this.weight(weight);
+    const name = `matrix ${weight}`;
+    this.#matrices.set(name, { name, source: { kind: 'weight', weight }, type: 'float', dims: this.shapeOf(weight) });
+    return name;
+  };
+
+  readonly control = (control: Control): Ref => {
+    const { key, type, dims } = control;
+    return this.#bring({ name: `control ${key}`, source: { kind: 'control', control }, type, dims });
+  };
+
+  readonly table = (table: Table): Ref => {
+    const dims = ['positions', table.width];
+    return this.#bring({ name: `table ${table.key}`, source: { kind: 'table', table }, type: 'float', dims });
+  };
+
+  readonly past = (state: string, part: number, dims: Dims): Ref => this.#bring(this.#statePort(state, part, dims));
+
+  readonly present = (state: string, part: number, value: Ref, dims: Dims): void =>
+    this.#send({ ...this.#statePort(state, part, dims), name: `next ${state} ${part}` }, value);
+
+  readonly #value = (index: number): Ref => this.#made.get(index) ?? this.#bring(this.#valuePort(index));
+
+  #bring(port: Port): Ref {
+    if (!this.#inputs.has(port.name)) this.#inputs.set(port.name, port);
+    return port.name;
+  }
+
+  #send(port: Port, ref: Ref): void {
+    this.graph.output(port.name, ref, port.dims);
+    this.#outputs.push(port);
+  }
+
+  #valuePort(value: number): Port {
+    const dims = [1, `rows ${value}`, this.#tape.widths[value]!];
+    return { name: `value ${value}`, source: { kind: 'value', value }, type: 'float', dims };
+  }
+
+  /** @throws DslaError E_INPUT where the state is not laid out as its node reads it. */
+  #statePort(state: string, part: number, dims: Dims): Port {
+    const got = this.#shapeOfPart(state, part);
+    if (!got || layout(got) !== layout(dims)) {
+      const where = `${this.#tape.graph.name} state ${state}`;
+      throw invalid(where, `part ${part} must be laid out as [${dims.join(', ')}]`, got ?? 'no such part');
+    }
+    return { name: `state ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims };
+  }
+
+  #shapeOfPart(state: string, part: number): Dims | undefined {
+    return this.#tape.graph.states.find(({ name }) => name === state)?.parts[part]?.shape;
+  }
+}
+
+/** Number of elements, and which of the sizes are open. */
+function layout(shape: Dims): string {
+  const sizes = shape.filter((size) => typeof size === 'number');
+  return [sizes.reduce((a, b) => a * b, 1), ...shape.filter((size) => typeof size === 'string')].join();
+}
