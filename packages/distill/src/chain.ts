@@ -3,7 +3,7 @@ import { type Plan, planAt } from '@dsla/models';
 import { checkLevel, type LayerOrder } from '@dsla/policy';
 import { DslaError, type HostTensor, throwIfAborted, type Weight } from '@dsla/spec';
 import { type ConversionNote, writeConversion } from './conversion.js';
-import { evaluate, type LevelResult } from './evaluate.js';
+import { type Evaluation, evaluate, type LevelResult } from './evaluate.js';
 import { fit, type StepInfo } from './fit.js';
 import { hasProgress, type Identity, loadProgress, type Progress, saveProgress } from './progress.js';
 import type { Recipe } from './recipe.js';
@@ -97,18 +97,30 @@ export async function chain(student: Student, options: ChainOptions): Promise<re
     options.onProgress?.({ kind: 'task', ...misfit });
     for (const at of task.levels) {
       const judged = await evaluate(student, planOf(at), heldOut, recipe.tokens, signal);
-      const { untuned, misfits } = progress;
-      const result = { level: at, layer: order.order[at - 1]!, ...judged, untuned, misfits: misfits.splice(0) };
-      progress.levels.push(result);
-      progress.untuned = undefined;
-      await writeConversion(out, noteOf(student, options, at, progress.levels), tuned);
-      options.onProgress?.({ kind: 'level', result });
+      await finishLevel(student, options, progress, at, judged);
     }
     progress.task += 1;
     progress.fit = undefined;
     await save();
   }
   return progress.levels;
+}
+
+/** Notes what a level is worth and writes the conversion up to it. */
+async function finishLevel(
+  student: Student,
+  options: ChainOptions,
+  progress: Progress,
+  level: number,
+  judged: Evaluation,
+): Promise<void> {
+  const { untuned, misfits, levels } = progress;
+  const layer = options.order.order[level - 1]!;
+  const result = { level, layer, ...judged, untuned, misfits: misfits.splice(0) };
+  levels.push(result);
+  progress.untuned = undefined;
+  await writeConversion(options.out, noteOf(student, options, level, levels), student.tuned);
+  options.onProgress?.({ kind: 'level', result });
 }
 
 function tasksOf(

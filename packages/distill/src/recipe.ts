@@ -61,7 +61,7 @@ export const foldableRecipe: Recipe = {
   heldOut: 8,
   seed: 0,
   checkEvery: 25,
-  patience: 4,
+  patience: 8, // a cosine gains most at its end: stop only what is lost
   saveEvery: 50,
 };
 

@@ -30,7 +30,7 @@ export interface Student extends AsyncDisposable {
   readonly teacher: TrainableLayer;
 }
 
-export interface Base {
+interface Base {
   readonly name: string;
   /** Of all its weight files. */
   readonly sha256: string;
