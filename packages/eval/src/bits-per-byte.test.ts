@@ -1,10 +1,10 @@
 import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { onnxBackend } from '@dsla/backend-onnx';
 import { referenceBackend } from '@dsla/reference';
 import { createTokenizer, loadModel } from '@dsla/runtime';
 import { describe, expect, it } from 'vitest';
-import { onnxBackend } from '../../backend-onnx/src/index.js';
 import { modelDouble } from '../test/double.js';
 import { embedded, shared } from '../test/files.js';
 import { bitsPerByte, windowsOf } from './bits-per-byte.js';

@@ -1,7 +1,7 @@
 import { readFileSync } from 'node:fs';
+import { onnxBackend } from '@dsla/backend-onnx';
 import { loadNetwork } from '@dsla/runtime';
 import { describe, expect, it } from 'vitest';
-import { onnxBackend } from '../../backend-onnx/src/index.js';
 import { modelDouble } from '../test/double.js';
 import { embedded } from '../test/files.js';
 import { parseRecallFormat, recall, recallWindows } from './recall.js';
