@@ -18,6 +18,12 @@ export const knownBackends: Readonly<Record<string, Known>> = {
     load: () => import('@dsla/backend-onnx'),
     natives: ['onnxruntime-node', 'koffi'],
   },
+  webgpu: { package: '@dsla/backend-webgpu', load: () => import('@dsla/backend-webgpu'), natives: ['webgpu'] },
+  tfjs: {
+    package: '@dsla/backend-tfjs',
+    load: () => import('@dsla/backend-tfjs'),
+    natives: ['@tensorflow/tfjs-core'],
+  },
   reference: { package: '@dsla/reference', load: () => import('@dsla/reference'), natives: [] },
 };
 
