@@ -78,11 +78,12 @@ async function runBench(options: BenchOptions, io: Io): Promise<void> {
     slots: 2,
     context,
   });
+  const head = await commit();
   const rows: BenchRow[] = [];
   progress.stage('bench', tests.length);
   for (const test of tests) {
     const samples = await runTest(model, test, options, signal);
-    rows.push(await rowOf(options, opening, model, device, test, samples));
+    rows.push(rowOf(options, opening, model, device, test, samples, head));
     progress.step(testName(test));
   }
   progress.end();
@@ -104,18 +105,19 @@ function testsOf({ prompt, generate, depth }: BenchOptions): Test[] {
   });
 }
 
-async function rowOf(
+function rowOf(
   options: BenchOptions,
   { checkpoint, conversion }: Opening,
   model: Model,
   device: Device,
   test: Test,
   samples: readonly number[],
-): Promise<BenchRow> {
+  head: string | null,
+): BenchRow {
   const { mean, sd, median } = summarise(samples);
   const plan = planOf(checkpoint, conversion);
   return {
-    build_commit: await commit(),
+    build_commit: head,
     cpu_info: cpus()[0]?.model.trim() ?? 'unknown',
     backends: device.backend,
     device: device.description,

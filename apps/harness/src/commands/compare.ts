@@ -44,7 +44,7 @@ export function addCompare(program: Command, io: Io): void {
     .option('--levels <n,...>', 'converted layers (default: quarters, and all but the recall layers)', wholes(1))
     .option('--mixers <names>', 'attention of the converted layers', mixerNames, Object.keys(mixers))
     .option('--lengths <n,...>', 'tokens (default: 512 to 4096 in doublings)', wholes(2))
-    .option('--windows <n>', 'windows of text for bits per byte (default: 2 to 4)', whole(1))
+    .option('--windows <n>', 'windows of text for bits per byte (default: 3 to 6)', whole(1))
     .option('--recall-windows <n>', 'windows of planted pairs for each distance', whole(1))
     .option('--rounds <n>', 'times that each speed is measured (default: 1 to 3)', whole(1))
     .option(
@@ -79,7 +79,11 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
     text,
     quality: {
       contexts: lengths,
-      windows: rounds(options.windows, { least: 2, most: options.quick ? 2 : 4, until: started + 0.4 * time }),
+      windows: rounds(options.windows, {
+        least: options.quick ? 2 : 3,
+        most: options.quick ? 2 : 6,
+        until: started + 0.4 * time,
+      }),
       recallWindows: options.recallWindows ?? 1,
     },
     speed: {

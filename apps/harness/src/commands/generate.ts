@@ -38,7 +38,7 @@ export function addGenerate(program: Command, io: Io): void {
 }
 
 async function runGenerate(argument: string | undefined, options: GenerateOptions, io: Io): Promise<void> {
-  const prompt = argument ?? (await readAll(io.in));
+  const prompt = argument ?? (io.in.isTTY ? '' : await readAll(io.in));
   if (prompt === '') {
     throw new DslaError('E_INPUT', {
       where: 'prompt',

@@ -8,8 +8,8 @@ export interface Axis {
   readonly scale: 'linear' | 'log';
   /** d3 format of the labels. */
   readonly format: string;
-  /** Values above it are cut off: one that is far out would flatten all others. */
-  readonly most?: number;
+  /** What lies outside is cut off: a value or an interval far out would flatten all others. */
+  readonly domain?: readonly [low: number, high: number];
 }
 
 // Mid tones that read on white and on black.
@@ -162,15 +162,14 @@ function panelWidth(rows: readonly Row[]): number {
   return Math.min(420, Math.floor(1040 / panelOrder(rows).length) - 14);
 }
 
-function valueAxis({ title, scale, format, most }: Axis): object {
+function valueAxis({ title, scale, format, domain }: Axis): object {
   return {
     field: 'y',
     type: 'quantitative',
     title,
     scale: {
       type: scale,
-      ...(scale === 'log' ? { nice: false } : { zero: true }),
-      ...(most !== undefined && { domainMax: most }),
+      ...(domain ? { domain, nice: false } : scale === 'log' ? { nice: false } : { zero: true }),
     },
     axis: { format, labelOverlap: true, tickCount: 6 },
   };

@@ -68,16 +68,16 @@ async function qualitySection(report: Report): Promise<string> {
     const out = outliers(bits);
     const beyond = out.length === 0 ? '' : ` Beyond the chart: ${escapeHtml(out.map(nameAndValue).join(', '))}.`;
     const excess = [...baselineAtZero(bits), ...qualityPoints(report, 'excess')];
-    const excessAxis: Axis = { title: 'above softmax', scale: 'linear', format: '.3~g', ...limit(excess, out) };
-    const bitsAxis: Axis = { title: 'bits per byte', scale: 'log', format: '.3~g', ...limit(bits, out) };
+    const excessAxis: Axis = { title: 'above softmax', scale: 'linear', format: '.3~g', domain: domainOf(excess, out) };
+    const bitsAxis: Axis = { title: 'bits per byte', scale: 'log', format: '.3~g', domain: domainOf(bits, out) };
     parts.push(
       figure(
         await byLevel(excess, excessAxis),
-        `Bits per byte above the softmax model on the same windows, with 95 % intervals of the paired differences; lower is better.${beyond}`,
+        `Bits per byte above the softmax model on the same windows, with 95 % intervals of the paired differences (long ones are cut); lower is better.${beyond}`,
       ),
       figure(
         await byLength(bits, bitsAxis, 'window in tokens'),
-        `Bits per byte against the length of the window, with 95 % intervals; lower is better.${beyond}`,
+        `Bits per byte against the length of the window, with 95 % intervals (long ones are cut); lower is better.${beyond}`,
       ),
     );
   }
@@ -107,12 +107,13 @@ function nameAndValue({ contender, y }: Point): string {
   return `${contender.label} at level ${contender.level} (${significant(y)} bits per byte)`;
 }
 
-/** Ends an axis above those that are no outliers. */
-function limit(points: readonly Point[], out: readonly Point[]): { readonly most?: number } {
-  if (out.length === 0) return {};
+/** From the lowest to the highest value that is no outlier, with room for short intervals; longer ones are cut. */
+function domainOf(points: readonly Point[], out: readonly Point[]): readonly [number, number] {
   const ids = new Set(out.map(({ contender }) => contender.id));
-  const rest = points.filter(({ contender }) => !ids.has(contender.id));
-  return { most: Math.max(...rest.map(({ y, high }) => high ?? y)) };
+  const values = points.filter(({ contender }) => !ids.has(contender.id)).map(({ y }) => y);
+  const [low, high] = [Math.min(...values), Math.max(...values)];
+  const room = 0.4 * (high - low) || 0.01 * Math.abs(high) || 1;
+  return [low - room, high + room];
 }
 
 /** The softmax model is what the others are measured from. */
