@@ -44,6 +44,7 @@ const batch: Row[] = Array.from({ length: rows }, (_, slot) => ({ slot, past, co
 const ids = new Int32Array(rows * count).fill(1);
 const views = new Views(device, pipelines.batchLayout, new Pool(memory), { ids, rows: batch });
 const model = synthetic(options.shape, options.shape === 'zamba-7b' ? 3 : 1);
+const noise = makeNoise();
 const seen = new Set<string>();
 
 for (const graph of graphs()) await timeKernels(graph);
@@ -71,6 +72,7 @@ async function timeKernels(graph: LayerGraph): Promise<void> {
       if (ref.kind === 'rope') return ropes.get(ref.key, ref.rope, view.positions);
       const buffer = memory.take(op.kernel.name, bytesOf(ref, view));
       taken.push(buffer);
+      fill(buffer); // zeros would be faster than real data
       if (ref.kind === 'info') device.queue.writeBuffer(buffer, 0, new Uint32Array([past + count]));
       return buffer;
     });
@@ -119,6 +121,26 @@ async function timeKernels(graph: LayerGraph): Promise<void> {
         return 16;
     }
   }
+}
+
+/** 16 MiB of small halves; read as float32 they are small too. */
+function makeNoise(): GPUBuffer {
+  const size = 1 << 24;
+  const buffer = memory.take('noise', size);
+  let state = 1;
+  const words = Uint16Array.from({ length: size / 2 }, () => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return (state >>> 16) & 0xa7ff; // a sign, at most 2^-5
+  });
+  device.queue.writeBuffer(buffer, 0, words);
+  return buffer;
+}
+
+function fill(buffer: GPUBuffer): void {
+  const encoder = device.createCommandEncoder();
+  for (let at = 0; at < buffer.size; at += noise.size)
+    encoder.copyBufferToBuffer(noise, 0, buffer, at, Math.min(noise.size, buffer.size - at));
+  device.queue.submit([encoder.finish()]);
 }
 
 /** Bytes read and written a second by copies of 1 GiB (16 MiB on a software adapter). */

@@ -15,6 +15,8 @@ const { values: options } = parseArgs({
     prefill: { type: 'string', default: '2048,4096,8192' },
     decode: { type: 'string', default: '512,4096,16384' },
     batch: { type: 'string', default: '1' },
+    /** Tokens of a cache whose first layer is folded into the mixer's states. */
+    fold: { type: 'string', default: '' },
     rounds: { type: 'string', default: '10' },
     software: { type: 'boolean', default: false },
   },
@@ -23,8 +25,8 @@ const { values: options } = parseArgs({
 const numbers = (text: string): number[] => text.split(',').filter(Boolean).map(Number);
 const batch = Number(options.batch);
 const rounds = Number(options.rounds);
-const [prefills, depths] = [numbers(options.prefill), numbers(options.decode)];
-const capacity = Math.max(...prefills, ...depths.map((depth) => depth + 64));
+const [prefills, depths, folds] = [numbers(options.prefill), numbers(options.decode), numbers(options.fold)];
+const capacity = Math.max(...prefills, ...folds, ...depths.map((depth) => depth + 64));
 
 await using device = await webgpuBackend.open({
   extra: { checks: 'off', ...(options.software && { software: 'allow' }) },
@@ -36,6 +38,7 @@ console.error(`${device.description}: ${(device.memory().bytes / 2 ** 30).toFixe
 for (const count of prefills) report('prefill', count, await time((_, row) => [{ slot: row, past: 0, count }], 1));
 for (const depth of depths)
   report('decode', depth, await time((round, row) => [{ slot: row, past: depth + round, count: 1 }], batch));
+for (const tokens of folds) report('fold', tokens, await timeFold(tokens));
 
 interface Built {
   readonly layers: readonly AttentionLayer[];
@@ -73,6 +76,22 @@ async function time(rowsOf: (round: number, row: number) => Row[], rows: number)
     await device.download(step.value('logits'));
     await submitted;
     if (round >= 2) samples.push(performance.now() - start); // two rounds to warm up
+  }
+  return statistics(samples);
+}
+
+/** Milliseconds of the fold of one layer's cache. */
+async function timeFold(past: number): Promise<Statistics> {
+  const graph = model.folds[options.mixer]![0]!;
+  const layer = await device.compile(graph, randomWeights(model));
+  for (const spec of graph.states) stores[spec.name] ??= device.createState(spec, batch, capacity);
+  const samples: number[] = [];
+  for (let round = 0; round < rounds + 2; round++) {
+    const start = performance.now();
+    using step = device.beginStep({ ids: new Int32Array(0), rows: [{ slot: 0, past, count: 0 }] });
+    step.run(layer, stores);
+    await step.submit();
+    if (round >= 2) samples.push(performance.now() - start);
   }
   return statistics(samples);
 }
