@@ -2,9 +2,11 @@ import { Command } from 'commander';
 import { backendVersions, knownBackends } from './backends.js';
 import { addBench } from './commands/bench.js';
 import { addCompare } from './commands/compare.js';
+import { addDistill } from './commands/distill.js';
 import { addDoctor } from './commands/doctor.js';
 import { addEval } from './commands/eval.js';
 import { addGenerate } from './commands/generate.js';
+import { addOrder } from './commands/order.js';
 import { ownVersion } from './report/machine.js';
 import { fail } from './ui/failure.js';
 import type { Io } from './ui/io.js';
@@ -22,7 +24,7 @@ export async function run(args: readonly string[], io: Io): Promise<number> {
       writeErr: (text) => io.err.write(text),
       outputError: (text, write) => write(`${oneLine(text)} See \`dsla --help\`.\n`),
     });
-  for (const add of [addCompare, addGenerate, addBench, addEval, addDoctor]) add(program, io);
+  for (const add of [addCompare, addGenerate, addBench, addEval, addOrder, addDistill, addDoctor]) add(program, io);
   try {
     await program.parseAsync(args, { from: 'user' });
     return 0;
