@@ -84,7 +84,7 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
         most: options.quick ? 2 : 6,
         until: started + 0.4 * time,
       }),
-      recallWindows: options.recallWindows ?? 1,
+      recall: { windows: options.recallWindows ?? 1, until: started + 0.65 * time },
     },
     speed: {
       lengths,

@@ -11,7 +11,7 @@ import type { TextModel } from '@dsla/runtime';
 import { DslaError } from '@dsla/spec';
 import { type Command, Option } from 'commander';
 import { type Checkpoint, openModel } from '../checkpoint.js';
-import { distances } from '../compare/quality.js';
+import { distancesOf } from '../compare/recall.js';
 import { readText } from '../measure/text.js';
 import { type Io, print, printJson } from '../ui/io.js';
 import { addCommonOptions, type CommonOptions, whole, wholes } from '../ui/options.js';
@@ -148,7 +148,7 @@ async function runRecall(
   const text = model.tokenizer.encode(content.slice(0, 16 * lengths.at(-1)!), { bos: false });
   const { windows, pairs, seed, batch } = options;
   const results: Result[] = [];
-  for (const { length, from, to } of distances(lengths)) {
+  for (const { length, from, to } of distancesOf(lengths)) {
     const buckets = [[from, to + 1] as const];
     const [bucket] = await recall(model, text, { ...score, format, length, buckets, windows, pairs, seed, batch });
     results.push({ ...bucket!, metric: `recall at ${from} to ${to}` });

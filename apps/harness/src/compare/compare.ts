@@ -9,7 +9,8 @@ import type { Progress } from '../ui/progress.js';
 import { crossings } from './crossings.js';
 import type { Entry } from './line-up.js';
 import { cacheOf, loadAll, modelsOf, type Running } from './load.js';
-import { distances, measureQuality, type Quality, type QualityProtocol, recallPairs } from './quality.js';
+import { measureQuality, type Quality, type QualityProtocol } from './quality.js';
+import { recallPairs } from './recall.js';
 
 export interface CompareOptions {
   readonly entries: readonly Entry[];
@@ -55,7 +56,7 @@ export async function compare(options: CompareOptions): Promise<Report> {
     machine: machine(names),
     backends,
     text: text.facts,
-    protocol: [...qualityProtocol(options.quality, quality!.windows), ...speedProtocol(options.speed, speed)],
+    protocol: [...qualityProtocol(options.quality, quality!), ...speedProtocol(options.speed, speed)],
     gaps: [...gaps, ...quality!.gaps],
     bitsPerByte: quality!.bitsPerByte,
     excess: quality!.excess,
@@ -103,11 +104,17 @@ function idsFor({ tokenizer }: Running['model'], text: string, count: number): I
   return Int32Array.from({ length: count }, (_, index) => ids[index % ids.length]!);
 }
 
-function qualityProtocol({ contexts, recallWindows }: QualityProtocol, windows: number): string[] {
-  const ranges = distances(contexts).map(({ from, to }) => `${from} to ${to}`);
+function qualityProtocol(
+  { contexts, windows: { most }, recall }: QualityProtocol,
+  { windows, recall: rows }: Quality,
+): string[] {
+  const bits = `Bits per byte: ${windows} windows of ${contexts.at(-1)} tokens, each from another of ${most} parts of the text, beginning with a paragraph (behind the begin token, where the tokenizer has one); all their tokens count. Shorter contexts are the beginnings of the same windows. n = ${windows}; 95 % intervals by Student's t over windows.`;
+  if (rows.length === 0) return [bits];
+  const ranges = [...new Set(rows.map(({ from, to }) => `${from} to ${to}`))];
+  const each = `${recall.windows} ${recall.windows === 1 ? 'window' : 'windows'} of up to ${recallPairs} pairs`;
   return [
-    `Bits per byte: ${windows} windows of ${contexts.at(-1)} tokens, spread evenly over the text, each beginning with a paragraph (behind the begin token, where the tokenizer has one); all their tokens count. Shorter contexts are the beginnings of the same windows. n = ${windows}; 95 % intervals by Student's t over windows.`,
-    `Recall: pairs of two random tokens each, planted in the text and asked for later; right means that both are the most likely ones. ${recallWindows} ${recallWindows === 1 ? 'window' : 'windows'} of up to ${recallPairs} pairs for each range of distances (${ranges.join(', ')}); 95 % intervals by Wilson's score.`,
+    bits,
+    `Recall: pairs of two random tokens each, planted in the text and asked for later; right means that both are the most likely ones. ${each} for each range of distances (${ranges.join(', ')}), in windows just long enough; 95 % intervals by Wilson's score.`,
   ];
 }
 

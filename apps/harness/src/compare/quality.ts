@@ -1,5 +1,4 @@
-import { logProbabilities, recall } from '@dsla/eval';
-import type { Tokenizer } from '@dsla/runtime';
+import { logProbabilities } from '@dsla/eval';
 import type { Checkpoint } from '../checkpoint.js';
 import { pause } from '../measure/pause.js';
 import { type Rounds, repeat } from '../measure/repeat.js';
@@ -8,15 +7,15 @@ import type { Text } from '../measure/text.js';
 import type { Report } from '../report/report.js';
 import type { Progress } from '../ui/progress.js';
 import type { Running } from './load.js';
-import { type Prefix, prefixesOf, windowsOf } from './windows.js';
+import { measureRecall, type RecallProtocol } from './recall.js';
+import { type Prefix, prefixesOf, windowAt } from './windows.js';
 
 export interface QualityProtocol {
   /** Ascending, in tokens. */
   readonly contexts: readonly number[];
   /** Windows of text for bits per byte; the text is divided among the most that there can be. */
   readonly windows: Rounds;
-  /** For recall, at each distance. */
-  readonly recallWindows: number;
+  readonly recall: RecallProtocol;
 }
 
 export interface Quality extends Pick<Report, 'bitsPerByte' | 'excess' | 'recall'> {
@@ -36,31 +35,35 @@ interface Reading {
 export async function measureQuality(
   running: readonly Running[],
   { content }: Text,
-  protocol: QualityProtocol,
+  { contexts, windows, recall }: QualityProtocol,
   progress: Progress,
   signal: AbortSignal,
 ): Promise<Quality> {
-  const readings = readingsOf(running, content, protocol);
-  const shares = new Map(running.map((each) => [each, protocol.contexts.map((): Share[] => [])])); // [contexts][windows]
-  progress.stage('bits per byte', running.length * protocol.windows.most);
-  const windows = await repeat(protocol.windows, async (index) => {
+  const shares = new Map(running.map((each) => [each, contexts.map((): Share[] => [])])); // [contexts][windows]
+  const texts = new Map<Checkpoint, number[]>();
+  progress.stage('bits per byte', running.length * windows.most);
+  const count = await repeat(windows, async (index) => {
+    const readings = readingsAt(partOf(index, windows.most), running, content, contexts, windows.most);
     for (const each of running) {
-      const reading = readings.get(each.entry.checkpoint)![index]!;
-      const own = await sharesOf(each, reading, signal); // [contexts]
+      const own = await sharesOf(each, readings.get(each.entry.checkpoint)!, signal); // [contexts]
       for (const [at, share] of own.entries()) shares.get(each)![at]!.push(share);
       progress.step(each.contender.id);
     }
+    for (const [checkpoint, { ids }] of readings)
+      texts.set(checkpoint, [...(texts.get(checkpoint) ?? []), ...ids.slice(1)]);
   });
-  progress.stage('recall', running.length);
-  const recalled: Report['recall'] = [];
-  for (const each of running) {
-    recalled.push(...(await recallOf(each, readings.get(each.entry.checkpoint)!, protocol, signal)));
-    progress.step(each.contender.id);
-  }
-  const gaps = [...new Set(running.map(({ entry }) => entry.checkpoint))]
+  // Twice, since a single window without its begin token is shorter than itself.
+  for (const [checkpoint, ids] of texts) texts.set(checkpoint, [...ids, ...ids]);
+  const recalled = await measureRecall(running, texts, contexts, recall, progress, signal);
+  const gaps = [...texts.keys()]
     .filter(({ recallFormat }) => !recallFormat)
     .map(({ name }) => `recall of ${name}: there is no recall.json beside it`);
-  return { ...estimates(shares, protocol.contexts), recall: recalled, windows, gaps };
+  return { ...estimates(shares, contexts), recall: recalled, windows: count, gaps };
+}
+
+/** Every other part of the text first, so that fewer windows still come from all of it. */
+function partOf(index: number, count: number): number {
+  return 2 * index < count ? 2 * index : 2 * index - (count - 1 + (count % 2));
 }
 
 function estimates(
@@ -93,60 +96,20 @@ async function sharesOf({ model }: Running, { ids, prefixes }: Reading, signal: 
   });
 }
 
-/** As in training (tools/pretrain/data.py), where it is 12 to 16. */
-export const recallPairs = 12;
-
-/** Distances up to each context, in windows of its length: a shorter one would hide the far end, a longer one costs time. */
-async function recallOf(
-  { entry, contender, model }: Running,
-  windows: readonly Reading[],
-  { contexts, recallWindows }: QualityProtocol,
-  signal: AbortSignal,
-): Promise<Report['recall']> {
-  const format = entry.checkpoint.recallFormat;
-  if (!format) return [];
-  const own = windows.flatMap(({ ids }) => ids.slice(1));
-  const text = [...own, ...own]; // even one window is longer than itself without its begin token
-  const rows: Report['recall'] = [];
-  for (const { length, from, to } of distances(contexts)) {
-    await pause(signal);
-    const options = { format, length, windows: recallWindows, pairs: recallPairs, batch: 1, signal };
-    const [bucket] = await recall(model, text, { ...options, buckets: [[from, to + 1]] });
-    const { value, n, interval } = bucket!;
-    rows.push({
-      contender: contender.id,
-      length,
-      from,
-      to,
-      estimate: { value, low: interval[0], high: interval[1], n },
-    });
-  }
-  return rows;
-}
-
-/** Of windows of these lengths: from half of the length to the farthest that it can hold. */
-export function distances(contexts: readonly number[]): readonly { length: number; from: number; to: number }[] {
-  return contexts
-    .filter((length) => length >= 64)
-    .map((length) => ({ length, from: Math.floor(length / 2), to: 16 * (Math.floor((length - 1) / 16) - 1) + 8 }));
-}
-
-function readingsOf(
+/** One window in the ids of every checkpoint. */
+function readingsAt(
+  index: number,
   running: readonly Running[],
   text: string,
-  { contexts, windows }: QualityProtocol,
-): ReadonlyMap<Checkpoint, readonly Reading[]> {
-  const tokenizers = new Map<Checkpoint, Tokenizer>(
-    running.map(({ entry, model }) => [entry.checkpoint, model.tokenizer]),
-  );
-  const texts = windowsOf(text, [...tokenizers.values()], contexts, windows.most);
+  contexts: readonly number[],
+  count: number,
+): ReadonlyMap<Checkpoint, Reading> {
+  const tokenizers = new Map(running.map(({ entry, model }) => [entry.checkpoint, model.tokenizer]));
+  const window = windowAt(index, text, [...tokenizers.values()], contexts, count);
   return new Map(
-    [...tokenizers].map(([checkpoint, tokenizer]) => [
-      checkpoint,
-      texts.map((window) => {
-        const ids = tokenizer.encode(window.text);
-        return { ids, prefixes: prefixesOf(tokenizer, ids, window) };
-      }),
-    ]),
+    [...tokenizers].map(([checkpoint, tokenizer]) => {
+      const ids = tokenizer.encode(window.text);
+      return [checkpoint, { ids, prefixes: prefixesOf(tokenizer, ids, window) }];
+    }),
   );
 }

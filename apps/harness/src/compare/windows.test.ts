@@ -1,6 +1,6 @@
 import type { Tokenizer } from '@dsla/runtime';
 import { describe, expect, it } from 'vitest';
-import { prefixesOf, windowsOf } from './windows.js';
+import { prefixesOf, type Window, windowAt } from './windows.js';
 
 // Tokens of up to `width` characters after a begin token; decode gives the characters back.
 function chunks(width: number): Tokenizer {
@@ -23,7 +23,11 @@ function chunks(width: number): Tokenizer {
 // 40 paragraphs of 98 letters and two line breaks.
 const text = Array.from({ length: 40 }, () => 'abcdefg'.repeat(14)).join('\n\n');
 
-describe('windowsOf', () => {
+function windowsOf(text: string, tokenizers: readonly Tokenizer[], contexts: number[], count: number): Window[] {
+  return Array.from({ length: count }, (_, index) => windowAt(index, text, tokenizers, contexts, count));
+}
+
+describe('windowAt', () => {
   it('begins with paragraphs and fits every tokenizer', () => {
     const windows = windowsOf(text, [chunks(4), chunks(3)], [32, 128], 4);
     expect(windows).toHaveLength(4);

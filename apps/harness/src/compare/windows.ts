@@ -9,32 +9,27 @@ export interface Window {
 }
 
 /**
- * `count` windows spread evenly over the text, each beginning with a paragraph. The shorter contexts are beginnings of the
- * longest one, so one pass of a causal model scores them all.
- * @throws DslaError E_INPUT when the text is too short for them
+ * Window `index` of `count` that are spread evenly over the text, each beginning with a paragraph. The shorter contexts are
+ * beginnings of the longest one, so one pass of a causal model scores them all.
+ * @throws DslaError E_INPUT when the text is too short for so many
  */
-export function windowsOf(
+export function windowAt(
+  index: number,
   text: string,
   tokenizers: readonly Tokenizer[],
   contexts: readonly number[],
   count: number,
-): Window[] {
-  const windows: Window[] = [];
-  for (let index = 0; index < count; index++) {
-    const start = paragraphAt(text, Math.floor((index * text.length) / count));
-    const rest = text.slice(start, Math.floor(((index + 1) * text.length) / count));
-    const fits = tokenizers.map((tokenizer) => fitting(tokenizer, rest, contexts));
-    const characters = contexts.map((_, at) => Math.min(...fits.map((lengths) => lengths[at]!)));
-    if (characters.at(-1)! >= rest.length) {
-      throw new DslaError('E_INPUT', {
-        where: '--text',
-        rule: `must hold ${count} windows of ${contexts.at(-1)} tokens, got ${text.length} characters`,
-        cure: 'Use a longer text, fewer --windows or shorter --lengths.',
-      });
-    }
-    windows.push({ text: rest.slice(0, characters.at(-1)!), characters });
-  }
-  return windows;
+): Window {
+  const start = paragraphAt(text, Math.floor((index * text.length) / count));
+  const rest = text.slice(start, Math.floor(((index + 1) * text.length) / count));
+  const fits = tokenizers.map((tokenizer) => fitting(tokenizer, rest, contexts));
+  const characters = contexts.map((_, at) => Math.min(...fits.map((lengths) => lengths[at]!)));
+  if (characters.at(-1)! < rest.length) return { text: rest.slice(0, characters.at(-1)!), characters };
+  throw new DslaError('E_INPUT', {
+    where: '--text',
+    rule: `must hold ${count} windows of ${contexts.at(-1)} tokens, got ${text.length} characters`,
+    cure: 'Use a longer text, fewer --windows or shorter --lengths.',
+  });
 }
 
 /** Part of a window in the tokens of one tokenizer. */
