@@ -14,8 +14,8 @@ export class Kernel {
   readonly #weights: ReadonlyMap<string, Tensor>;
   /** Weights that are inputs. */
   readonly #fixed: readonly (readonly [string, Tensor])[];
-  /** Ports whose tensors change from run to run. */
-  readonly #varying: readonly Port[];
+  /** Ports whose tensors change from run to run: inputs, then outputs. */
+  readonly ports: readonly Port[];
   /** By a hash of what they bind. */
   readonly #bindings = new Map<number, Entry[]>();
   #count = 0;
@@ -29,7 +29,7 @@ export class Kernel {
     this.#pack = pack;
     this.#weights = weights;
     this.#fixed = model.inputs.flatMap(({ name }) => (weights.has(name) ? [[name, weights.get(name)!] as const] : []));
-    this.#varying = model.inputs.filter(({ name }) => !weights.has(name));
+    this.ports = [...model.inputs.filter(({ name }) => !weights.has(name)), ...model.outputs];
   }
 
   get ready(): boolean {
@@ -50,22 +50,20 @@ export class Kernel {
     });
   }
 
-  /** The run with these tensors: one seen before, or a new one. */
-  bind(tensorOf: (port: Port) => Tensor): Bound {
+  /** The run with these tensors: one seen before, or a new one. Equal identities mean equal tensors. */
+  bind(identity: readonly number[], tensorOf: (port: Port) => Tensor): Bound {
     if (!this.#session) throw disposed(`layer ${this.model.name}`);
-    const inputs = this.#varying.map(tensorOf);
-    const outputs = this.model.outputs.map(tensorOf);
-    const tensors = [...inputs, ...outputs];
-    const hash = hashOf(tensors);
-    let entry = this.#bindings.get(hash)?.find((each) => each.binds(tensors));
+    const hash = hashOf(identity);
+    let entry = this.#bindings.get(hash)?.find((each) => equal(each.identity, identity));
     if (!entry) {
-      const named = (ports: readonly Port[], of: readonly Tensor[]) =>
-        ports.map(({ name }, index) => [name, of[index]!] as const);
+      const tensors = this.ports.map(tensorOf);
+      const named = this.ports.map(({ name }, index) => [name, tensors[index]!] as const);
+      const inputs = named.length - this.model.outputs.length;
       const bound = this.#session.bind(
-        new Map([...this.#fixed, ...named(this.#varying, inputs)]),
-        new Map(named(this.model.outputs, outputs)),
+        new Map([...this.#fixed, ...named.slice(0, inputs)]),
+        new Map(named.slice(inputs)),
       );
-      entry = new Entry(bound, tensors, (gone) => this.#forget(hash, gone));
+      entry = new Entry(bound, identity, tensors, (gone) => this.#forget(hash, gone));
       this.#bindings.set(hash, [...(this.#bindings.get(hash) ?? []), entry]);
       this.#count += 1;
     }
@@ -98,18 +96,16 @@ export class Kernel {
 /** A binding that goes with the first of its memories. */
 class Entry {
   readonly bound: Bound;
+  readonly identity: readonly number[];
   readonly #tensors: readonly Tensor[];
   readonly #forget: (entry: Entry) => void;
 
-  constructor(bound: Bound, tensors: readonly Tensor[], forget: (entry: Entry) => void) {
+  constructor(bound: Bound, identity: readonly number[], tensors: readonly Tensor[], forget: (entry: Entry) => void) {
     this.bound = bound;
+    this.identity = identity;
     this.#tensors = tensors;
     this.#forget = forget;
     for (const { memory } of tensors) memory.bound.add(this);
-  }
-
-  binds(tensors: readonly Tensor[]): boolean {
-    return this.#tensors.every((own, index) => equal(own, tensors[index]!));
   }
 
   dispose(): void {
@@ -119,16 +115,13 @@ class Entry {
   }
 }
 
-function equal(a: Tensor, b: Tensor): boolean {
-  return a.memory === b.memory && a.offset === b.offset && a.dims.every((size, axis) => size === b.dims[axis]);
+function equal(a: readonly number[], b: readonly number[]): boolean {
+  for (let at = 0; at < a.length; at++) if (a[at] !== b[at]) return false;
+  return a.length === b.length;
 }
 
-function hashOf(tensors: readonly Tensor[]): number {
+function hashOf(numbers: readonly number[]): number {
   let hash = 0;
-  for (const { memory, offset, dims } of tensors) {
-    hash = (Math.imul(hash, 31) + memory.id) | 0;
-    hash = (Math.imul(hash, 31) + offset) | 0;
-    for (const size of dims) hash = (Math.imul(hash, 31) + size) | 0;
-  }
+  for (const number of numbers) hash = (Math.imul(hash, 31) + number) | 0;
   return hash;
 }

@@ -1,13 +1,11 @@
-import type { Named, Row } from '@dsla/spec';
+import { DslaError, type Row } from '@dsla/spec';
 import type { Tensor } from './binding/binding.js';
 import type { Frame } from './frame.js';
 import type { HostInputs } from './host-inputs.js';
 import type { Kernel } from './kernel.js';
-import type { OnnxLayer } from './layer.js';
 import type { Port } from './lowering.js';
-import type { Model } from './model.js';
 import { pieceOf } from './nodes/stateful.js';
-import type { Recorded, RecordedState } from './record.js';
+import type { Recorded } from './record.js';
 import type { Served, ServedRow } from './rows.js';
 import type { Tables } from './tables.js';
 
@@ -27,45 +25,35 @@ export interface Launch {
 /** What the sessions of a layer are to do for the rows it serves, in order. */
 export function launchesOf({ layer, served, states }: Recorded): Launch[] {
   const { stages, whole } = layer.program;
-  const pieces = stages.map((stage) => (stage.kind === 'row' ? pieceOf(stage.node, states) : Number.POSITIVE_INFINITY));
-  const [only] = served.rows;
-  if (whole && served.rows.length === 1 && only!.count === 1)
-    return rowLaunches(layer, { decode: whole, prefill: whole }, only!, 0, 1);
-  return stages.flatMap((stage, index) => {
-    if (stage.kind === 'shared') return sharedLaunch(layer.kernel(stage.model), served);
-    return served.rows.flatMap((row, at) =>
-      row.count > 0 || stage.node.op === 'foldState' ? rowLaunches(layer, stage, row, at, pieces[index]!) : [],
-    );
-  });
-}
-
-function sharedLaunch(kernel: Kernel, { rows, tokens }: Served): Launch[] {
-  return tokens === 0 ? [] : [{ kernel, firstRow: 0, rows: rows.length, start: 0, tokens }];
+  const { rows, tokens } = served;
+  if (whole && rows.length === 1 && tokens === 1) return [rowLaunch(layer.kernel(whole), rows[0]!, 0, 0, 1)];
+  const launches: Launch[] = [];
+  for (const stage of stages) {
+    if (stage.kind === 'shared') {
+      if (tokens > 0)
+        launches.push({ kernel: layer.kernel(stage.model), firstRow: 0, rows: rows.length, start: 0, tokens });
+      continue;
+    }
+    const fold = stage.node.op === 'foldState';
+    for (const [at, row] of rows.entries()) {
+      if (row.count === 1) launches.push(rowLaunch(layer.kernel(stage.decode), row, at, 0, 1));
+      else if (row.count > 0 || fold)
+        inPieces(launches, layer.kernel(stage.prefill), row, at, pieceOf(stage.node, states));
+    }
+  }
+  return launches;
 }
 
 /** A row in pieces of at most `limit` tokens: the state goes from one to the next. */
-function rowLaunches(
-  layer: OnnxLayer,
-  models: { readonly decode: Model; readonly prefill: Model },
-  row: ServedRow,
-  at: number,
-  limit: number,
-): Launch[] {
-  const launches: Launch[] = [];
-  const { slot, past, count, start } = row;
-  for (let from = 0; from < Math.max(count, 1); from += limit) {
-    const tokens = Math.min(limit, count - from);
-    launches.push({
-      kernel: layer.kernel(tokens === 1 ? models.decode : models.prefill),
-      row: row.index,
-      firstRow: at,
-      rows: 1,
-      start: start + from,
-      tokens,
-      piece: { slot, past: past + from, count: tokens },
-    });
-  }
-  return launches;
+function inPieces(launches: Launch[], kernel: Kernel, row: ServedRow, at: number, limit: number): void {
+  for (let from = 0; from === 0 || from < row.count; from += limit)
+    launches.push(rowLaunch(kernel, row, at, from, Math.min(limit, row.count - from)));
+}
+
+function rowLaunch(kernel: Kernel, row: ServedRow, at: number, from: number, count: number): Launch {
+  const { index, slot, past, start } = row;
+  const piece = { slot, past: past + from, count };
+  return { kernel, row: index, firstRow: at, rows: 1, start: start + from, tokens: count, piece };
 }
 
 /** What a step offers to its launches. */
@@ -78,18 +66,37 @@ export interface Supplies {
 
 /** The tensor that a port of a launch stands for. */
 export function tensorOf(
-  { source, type, dims }: Port,
+  port: Port,
   { firstRow, rows, start, tokens, piece }: Launch,
   frame: Frame,
-  { served, states }: { readonly served: Served; readonly states: Named<RecordedState> },
-  { host, tables, positions }: Supplies,
+  { served, states }: Pick<Recorded, 'served' | 'states'>,
+  supplies: Supplies,
 ): Tensor {
+  const { source, type, dims } = port;
   switch (source.kind) {
     case 'value': {
       const { memory, offset, width, place } = frame.storage(source.value);
       const [first, count] = place === 'token' ? [start, tokens] : [firstRow, rows];
       return { memory, offset: offset + 4 * first * width, type, dims: [1, count, width] };
     }
+    case 'state': {
+      const { tokens: capacity, parts } = states[source.state]!;
+      const sizes = dims.map((size) => (size === 'tokens' ? capacity : (size as number)));
+      return { memory: parts[firstRow]![source.part]!, offset: 0, type, dims: sizes };
+    }
+    default:
+      return suppliedTensor(port, served, piece, supplies);
+  }
+}
+
+/** What the host makes for a step, each tensor once. */
+function suppliedTensor(
+  { source, type }: Port,
+  served: Served,
+  piece: Launch['piece'],
+  { host, tables, positions }: Supplies,
+): Tensor {
+  switch (source.kind) {
     case 'ids':
       return host.get('ids', served.key, type, () => ({ dims: [1, served.tokens], data: served.ids }));
     case 'last':
@@ -98,14 +105,34 @@ export function tensorOf(
       return host.get(source.control.key, piece!.slot * 2 ** 32 + piece!.past, type, () => source.control.make(piece!));
     case 'table':
       return tables.get(source.table, positions);
-    case 'state': {
-      const { tokens: capacity, parts } = states[source.state]!;
-      const sizes = dims.map((size) => (size === 'tokens' ? capacity : (size as number)));
-      return { memory: parts[firstRow]![source.part]!, offset: 0, type, dims: sizes };
-    }
-    case 'weight':
-      throw new Error('weights are bound once');
+    default:
+      throw new DslaError('E_INTERNAL', { where: 'onnx', rule: 'weights are bound once', got: source.kind });
   }
+}
+
+/** Numbers that tell the tensors of a launch from those of any other: which memory, where in it, how much. */
+export function identityOf(
+  { kernel, firstRow, rows, start, tokens, piece }: Launch,
+  frame: Frame,
+  run: Pick<Recorded, 'served' | 'states'>,
+  supplies: Supplies,
+): number[] {
+  const numbers: number[] = [];
+  for (const port of kernel.ports) {
+    const { source } = port;
+    if (source.kind === 'value') {
+      const { memory, offset, width, place } = frame.storage(source.value);
+      const [first, count] = place === 'token' ? [start, tokens] : [firstRow, rows];
+      numbers.push(memory.id, offset + 4 * first * width, count);
+    } else if (source.kind === 'state') {
+      // The parts of a slot come and go together.
+      if (source.part === 0) numbers.push(run.states[source.state]!.parts[firstRow]![0]!.id);
+    } else {
+      const { memory, dims } = suppliedTensor(port, run.served, piece, supplies);
+      numbers.push(memory.id, ...dims);
+    }
+  }
+  return numbers;
 }
 
 /** A row without tokens in this step points at the first token. */

@@ -41,7 +41,8 @@ export class OnnxLayer implements AttentionLayer {
 
   /** The places of the values, given those of the inputs; worked out once for each combination. */
   places(input: (name: string) => Place): readonly Place[] {
-    const key = this.program.inputs.map(({ name }) => input(name)).join();
+    let key = '';
+    for (const { name } of this.program.inputs) key += input(name);
     let places = this.#places.get(key);
     if (!places) {
       places = placesOf(this.program, input);

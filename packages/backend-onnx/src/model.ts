@@ -1,9 +1,10 @@
-import type { Weight } from '@dsla/spec';
+import type { Node, NodeOf, Weight } from '@dsla/spec';
 import { type Dims, GraphBuilder, type Ref } from './emit.js';
 import { invalid } from './errors.js';
 import type { Control, Derivation, Lowering, Port, Source, Table } from './lowering.js';
 import { isStateful, lowerStateful } from './nodes/stateful.js';
 import { lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
+import { float } from './protobuf.js';
 import { readsOf, type Tape } from './tape.js';
 
 /** One ONNX model and what its inputs and outputs stand for. */
@@ -52,19 +53,36 @@ class ModelWriter implements Lowering {
     const { nodes } = this.#tape.graph;
     const node = nodes[index]!;
     if (node.op === 'input' || node.op === 'output') return;
-    const ref = isStateful(node)
-      ? lowerStateful(node, this, this.#value)
-      : lowerTokenWise(node as TokenWise, this, {
-          ids: () => this.#bring({ name: 'ids', source: { kind: 'ids' }, type: 'int32', dims: [1, 'tokens'] }),
-          last: () => this.#bring({ name: 'last', source: { kind: 'last' }, type: 'int64', dims: ['rows'] }),
-          value: this.#value,
-        });
+    const ref = this.#made.get(index) ?? this.#fused(index, inside) ?? this.#lowered(node);
     if (ref === undefined) return;
     this.#made.set(index, ref);
     const wanted = nodes.some(
       (user, at) => (user.op === 'output' || !inside.includes(at)) && readsOf(user).includes(index),
     );
     if (wanted) this.#send({ ...this.#valuePort(index), name: `out ${index}` }, ref);
+  }
+
+  #lowered(node: Node): Ref | undefined {
+    if (isStateful(node)) return lowerStateful(node, this, this.#value);
+    return lowerTokenWise(node as TokenWise, this, {
+      ids: () => this.#bring({ name: 'ids', source: { kind: 'ids' }, type: 'int32', dims: [1, 'tokens'] }),
+      last: () => this.#bring({ name: 'last', source: { kind: 'last' }, type: 'int64', dims: ['rows'] }),
+      value: this.#value,
+    });
+  }
+
+  /** A residual sum and the norm of it in one node, which makes the values of both. */
+  #fused(index: number, inside: readonly number[]): Ref | undefined {
+    const { nodes } = this.#tape.graph;
+    const sum = nodes[index]!;
+    if (sum.op !== 'add') return undefined;
+    const at = inside.find((user) => nodes[user]!.op === 'rmsNorm' && readsOf(nodes[user]!)[0] === index);
+    if (at === undefined) return undefined;
+    const norm = nodes[at] as NodeOf<'rmsNorm'>;
+    const operands = [this.#value(sum.a), this.#value(sum.b), this.weight(norm.weight)];
+    const outputs = this.graph.msOps('SkipSimplifiedLayerNormalization', operands, 4, { epsilon: float(norm.eps) });
+    this.#made.set(at, outputs[0]!);
+    return outputs[3]!;
   }
 
   finish(name: string): Model {

@@ -9,6 +9,8 @@ export class OnnxStore implements StateStore {
   readonly spec: StateSpec;
   readonly slots: number;
   readonly tokens: number;
+  /** Longest row, in tokens: Infinity where the state does not grow with them. */
+  readonly capacity: number;
   readonly #pool: Pool;
   readonly #order: Order;
   readonly #shapes: readonly (readonly number[])[];
@@ -23,6 +25,7 @@ export class OnnxStore implements StateStore {
     this.spec = spec;
     this.slots = slots;
     this.tokens = tokens;
+    this.capacity = spec.parts.some(({ shape }) => shape.includes('tokens')) ? tokens : Number.POSITIVE_INFINITY;
     this.#pool = pool;
     this.#order = order;
     this.#shapes = spec.parts.map((part) => partShape(part, tokens));
@@ -35,11 +38,6 @@ export class OnnxStore implements StateStore {
         cure: 'Choose a smaller capacity.',
         details: { wanted: bytes, free },
       });
-  }
-
-  /** Longest row, in tokens: Infinity where the state does not grow with them. */
-  get capacity(): number {
-    return this.spec.parts.some(({ shape }) => shape.includes('tokens')) ? this.tokens : Number.POSITIVE_INFINITY;
   }
 
   get bytes(): number {
@@ -124,10 +122,9 @@ export class OnnxStore implements StateStore {
 
   /** @throws DslaError E_DISPOSED, E_INPUT */
   check(slot: number): void {
-    const where = `state ${this.spec.name}`;
-    if (this.#gone) throw disposed(where);
+    if (this.#gone) throw disposed(`state ${this.spec.name}`);
     if (!Number.isInteger(slot) || slot < 0 || slot >= this.slots)
-      throw invalid(where, `slot must be an integer in 0..${this.slots - 1}`, slot);
+      throw invalid(`state ${this.spec.name}`, `slot must be an integer in 0..${this.slots - 1}`, slot);
   }
 
   #take(): readonly Memory[] {

@@ -11,7 +11,7 @@ import type { Binding, Commands } from './binding/binding.js';
 import { disposed, invalid } from './errors.js';
 import { Frame } from './frame.js';
 import { HostInputs } from './host-inputs.js';
-import { type Launch, launchesOf, tensorOf } from './launch.js';
+import { identityOf, type Launch, launchesOf, tensorOf } from './launch.js';
 import { OnnxLayer } from './layer.js';
 import type { Order } from './order.js';
 import type { Pool } from './pool.js';
@@ -94,11 +94,9 @@ export class OnnxStep implements Step {
     try {
       for (const copy of frame.before) commands.copy(...copy);
       for (const launch of launches) {
-        const { kernel } = launch;
-        commands.run(
-          kernel.bind((port) => tensorOf(port, launch, frame, run, supplies)),
-          launch,
-        );
+        const identity = identityOf(launch, frame, run, supplies);
+        const bound = launch.kernel.bind(identity, (port) => tensorOf(port, launch, frame, run, supplies));
+        commands.run(bound, launch);
       }
       for (const copy of frame.after) commands.copy(...copy);
     } finally {

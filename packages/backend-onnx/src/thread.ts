@@ -32,14 +32,16 @@ export async function startThread(workerData: Readonly<Record<string, unknown>>)
   const worker = new Worker(new URL('./worker.js', import.meta.url), { workerData });
   const waiting = new Map<number, { resolve(result: unknown): void; reject(error: unknown): void }>();
   let next = 1;
+  let ended: Error | undefined;
   let closing = false;
   let loss: (error: Error) => void = () => {};
   const lost = new Promise<Error>((resolve) => {
     loss = resolve;
   });
   const fail = (cause: unknown): void => {
-    if (closing) return;
+    if (closing || ended) return;
     const error = new DslaError('E_DEVICE', { where: 'onnx', rule: 'the computing thread ended', cause });
+    ended = error;
     for (const { reject } of waiting.values()) reject(error);
     waiting.clear();
     loss(error);
@@ -61,6 +63,10 @@ export async function startThread(workerData: Readonly<Record<string, unknown>>)
     lost,
     ask: (request) =>
       new Promise((resolve, reject) => {
+        if (ended) {
+          reject(ended);
+          return;
+        }
         worker.ref();
         const id = next++;
         waiting.set(id, { resolve, reject });

@@ -10,6 +10,7 @@ parentPort.on('message', async ({ id, kind, ...request }) => {
     const result = await engine[kind](request);
     if (id !== undefined) parentPort.postMessage({ id, result });
   } catch (error) {
+    if (id === undefined) throw error; // nobody waits for it: the thread ends
     parentPort.postMessage({ id, error: { message: String(error?.message ?? error), at: error?.at } });
   }
 });

@@ -55,7 +55,8 @@ function installedVersion(): string | undefined {
   }
 }
 
-function libraryPath(): string {
+/** ONNX Runtime's library in the package onnxruntime-node. */
+export function libraryPath(): string {
   const entry = createRequire(import.meta.url).resolve('onnxruntime-node');
   return join(dirname(entry), '../bin/napi-v6', process.platform, process.arch, 'libonnxruntime.so.1');
 }

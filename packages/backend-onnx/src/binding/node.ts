@@ -122,6 +122,7 @@ class NodeBinding implements Binding {
 class NodeSession implements Session {
   readonly #id: number;
   readonly #thread: Thread;
+  #gone = false;
 
   constructor(id: number, thread: Thread) {
     this.#id = id;
@@ -149,6 +150,8 @@ class NodeSession implements Session {
   }
 
   dispose(): void {
+    if (this.#gone) return;
+    this.#gone = true;
     this.#thread.tell({ kind: 'release', session: this.#id });
   }
 }
