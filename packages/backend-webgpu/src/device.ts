@@ -70,7 +70,7 @@ function traitsOf({ features, info, limits }: GPUAdapter, type: Element): Traits
     ({ componentType, resultComponentType, M, N, K }) =>
       componentType === 'f16' && resultComponentType === 'f32' && M === 16 && N === 16 && K === 16,
   );
-  const roomy = limits.maxComputeWorkgroupStorageSize >= 45056;
+  const roomy = limits.maxComputeWorkgroupStorageSize >= 49152; // a product takes all of it
   return { type, lanes, matrices: product && type === 'f16' && lanes === 32 && roomy };
 }
 

@@ -22,7 +22,7 @@ export interface Product {
 const none: Grid = [0, 0, 0];
 
 /** At most as many items go to the kernels for vectors. */
-const fewItems = 16;
+const fewItems = 64;
 
 /** Products of the same x, for a few items by one kernel. `replay` as in Op. */
 export function emitLinear(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {

@@ -10,7 +10,7 @@ import {
 } from '@dsla/spec';
 import { disposed, invalid, WebgpuBuffer } from './buffer.js';
 import type { Memory, Pool } from './buffers.js';
-import type { Element } from './kernels/kernel.js';
+import type { Element, Grid } from './kernels/kernel.js';
 import { type Command, WebgpuLayer, weightKey } from './layer.js';
 import type { Pipeline } from './pipelines.js';
 import { type BufferRef, elementBytes, type NamedValue, type Program } from './program.js';
@@ -38,7 +38,18 @@ interface Held extends NamedValue {
   readonly buffer: WebgpuBuffer;
 }
 
-/** One encoder, one pass, one submit. */
+/** A recorded dispatch. */
+interface Dispatch {
+  readonly pipeline: GPUComputePipeline;
+  readonly view: GPUBindGroup;
+  readonly group: GPUBindGroup;
+  readonly grid: Grid;
+}
+
+/** So many dispatches go to the queue at once: the device works on them while the host encodes the next. */
+const portion = 64;
+
+/** Records dispatches; nothing reaches the queue before the submit. */
 export class WebgpuStep implements Step {
   readonly #host: StepHost;
   readonly #batch: StepBatch;
@@ -46,7 +57,7 @@ export class WebgpuStep implements Step {
   readonly #values = new Map<string, Held>();
   readonly #made: WebgpuBuffer[] = [];
   #encoder: GPUCommandEncoder | undefined;
-  #pass: GPUComputePassEncoder | undefined;
+  readonly #dispatches: Dispatch[] = [];
   #submitted = false;
   #gone = false;
 
@@ -99,8 +110,7 @@ export class WebgpuStep implements Step {
           return bound.get(ref.value)!;
       }
     };
-    this.#pass ??= this.#encoder.beginComputePass();
-    for (const command of layer.commands) this.#record(this.#pass, command, command.op.replay ? past : view, resolve);
+    for (const command of layer.commands) this.#record(command, command.op.replay ? past : view, resolve);
   }
 
   value(name: string): DeviceBuffer {
@@ -117,11 +127,15 @@ export class WebgpuStep implements Step {
     if (!this.#encoder) throw invalid('step', 'must be submitted once', 'a second submit');
     const { device, memory, check } = this.#host;
     check('submit');
-    this.#pass?.end();
-    const commands = this.#encoder.finish();
-    this.#encoder = undefined;
     this.#submitted = true;
-    device.queue.submit([commands]);
+    let encoder = this.#encoder;
+    this.#encoder = undefined;
+    for (let at = 0; at < this.#dispatches.length; at += portion) {
+      encode(encoder, this.#dispatches.slice(at, at + portion));
+      device.queue.submit([encoder.finish()]);
+      encoder = device.createCommandEncoder();
+    }
+    device.queue.submit([encoder.finish()]);
     memory.endRecording();
     await device.queue.onSubmittedWorkDone();
     check('submit');
@@ -136,14 +150,9 @@ export class WebgpuStep implements Step {
     this.#views.release();
   }
 
-  #record(
-    pass: GPUComputePassEncoder,
-    { op, pipeline, groups }: Command,
-    view: View,
-    resolve: (ref: BufferRef, view: View) => GPUBuffer,
-  ): void {
-    const [x, y, z] = op.grid(view);
-    if (x * y * z === 0) return;
+  #record({ op, pipeline, groups }: Command, view: View, resolve: (ref: BufferRef, view: View) => GPUBuffer): void {
+    const grid = op.grid(view);
+    if (grid.includes(0)) return;
     const buffers = op.buffers.map((ref) => resolve(ref, view));
     let found = groups.find((known) => known.buffers.every((buffer, index) => buffer === buffers[index]));
     if (!found) {
@@ -153,10 +162,7 @@ export class WebgpuStep implements Step {
       if (groups.length >= 8) groups.shift();
       groups.push(found);
     }
-    pass.setPipeline(pipeline.pipeline);
-    pass.setBindGroup(0, view.group);
-    pass.setBindGroup(1, found.group);
-    pass.dispatchWorkgroups(x, y, z);
+    this.#dispatches.push({ pipeline: pipeline.pipeline, view: view.group, group: found.group, grid });
   }
 
   /** Buffers of a program's named values; makes those that it writes first. */
@@ -272,4 +278,15 @@ export class WebgpuStep implements Step {
     }
     return stores;
   }
+}
+
+function encode(encoder: GPUCommandEncoder, dispatches: readonly Dispatch[]): void {
+  const pass = encoder.beginComputePass();
+  for (const { pipeline, view, group, grid } of dispatches) {
+    pass.setPipeline(pipeline);
+    pass.setBindGroup(0, view);
+    pass.setBindGroup(1, group);
+    pass.dispatchWorkgroups(...grid);
+  }
+  pass.end();
 }

@@ -15,6 +15,7 @@ const stride: number = chunk / 4 + 1; // vectors of four tokens of a channel or 
 /** decay [tokens, gate width] becomes L, in place: one thread a tile and gate. */
 export function cumulate({ form }: DualShape): Kernel {
   const width = gateColumns(form);
+  const eight = [...Array(8).keys()];
   return kernel({
     name: 'cumulate-decays',
     buffers: { decay: ['f32', 'write'] },
@@ -24,9 +25,10 @@ export function cumulate({ form }: DualShape): Kernel {
   let tile = tile_at(group.y);
   let first = row_at(tile.x).z + tile.y;
   var sum = 0.0;
-  for (var t = 0u; t < tile.z; t++) {
-    sum += decay[(first + t) * ${width}u + g];
-    decay[(first + t) * ${width}u + g] = sum;
+  // Eight loads before their stores: the buffer is read and written, so the compiler may not reorder them.
+  for (var t = 0u; t < tile.z; t += 8u) {
+${eight.map((n) => `    let d${n} = decay[(first + min(t + ${n}u, tile.z - 1u)) * ${width}u + g];`).join('\n')}
+${eight.map((n) => `    sum += d${n};\n    if (t + ${n}u < tile.z) { decay[(first + t + ${n}u) * ${width}u + g] = sum; }`).join('\n')}
   }`,
   });
 }

@@ -5,6 +5,7 @@ import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
 export const matrixTile = 128;
 
 const depth = 32; // features a round; two rounds are in workgroup memory
+const pitch = depth + 8; // distance of rows: a multiple of 16 bytes that spreads eight rows over all banks
 
 /**
  * y = x W^T + b in float16 with float32 sums, by subgroup matrices of 16x16x16: 128 items by 128 outputs a workgroup, 64 by
@@ -22,8 +23,8 @@ export function linearMatrix(domain: Domain, y: Shape, x: Shape, bias: boolean):
       y: [y.type, 'write'],
     },
     matrices: true,
-    module: `var<workgroup> xs: array<f16, ${2 * matrixTile * depth}>; // [2, items, depth]
-var<workgroup> ws: array<f16, ${2 * matrixTile * depth}>; // [2, outputs, depth]
+    module: `var<workgroup> xs: array<f16, ${2 * matrixTile * pitch}>; // [2, items, pitch]
+var<workgroup> ws: array<f16, ${2 * matrixTile * pitch}>; // [2, outputs, pitch]
 var<workgroup> stage: array<f32, 2048>; // a tile of 16 by 16 for every subgroup
 ${matrixTypes}
 ${unpackInto('xs')}
@@ -42,13 +43,13 @@ ${unpackInto('ws')}`,
   let x1 = ${itemAt[domain]}(min(item_base + line + 64u, last)).x * ${vectors}u;
   let w0 = min(out_base + line, ${y.width - 1}u) * ${vectors}u;
   let w1 = min(out_base + line + 64u, ${y.width - 1}u) * ${vectors}u;
-  let slot = line * ${depth}u + part * 8u;
+  let slot = line * ${pitch}u + part * 8u;
 ${tiles.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
   var inside = part < ${vectors}u;
   store_xs(slot, select(vec4u(), x[x0 + min(part, ${vectors - 1}u)], inside));
-  store_xs(slot + ${64 * depth}u, select(vec4u(), x[x1 + min(part, ${vectors - 1}u)], inside));
+  store_xs(slot + ${64 * pitch}u, select(vec4u(), x[x1 + min(part, ${vectors - 1}u)], inside));
   store_ws(slot, select(vec4u(), w[w0 + min(part, ${vectors - 1}u)], inside));
-  store_ws(slot + ${64 * depth}u, select(vec4u(), w[w1 + min(part, ${vectors - 1}u)], inside));
+  store_ws(slot + ${64 * pitch}u, select(vec4u(), w[w1 + min(part, ${vectors - 1}u)], inside));
   workgroupBarrier();
   var now = 0u;
   for (var k = 0u; k < ${vectors}u; k += 4u) {
@@ -60,28 +61,28 @@ ${tiles.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
     let nx1 = select(vec4u(), x[x1 + at], inside);
     let nw0 = select(vec4u(), w[w0 + at], inside);
     let nw1 = select(vec4u(), w[w1 + at], inside);
-    let base = now * ${matrixTile * depth}u;
+    let base = now * ${matrixTile * pitch}u;
     for (var d = 0u; d < ${depth}u; d += 16u) {
 ${[0, 1, 2, 3]
   .map(
     (r) =>
-      `      let left${r} = subgroupMatrixLoad<Left, row_major>(&xs, base + (row + ${16 * r}u) * ${depth}u + d, ${depth}u);`,
+      `      let left${r} = subgroupMatrixLoad<Left, row_major>(&xs, base + (row + ${16 * r}u) * ${pitch}u + d, ${pitch}u);`,
   )
   .join('\n')}
 ${[0, 1]
   .map(
     (c) =>
-      `      let right${c} = subgroupMatrixLoad<Right, col_major>(&ws, base + (column + ${16 * c}u) * ${depth}u + d, ${depth}u);`,
+      `      let right${c} = subgroupMatrixLoad<Right, col_major>(&ws, base + (column + ${16 * c}u) * ${pitch}u + d, ${pitch}u);`,
   )
   .join('\n')}
 ${tiles.map(({ r, c, name }) => `      ${name} = subgroupMatrixMultiplyAccumulate(left${r}, right${c}, ${name});`).join('\n')}
     }
     now = 1u - now;
-    let target_base = now * ${matrixTile * depth}u + slot;
+    let target_base = now * ${matrixTile * pitch}u + slot;
     store_xs(target_base, nx0);
-    store_xs(target_base + ${64 * depth}u, nx1);
+    store_xs(target_base + ${64 * pitch}u, nx1);
     store_ws(target_base, nw0);
-    store_ws(target_base + ${64 * depth}u, nw1);
+    store_ws(target_base + ${64 * pitch}u, nw1);
     workgroupBarrier();
   }
   let mine = subgroup * 256u;

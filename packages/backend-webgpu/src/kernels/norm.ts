@@ -1,16 +1,23 @@
 import type { Shape } from './elementwise.js';
 import { type Domain, float, itemAt, type Kernel, kernel, reductions } from './kernel.js';
 
-const normSize = 128;
+const normSize = 256;
 
 /** y = w * x / sqrt(mean(x^2) + eps), one workgroup an item. With `sum`, x = a + b is written there first. */
 export function rmsNorm(domain: Domain, y: Shape, x: Shape, eps: number, added?: { b: Shape; sum: Shape }): Kernel {
   const { width } = x;
-  const value = added ? 'f32(x[base + i]) + f32(b[base + i])' : 'f32(x[base + i])';
+  // Loads come before the stores, so that all are in flight at once; the last may reach past the end.
+  const parts = [...Array(Math.ceil(width / normSize)).keys()];
+  const each = (body: (n: number) => string) =>
+    parts
+      .map((n) =>
+        (n + 1) * normSize <= width ? `  ${body(n)}` : `  if (i + ${n * normSize}u < ${width}u) { ${body(n)} }`,
+      )
+      .join('\n');
+  const at = (name: string, n: number) => `${name}[base + i + ${n * normSize}u]`;
+  const value = (n: number) => `f32(${at('x', n)})${added ? ` + f32(${at('b', n)})` : ''}`;
   // What was written is what is normed: the same rounding as two separate kernels.
-  const keep = added ? `sum[base + i] = ${added.sum.type}(v); ` : '';
-  const rounded = added && added.sum.type === 'f16' ? 'f32(f16(v))' : 'v';
-  const again = added ? (added.sum.type === 'f16' ? `f32(f16(${value}))` : value) : value;
+  const rounded = (n: number) => (added?.sum.type === 'f16' ? `f32(f16(${value(n)}))` : value(n));
   return kernel({
     name: added ? 'add-rms-norm' : 'rms-norm',
     buffers: {
@@ -23,14 +30,12 @@ export function rmsNorm(domain: Domain, y: Shape, x: Shape, eps: number, added?:
     module: reductions(normSize),
     size: normSize,
     main: `  let base = ${itemAt[domain]}(group.x).x * ${width}u;
-  var squares = 0.0;
-  for (var i = lane; i < ${width}u; i += ${normSize}u) {
-    let v = ${value};
-    ${keep}squares += ${rounded} * ${rounded};
-  }
+  let i = lane;
+${parts.map((n) => `  var v${n} = 0.0;`).join('\n')}
+${each((n) => `v${n} = ${rounded(n)};`)}
+${added ? each((n) => `${at('sum', n)} = ${added.sum.type}(v${n});`) : ''}
+  let squares = ${parts.map((n) => `v${n} * v${n}`).join(' + ')};
   let scale = inverseSqrt(sum_all(squares, lane) / ${float(width)} + ${float(eps)});
-  for (var i = lane; i < ${width}u; i += ${normSize}u) {
-    y[base + i] = ${y.type}(w[i] * (${again}) * scale);
-  }`,
+${each((n) => `${at('y', n)} = ${y.type}(w[i + ${n * normSize}u] * v${n} * scale);`)}`,
   });
 }

@@ -4,6 +4,9 @@ import type { AttentionShape } from './softmax-attention.js';
 
 const size = 128;
 const keysPerBlock = 64;
+// Distances of rows in workgroup memory: multiples of 16 bytes that spread rows over the banks.
+const scorePitch = keysPerBlock + 4;
+const weightPitch = keysPerBlock + 8;
 
 /** Head widths whose tiles fit the workgroup memory. */
 export function tileable({ headDim }: AttentionShape): boolean {
@@ -17,6 +20,7 @@ export function tileable({ headDim }: AttentionShape): boolean {
  */
 export function tileAttention({ heads, kvHeads, headDim, scale }: AttentionShape): Kernel {
   const vectors = headDim / 8;
+  const pitch = headDim + 8;
   const tiles = [...Array(headDim / 16).keys()];
   const blocks = [0, 1, 2, 3];
   const stageRows = (source: string) => `    for (var e = lane; e < ${keysPerBlock * vectors}u; e += ${size}u) {
@@ -39,9 +43,9 @@ ${change}
     },
     matrices: true,
     module: `${matrixTypes}
-var<workgroup> rows: array<f16, ${keysPerBlock * headDim}>; // queries, then keys, then values
-var<workgroup> scores: array<f32, ${tileTokens * keysPerBlock}>;
-var<workgroup> weights: array<f16, ${tileTokens * keysPerBlock}>;
+var<workgroup> rows: array<f16, ${keysPerBlock * pitch}>; // queries, then keys, then values
+var<workgroup> scores: array<f32, ${tileTokens * scorePitch}>;
+var<workgroup> weights: array<f16, ${tileTokens * weightPitch}>;
 var<workgroup> shrink: array<f32, ${tileTokens}>;
 var<workgroup> moved: array<u32, 4>;
 ${unpackInto('rows')}`,
@@ -56,35 +60,37 @@ ${unpackInto('rows')}`,
   let cache = (row.x * ${kvHeads}u + kv) * info[0];
   let subgroup = lane / 32u;
   let own = lane % 32u;
-${stageRows(`      store_rows(r * ${headDim}u + v * 8u, q[((first + min(r, tile.z - 1u)) * ${heads}u + head) * ${vectors}u + v]);`)}
+${stageRows(`      store_rows(r * ${pitch}u + v * 8u, q[((first + min(r, tile.z - 1u)) * ${heads}u + head) * ${vectors}u + v]);`)}
   workgroupBarrier();
-${tiles.map((t) => `  let q${t} = subgroupMatrixLoad<Left, row_major>(&rows, subgroup * ${16 * headDim}u + ${16 * t}u, ${headDim}u);`).join('\n')}
+${tiles.map((t) => `  let q${t} = subgroupMatrixLoad<Left, row_major>(&rows, subgroup * ${16 * pitch}u + ${16 * t}u, ${pitch}u);`).join('\n')}
 ${tiles.map((t) => `  var o${t} = Sum();`).join('\n')}
-  // Two lanes a query, 32 keys each.
+  // Two lanes a query, 32 keys each, every lane of a subgroup in another bank.
   let query = lane / 2u;
   let part = (lane % 2u) * 32u;
+  let turn = query % 16u / 8u + 2u * (lane % 2u);
   let mine = subgroup * 256u;
   var top = -1e30;
   var total = 0.0;
   for (var block = 0u; block < visible; block += ${keysPerBlock}u) {
     workgroupBarrier();
-${stageRows(`      store_rows(r * ${headDim}u + v * 8u, keys[(cache + min(block + r, visible - 1u)) * ${vectors}u + v]);`)}
+${stageRows(`      store_rows(r * ${pitch}u + v * 8u, keys[(cache + min(block + r, visible - 1u)) * ${vectors}u + v]);`)}
     workgroupBarrier();
 ${blocks
   .map(
     (c) => `    var s${c} = Sum();
-${tiles.map((t) => `    s${c} = subgroupMatrixMultiplyAccumulate(q${t}, subgroupMatrixLoad<Right, col_major>(&rows, ${16 * c * headDim + 16 * t}u, ${headDim}u), s${c});`).join('\n')}
-    subgroupMatrixStore<row_major>(&scores, subgroup * ${16 * keysPerBlock}u + ${16 * c}u, s${c}, ${keysPerBlock}u);`,
+${tiles.map((t) => `    s${c} = subgroupMatrixMultiplyAccumulate(q${t}, subgroupMatrixLoad<Right, col_major>(&rows, ${16 * c * pitch + 16 * t}u, ${pitch}u), s${c});`).join('\n')}
+    subgroupMatrixStore<row_major>(&scores, subgroup * ${16 * scorePitch}u + ${16 * c}u, s${c}, ${scorePitch}u);`,
   )
   .join('\n')}
     workgroupBarrier();
     // Values take the place of the keys; zeros where there is no token, since 0 times NaN is NaN.
 ${stageRows(`      let there = block + r < visible;
-      store_rows(r * ${headDim}u + v * 8u, select(vec4u(), values[(cache + min(block + r, visible - 1u)) * ${vectors}u + v], there));`)}
+      store_rows(r * ${pitch}u + v * 8u, select(vec4u(), values[(cache + min(block + r, visible - 1u)) * ${vectors}u + v], there));`)}
     let seen = position + query + 1u;
     var block_top = -1e30;
-    for (var n = 0u; n < 32u; n++) {
-      let score = scores[query * ${keysPerBlock}u + part + n] * ${float(scale)};
+    for (var step = 0u; step < 32u; step++) {
+      let n = (step + turn) % 32u;
+      let score = scores[query * ${scorePitch}u + part + n] * ${float(scale)};
       block_top = max(block_top, select(-1e30, score, block + part + n < seen));
     }
     block_top = max(block_top, subgroupShuffleXor(block_top, 1u));
@@ -93,10 +99,11 @@ ${stageRows(`      let there = block + r < visible;
     let factor = exp(max(top - next, -100.0));
     top = next;
     total *= factor;
-    for (var n = 0u; n < 32u; n++) {
-      let score = scores[query * ${keysPerBlock}u + part + n] * ${float(scale)};
+    for (var step = 0u; step < 32u; step++) {
+      let n = (step + turn) % 32u;
+      let score = scores[query * ${scorePitch}u + part + n] * ${float(scale)};
       let weight = select(0.0, exp(score - top), block + part + n < seen);
-      weights[query * ${keysPerBlock}u + part + n] = f16(weight);
+      weights[query * ${weightPitch}u + part + n] = f16(weight);
       total += weight;
     }
     if (part == 0u) { shrink[query] = factor; }
@@ -120,8 +127,8 @@ ${blocks
   .map(
     (
       k,
-    ) => `    let p${k} = subgroupMatrixLoad<Left, row_major>(&weights, subgroup * ${16 * keysPerBlock}u + ${16 * k}u, ${keysPerBlock}u);
-${tiles.map((t) => `    o${t} = subgroupMatrixMultiplyAccumulate(p${k}, subgroupMatrixLoad<Right, row_major>(&rows, ${16 * k * headDim + 16 * t}u, ${headDim}u), o${t});`).join('\n')}`,
+    ) => `    let p${k} = subgroupMatrixLoad<Left, row_major>(&weights, subgroup * ${16 * weightPitch}u + ${16 * k}u, ${weightPitch}u);
+${tiles.map((t) => `    o${t} = subgroupMatrixMultiplyAccumulate(p${k}, subgroupMatrixLoad<Right, row_major>(&rows, ${16 * k * pitch + 16 * t}u, ${pitch}u), o${t});`).join('\n')}`,
   )
   .join('\n')}
   }
