@@ -63,10 +63,10 @@ export async function byLevel(points: readonly Point[], axis: Axis): Promise<str
           layer: [
             // An untuned conversion starts as the window: dashed, so that both can be seen.
             {
-              mark: { type: 'line', strokeWidth: 1.5, clip: true },
+              mark: { type: 'line', strokeWidth: 1.5, clip: axis.domain !== undefined },
               encoding: dashed(`datum.series === "${familyTitles.window}"`),
             },
-            { mark: { type: 'point', filled: true, size: 30, opacity: 1, clip: true } },
+            { mark: { type: 'point', filled: true, size: 30, opacity: 1, clip: axis.domain !== undefined } },
             interval(axis),
           ],
         },
@@ -121,8 +121,11 @@ export async function byLength(points: readonly Point[], axis: Axis, xTitle: str
         color: colors(ordered, palette),
       },
       layer: [
-        { mark: { type: 'line', strokeWidth: 1.5, clip: true }, encoding: dashed('datum.family === "zamba"') },
-        { mark: { type: 'point', filled: true, size: 26, opacity: 1, clip: true } },
+        {
+          mark: { type: 'line', strokeWidth: 1.5, clip: axis.domain !== undefined },
+          encoding: dashed('datum.family === "zamba"'),
+        },
+        { mark: { type: 'point', filled: true, size: 26, opacity: 1, clip: axis.domain !== undefined } },
         interval(axis),
       ],
     },
@@ -169,7 +172,7 @@ function valueAxis({ title, scale, format, domain }: Axis): object {
     title,
     scale: {
       type: scale,
-      ...(domain ? { domain, nice: false } : scale === 'log' ? { nice: false } : { zero: true }),
+      ...(domain ? { domain, nice: false } : scale === 'log' ? { nice: true } : { zero: true }),
     },
     axis: { format, labelOverlap: true, tickCount: 6 },
   };
@@ -182,7 +185,7 @@ function dashed(test: string): object {
 function interval(axis: Axis): object {
   return {
     transform: [{ filter: 'isValid(datum.low)' }],
-    mark: { type: 'rule', opacity: 0.6, clip: true },
+    mark: { type: 'rule', opacity: 0.6, clip: axis.domain !== undefined },
     encoding: { y: { ...valueAxis(axis), field: 'low' }, y2: { field: 'high' } },
   };
 }

@@ -131,7 +131,7 @@ async function speedSection(report: Report): Promise<string> {
     ] as const) {
       const points = speedPoints(report, test, name);
       if (points.length === 0) continue;
-      const axis = { title: 'tokens a second', scale: 'linear', format: '~s' } as const;
+      const axis = { title: 'tokens a second', scale: 'linear', format: ',.3~r' } as const;
       const note = `${what} Backend ${escapeHtml(name)}; higher is better. Mean and one standard deviation.`;
       parts.push(figure(await byLevel(points, axis), note));
       parts.push(figure(await byLength(points, axis, 'tokens'), note));
