@@ -21,6 +21,7 @@ import { OnnxBuffer } from './buffer.js';
 import { disposed, invalid } from './errors.js';
 import { compileLayer } from './layer.js';
 import { Order } from './order.js';
+import type { Plan } from './plan.js';
 import { Pool } from './pool.js';
 import { unsupportedNodes } from './program.js';
 import { OnnxStore } from './state.js';
@@ -39,6 +40,7 @@ export class OnnxDevice implements Device {
   readonly weights: WeightTable;
   readonly tables: Tables;
   readonly order: Order = new Order();
+  plan: Plan | undefined;
   #gone = false;
 
   constructor(binding: Binding) {

@@ -27,7 +27,8 @@ export class Frame {
   readonly #recorded: Recorded;
   readonly #pool: Pool;
   readonly #storages = new Map<number, Storage>();
-  readonly #borrowed: Memory[] = [];
+  /** Memory that the run needs while it runs. */
+  readonly temporary: Memory[] = [];
   /** Values that are read and written: memory that takes the place of theirs. */
   readonly #moves: [NamedValue, Memory][] = [];
 
@@ -51,7 +52,7 @@ export class Frame {
 
   /** Gives back what the next run may use. */
   release(): void {
-    for (const memory of this.#borrowed.reverse()) this.#pool.giveBack(memory);
+    for (const memory of [...this.temporary].reverse()) this.#pool.giveBack(memory);
     for (const [{ buffer }, memory] of this.#moves) buffer.memory = memory;
   }
 
@@ -96,7 +97,7 @@ export class Frame {
   #temporary(place: Place, width: number): Storage {
     const { served } = this.#recorded;
     const memory = this.#borrow(4 * width * (place === 'token' ? served.tokens : served.rows.length));
-    this.#borrowed.push(memory);
+    this.temporary.push(memory);
     return { memory, offset: 0, width, place };
   }
 

@@ -1,9 +1,9 @@
-import { DslaError, type Row } from '@dsla/spec';
+import { DslaError } from '@dsla/spec';
 import type { Tensor } from './binding/binding.js';
 import type { Frame } from './frame.js';
 import type { HostInputs } from './host-inputs.js';
 import type { Kernel } from './kernel.js';
-import type { Port } from './lowering.js';
+import type { ControlData, Port } from './lowering.js';
 import { pieceOf } from './nodes/stateful.js';
 import type { Recorded } from './record.js';
 import type { Served, ServedRow } from './rows.js';
@@ -14,46 +14,46 @@ export interface Launch {
   readonly kernel: Kernel;
   /** The row's index in the batch; absent where all rows are served. */
   readonly row?: number;
+  /** First row, and how many, of those served. */
   readonly firstRow: number;
   readonly rows: number;
+  /** First token, and how many, of those served. */
   readonly start: number;
   readonly tokens: number;
-  /** What a row's own inputs are made for. */
-  readonly piece?: Pick<Row, 'slot' | 'past' | 'count'>;
+  /** Which of the step's runs it belongs to. */
+  readonly run: number;
 }
 
-/** What the sessions of a layer are to do for the rows it serves, in order. */
-export function launchesOf({ layer, served, states }: Recorded): Launch[] {
+/** What the sessions of a layer are to do for the rows it serves, in order. `run`: its place in the step. */
+export function launchesOf({ layer, served, states }: Recorded, run: number): Launch[] {
   const { stages, whole } = layer.program;
   const { rows, tokens } = served;
-  if (whole && rows.length === 1 && tokens === 1) return [rowLaunch(layer.kernel(whole), rows[0]!, 0, 0, 1)];
+  const one = (kernel: Kernel, at: number): Launch => rowLaunch(kernel, run, rows[at]!, at, 0, rows[at]!.count);
+  if (whole && rows.length === 1 && tokens === 1) return [one(layer.kernel(whole), 0)];
   const launches: Launch[] = [];
   for (const stage of stages) {
     if (stage.kind === 'shared') {
-      if (tokens > 0)
-        launches.push({ kernel: layer.kernel(stage.model), firstRow: 0, rows: rows.length, start: 0, tokens });
+      const kernel = layer.kernel(stage.model);
+      if (tokens > 0) launches.push({ kernel, run, firstRow: 0, rows: rows.length, start: 0, tokens });
       continue;
     }
     const fold = stage.node.op === 'foldState';
     for (const [at, row] of rows.entries()) {
-      if (row.count === 1) launches.push(rowLaunch(layer.kernel(stage.decode), row, at, 0, 1));
-      else if (row.count > 0 || fold)
-        inPieces(launches, layer.kernel(stage.prefill), row, at, pieceOf(stage.node, states));
+      if (row.count === 1) launches.push(one(layer.kernel(stage.decode), at));
+      else if (fold) launches.push(one(layer.kernel(stage.prefill), at));
+      else if (row.count > 0) {
+        // In pieces: the state goes from one to the next.
+        const limit = pieceOf(stage.node, states);
+        for (let from = 0; from < row.count; from += limit)
+          launches.push(rowLaunch(layer.kernel(stage.prefill), run, row, at, from, Math.min(limit, row.count - from)));
+      }
     }
   }
   return launches;
 }
 
-/** A row in pieces of at most `limit` tokens: the state goes from one to the next. */
-function inPieces(launches: Launch[], kernel: Kernel, row: ServedRow, at: number, limit: number): void {
-  for (let from = 0; from === 0 || from < row.count; from += limit)
-    launches.push(rowLaunch(kernel, row, at, from, Math.min(limit, row.count - from)));
-}
-
-function rowLaunch(kernel: Kernel, row: ServedRow, at: number, from: number, count: number): Launch {
-  const { index, slot, past, start } = row;
-  const piece = { slot, past: past + from, count };
-  return { kernel, row: index, firstRow: at, rows: 1, start: start + from, tokens: count, piece };
+function rowLaunch(kernel: Kernel, run: number, row: ServedRow, at: number, from: number, tokens: number): Launch {
+  return { kernel, run, row: row.index, firstRow: at, rows: 1, start: row.start + from, tokens };
 }
 
 /** What a step offers to its launches. */
@@ -67,12 +67,13 @@ export interface Supplies {
 /** The tensor that a port of a launch stands for. */
 export function tensorOf(
   port: Port,
-  { firstRow, rows, start, tokens, piece }: Launch,
+  launch: Launch,
   frame: Frame,
-  { served, states }: Pick<Recorded, 'served' | 'states'>,
+  { served, states }: Recorded,
   supplies: Supplies,
 ): Tensor {
   const { source, type, dims } = port;
+  const { firstRow, rows, start, tokens } = launch;
   switch (source.kind) {
     case 'value': {
       const { memory, offset, width, place } = frame.storage(source.value);
@@ -85,7 +86,7 @@ export function tensorOf(
       return { memory: parts[firstRow]![source.part]!, offset: 0, type, dims: sizes };
     }
     default:
-      return suppliedTensor(port, served, piece, supplies);
+      return suppliedTensor(port, served, launch, supplies);
   }
 }
 
@@ -93,16 +94,24 @@ export function tensorOf(
 function suppliedTensor(
   { source, type }: Port,
   served: Served,
-  piece: Launch['piece'],
+  { run, firstRow, start, tokens }: Launch,
   { host, tables, positions }: Supplies,
 ): Tensor {
   switch (source.kind) {
     case 'ids':
-      return host.get('ids', served.key, type, () => ({ dims: [1, served.tokens], data: served.ids }));
+      return host.get('ids', served.key, type, (runs) => {
+        const { ids } = runs[run]!.served;
+        return { dims: [1, ids.length], data: ids };
+      });
     case 'last':
-      return host.get('last', served.key, type, () => ({ dims: [served.rows.length], data: lastTokens(served) }));
-    case 'control':
-      return host.get(source.control.key, piece!.slot * 2 ** 32 + piece!.past, type, () => source.control.make(piece!));
+      return host.get('last', served.key, type, (runs) => lastTokens(runs[run]!.served));
+    case 'control': {
+      const { past, slot, start: first } = served.rows[firstRow]!;
+      const from = start - first;
+      return host.get(source.control.key, slot * 2 ** 32 + past + from, type, (runs) =>
+        source.control.make({ past: runs[run]!.served.rows[firstRow]!.past + from, count: tokens }),
+      );
+    }
     case 'table':
       return tables.get(source.table, positions);
     default:
@@ -111,12 +120,8 @@ function suppliedTensor(
 }
 
 /** Numbers that tell the tensors of a launch from those of any other: which memory, where in it, how much. */
-export function identityOf(
-  { kernel, firstRow, rows, start, tokens, piece }: Launch,
-  frame: Frame,
-  run: Pick<Recorded, 'served' | 'states'>,
-  supplies: Supplies,
-): number[] {
+export function identityOf(launch: Launch, frame: Frame, { served, states }: Recorded, supplies: Supplies): number[] {
+  const { kernel, firstRow, rows, start, tokens } = launch;
   const numbers: number[] = [];
   for (const port of kernel.ports) {
     const { source } = port;
@@ -126,9 +131,9 @@ export function identityOf(
       numbers.push(memory.id, offset + 4 * first * width, count);
     } else if (source.kind === 'state') {
       // The parts of a slot come and go together.
-      if (source.part === 0) numbers.push(run.states[source.state]!.parts[firstRow]![0]!.id);
+      if (source.part === 0) numbers.push(states[source.state]!.parts[firstRow]![0]!.id);
     } else {
-      const { memory, dims } = suppliedTensor(port, run.served, piece, supplies);
+      const { memory, dims } = suppliedTensor(port, served, launch, supplies);
       numbers.push(memory.id, ...dims);
     }
   }
@@ -136,6 +141,7 @@ export function identityOf(
 }
 
 /** A row without tokens in this step points at the first token. */
-function lastTokens({ rows }: Served): BigInt64Array {
-  return BigInt64Array.from(rows, ({ start, count }) => BigInt(Math.max(start + count - 1, 0)));
+function lastTokens({ rows }: Served): ControlData {
+  const data = BigInt64Array.from(rows, ({ start, count }) => BigInt(Math.max(start + count - 1, 0)));
+  return { dims: [rows.length], data };
 }

@@ -1,5 +1,8 @@
 import type { Binding, Memory } from './binding/binding.js';
 
+/** Largest block that is kept idle, in bytes. */
+const kept = 2 ** 24;
+
 /**
  * The memory of a device. What is in use is counted; blocks for values are handed out in sizes of powers of two and kept
  * for the next step, last returned first, so that a step like the one before meets the same blocks and their bindings.
@@ -38,6 +41,17 @@ export class Pool {
     return memory;
   }
 
+  isIdle(memory: Memory): boolean {
+    return this.#idle.get(memory.bytes)?.includes(memory) ?? false;
+  }
+
+  /** A certain idle block. */
+  reborrow(memory: Memory): void {
+    const idle = this.#idle.get(memory.bytes)!;
+    idle.splice(idle.lastIndexOf(memory), 1);
+    this.#count(1, memory.bytes);
+  }
+
   giveBack(memory: Memory): void {
     let idle = this.#idle.get(memory.bytes);
     if (!idle) {
@@ -48,10 +62,13 @@ export class Pool {
     this.#count(-1, -memory.bytes);
   }
 
-  /** Frees what waits for the next step. */
+  /** Frees the large ones of the idle blocks: a long prompt should not hold its memory for ever. */
   trim(): void {
-    for (const idle of this.#idle.values()) for (const memory of idle) memory.free();
-    this.#idle.clear();
+    for (const [size, idle] of this.#idle) {
+      if (size <= kept) continue;
+      for (const memory of idle) memory.free();
+      this.#idle.delete(size);
+    }
   }
 
   #count(buffers: number, bytes: number): void {

@@ -5,7 +5,7 @@ import { isTokenWise } from './nodes/token-wise.js';
 import { type Tape, tapeOf } from './tape.js';
 
 /** A stretch of token-wise nodes, run for all rows at once, or one node with a state, run row by row. */
-export type Stage =
+type Stage =
   | { readonly kind: 'shared'; readonly model: Model }
   /** One model for exactly one token, one for any number. */
   | { readonly kind: 'row'; readonly node: Stateful; readonly decode: Model; readonly prefill: Model };

@@ -48,7 +48,8 @@ export class Recorder {
   readonly #pool: Pool;
   readonly #choices: Choices;
   readonly #values = new Map<string, NamedValue>();
-  readonly #made: OnnxBuffer[] = [];
+  /** Values that the step makes, in order. */
+  readonly made: OnnxBuffer[] = [];
 
   constructor(batch: StepBatch, values: Named<DeviceBuffer>, pool: Pool) {
     this.#batch = batch;
@@ -91,7 +92,7 @@ export class Recorder {
 
   /** Gives the memory of the values back, in the reverse order of its taking. */
   dispose(): void {
-    for (const buffer of this.#made.reverse()) buffer[Symbol.dispose]();
+    for (const buffer of [...this.made].reverse()) buffer[Symbol.dispose]();
   }
 
   #input(layer: OnnxLayer, index: number, name: string, width: number): NamedValue {
@@ -109,7 +110,7 @@ export class Recorder {
     if (same && !old.given) return { to: old };
     const shape = [place === 'token' ? this.#batch.ids.length : this.#batch.rows.length, width];
     const buffer = new OnnxBuffer(`value ${name}`, shape, (memory) => this.#pool.giveBack(memory));
-    this.#made.push(buffer);
+    this.made.push(buffer);
     const to: NamedValue = { place, width, buffer, given: false };
     this.#values.set(name, to);
     return same ? { to, from: old } : { to };

@@ -7,13 +7,11 @@ import {
   type StepBatch,
   throwIfAborted,
 } from '@dsla/spec';
-import type { Binding, Commands } from './binding/binding.js';
+import type { Binding } from './binding/binding.js';
 import { disposed, invalid } from './errors.js';
-import { Frame } from './frame.js';
-import { HostInputs } from './host-inputs.js';
-import { identityOf, type Launch, launchesOf, tensorOf } from './launch.js';
 import { OnnxLayer } from './layer.js';
 import type { Order } from './order.js';
+import { type Plan, planFor } from './plan.js';
 import type { Pool } from './pool.js';
 import { type Recorded, Recorder } from './record.js';
 import type { Tables } from './tables.js';
@@ -26,6 +24,8 @@ export interface StepDevice {
   readonly hostPool: Pool;
   readonly order: Order;
   readonly tables: Tables;
+  /** The last step's. */
+  plan: Plan | undefined;
 }
 
 /** `run` checks and records; `submit` has everything computed, with one message to the computing thread. */
@@ -71,37 +71,13 @@ export class OnnxStep implements Step {
     this.#device.order.after(() => this.#values.dispose());
   }
 
-  async #execute(recorded: readonly Recorded[]): Promise<void> {
-    const { binding, hostPool } = this.#device;
-    const work = recorded.map((run) => ({ run, launches: launchesOf(run) }));
-    const kernels = new Set(work.flatMap(({ launches }) => launches.map(({ kernel }) => kernel)));
-    for (const kernel of kernels) if (!kernel.ready) await kernel.prepare();
-    const host = new HostInputs(hostPool);
-    try {
-      const commands = binding.commands();
-      for (const { run, launches } of work) this.#command(commands, run, launches, host);
-      await binding.execute(commands);
-    } finally {
-      host.release();
-      for (const kernel of kernels) kernel.trim();
-    }
-  }
-
-  #command(commands: Commands, run: Recorded, launches: readonly Launch[], host: HostInputs): void {
-    const { tables, pool } = this.#device;
-    const frame = new Frame(run, pool);
-    const supplies = { host, tables, positions: this.#positions };
-    try {
-      for (const copy of frame.before) commands.copy(...copy);
-      for (const launch of launches) {
-        const identity = identityOf(launch, frame, run, supplies);
-        const bound = launch.kernel.bind(identity, (port) => tensorOf(port, launch, frame, run, supplies));
-        commands.run(bound, launch);
-      }
-      for (const copy of frame.after) commands.copy(...copy);
-    } finally {
-      frame.release();
-    }
+  async #execute(runs: readonly Recorded[]): Promise<void> {
+    const device = this.#device;
+    const { made } = this.#values;
+    const positions = this.#positions;
+    if (!device.plan?.renew(runs, made, positions)) device.plan = await planFor(device, runs, made, positions);
+    await device.binding.execute(device.plan.commands);
+    device.pool.trim();
   }
 
   /** Longest row after this step, in tokens. */

@@ -3,6 +3,8 @@ import type { Table } from './lowering.js';
 
 /** Tables by position, shared by all layers of a device; they double when a longer row comes. */
 export class Tables {
+  /** Longest row that all of them serve, in tokens. */
+  positions = 0;
   readonly #binding: Binding;
   readonly #tables = new Map<string, { readonly memory: Memory; readonly positions: number }>();
 
@@ -17,6 +19,7 @@ export class Tables {
       entry?.memory.free();
       entry = this.#make(table, 2 ** Math.ceil(Math.log2(Math.max(positions, 512))));
       this.#tables.set(table.key, entry);
+      this.positions = Math.min(...Array.from(this.#tables.values(), (each) => each.positions));
     }
     return { memory: entry.memory, offset: 0, type: 'float', dims: [entry.positions, table.width] };
   }

@@ -15,7 +15,7 @@ export interface Memory {
   /** Its beginning, as it is now. */
   read(bytes: number): Promise<ArrayBuffer>;
   /** What is bound to it and must go with it. */
-  readonly bound: Set<Bound>;
+  readonly bound: Set<{ dispose(): void }>;
   free(): void;
 }
 
@@ -30,6 +30,8 @@ export interface Tensor {
 
 /** Inputs and outputs of one run, fixed. */
 export interface Bound {
+  /** Its memory has not been freed. */
+  readonly alive: boolean;
   dispose(): void;
 }
 

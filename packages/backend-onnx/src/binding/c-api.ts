@@ -91,7 +91,7 @@ let nextMemory = 1;
 class CApiMemory implements Memory {
   readonly id: number = nextMemory++;
   readonly bytes: number;
-  readonly bound: Set<Bound> = new Set();
+  readonly bound: Set<{ dispose(): void }> = new Set();
   readonly #forget: () => void;
   #block: Block | undefined;
 
@@ -202,9 +202,9 @@ class CApi implements Binding {
   }
 
   async execute(commands: Commands): Promise<void> {
-    const { list, places } = commands as CApiCommands;
+    const { encoded, places } = commands as CApiCommands;
     try {
-      await this.#thread.ask({ kind: 'execute', commands: BigUint64Array.from(list) });
+      await this.#thread.ask({ kind: 'execute', commands: encoded });
     } catch (error) {
       throw deviceError(error, atCommand(error, places));
     }
@@ -307,6 +307,10 @@ class CApiBound implements Bound {
     this.#handle = handle;
   }
 
+  get alive(): boolean {
+    return this.#handle !== 0n;
+  }
+
   /** @throws DslaError E_INTERNAL */
   get handle(): Handle {
     if (this.#handle === 0n)
@@ -328,6 +332,13 @@ class CApiCommands implements Commands {
   /** Three numbers each: session, binding, 0 is a run; to, from, bytes a copy. */
   readonly list: bigint[] = [];
   readonly places: (CommandPlace | undefined)[] = [];
+  #encoded: BigUint64Array | undefined;
+
+  /** As the thread reads them; nothing is added after the first time. */
+  get encoded(): BigUint64Array {
+    this.#encoded ??= BigUint64Array.from(this.list);
+    return this.#encoded;
+  }
 
   run(bound: Bound, at: CommandPlace): void {
     const { session, handle } = bound as CApiBound;

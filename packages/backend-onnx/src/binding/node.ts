@@ -27,7 +27,7 @@ let nextId = 1;
 class NodeMemory implements Memory {
   readonly id: number = nextId++;
   readonly bytes: number;
-  readonly bound: Set<Bound> = new Set();
+  readonly bound: Set<{ dispose(): void }> = new Set();
   readonly #thread: Thread;
   #gone = false;
 
@@ -159,12 +159,15 @@ class NodeSession implements Session {
 class NodeBound implements Bound {
   readonly id: number = nextId++;
   readonly #thread: Thread;
+  alive = true;
 
   constructor(thread: Thread) {
     this.#thread = thread;
   }
 
   dispose(): void {
+    if (!this.alive) return;
+    this.alive = false;
     this.#thread.tell({ kind: 'unbind', bound: this.id });
   }
 }

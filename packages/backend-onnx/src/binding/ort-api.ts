@@ -45,7 +45,7 @@ const table: Readonly<Record<OrtFunction, readonly [slot: number, result: string
   ReleaseIoBinding: [135, V, [H]],
 };
 
-export type OrtFunction =
+type OrtFunction =
   | 'GetErrorCode'
   | 'GetErrorMessage'
   | 'ReleaseStatus'

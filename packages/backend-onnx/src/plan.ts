@@ -1,0 +1,121 @@
+import type { Bound, Commands, Memory } from './binding/binding.js';
+import type { OnnxBuffer } from './buffer.js';
+import { Frame } from './frame.js';
+import { HostInputs } from './host-inputs.js';
+import { identityOf, type Launch, launchesOf, type Supplies, tensorOf } from './launch.js';
+import type { Recorded } from './record.js';
+import type { StepDevice } from './step.js';
+
+/**
+ * What the computing thread is to do for a step. The device keeps the last one: a step that runs the same layers for the same
+ * rows and states, as the next one in decoding does, renews its small inputs and is ready.
+ */
+export interface Plan {
+  readonly commands: Commands;
+  /** Makes it serve another step; false, with nothing changed, where that step is not like the one it was made for. */
+  renew(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): boolean;
+}
+
+/**
+ * `made`: the named values that the step makes, which get their memory here; `positions`: its longest row, in tokens.
+ * @throws DslaError E_DEVICE, E_MEMORY
+ */
+export async function planFor(
+  device: StepDevice,
+  runs: readonly Recorded[],
+  made: readonly OnnxBuffer[],
+  positions: number,
+): Promise<Plan> {
+  const launches = runs.map((run, index) => launchesOf(run, index));
+  const kernels = new Set(launches.flat().map(({ kernel }) => kernel));
+  for (const kernel of kernels) if (!kernel.ready) await kernel.prepare();
+  for (const kernel of kernels) kernel.trim();
+  return new WorkingPlan(device, runs, launches, made, positions);
+}
+
+class WorkingPlan implements Plan {
+  readonly commands: Commands;
+  readonly #device: StepDevice;
+  readonly #runs: readonly Recorded[];
+  readonly #host: HostInputs;
+  readonly #bounds: Bound[] = [];
+  /** Blocks that hold something while the commands run. */
+  readonly #temporary: Memory[] = [];
+  /** Blocks of the named values, as the step leaves them. */
+  readonly #named: readonly Memory[];
+
+  constructor(
+    device: StepDevice,
+    runs: readonly Recorded[],
+    launches: readonly (readonly Launch[])[],
+    made: readonly OnnxBuffer[],
+    positions: number,
+  ) {
+    this.#device = device;
+    this.#runs = runs;
+    this.#host = new HostInputs(device.hostPool, runs);
+    this.commands = device.binding.commands();
+    const supplies = { host: this.#host, tables: device.tables, positions };
+    try {
+      for (const [index, run] of runs.entries()) this.#add(run, launches[index]!, supplies);
+    } finally {
+      this.#host.release();
+    }
+    this.#named = made.map(({ memory }) => memory);
+  }
+
+  renew(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): boolean {
+    const { pool, tables } = this.#device;
+    const fits =
+      runs.length === this.#runs.length &&
+      runs.every((run, index) => alike(run, this.#runs[index]!)) &&
+      positions <= tables.positions &&
+      this.#bounds.every(({ alive }) => alive) &&
+      this.#temporary.every((memory) => pool.isIdle(memory)) &&
+      this.#named.every((memory) => pool.isIdle(memory)) &&
+      this.#host.renew(runs);
+    if (!fits) return false;
+    for (const [index, buffer] of made.entries()) {
+      buffer.memory = this.#named[index]!;
+      pool.reborrow(this.#named[index]!);
+    }
+    return true;
+  }
+
+  #add(run: Recorded, launches: readonly Launch[], supplies: Supplies): void {
+    const { commands } = this;
+    const frame = new Frame(run, this.#device.pool);
+    try {
+      for (const copy of frame.before) commands.copy(...copy);
+      for (const launch of launches) {
+        const identity = identityOf(launch, frame, run, supplies);
+        const bound = launch.kernel.bind(identity, (port) => tensorOf(port, launch, frame, run, supplies));
+        this.#bounds.push(bound);
+        commands.run(bound, launch);
+      }
+      for (const copy of frame.after) commands.copy(...copy);
+    } finally {
+      this.#temporary.push(...frame.temporary);
+      frame.release();
+    }
+  }
+}
+
+/** The same layer for the same rows, in the same memory. */
+function alike(a: Recorded, b: Recorded): boolean {
+  if (a.layer !== b.layer || a.served.key !== b.served.key || given(a) || given(b)) return false;
+  for (const [at, { slot, count }] of a.served.rows.entries()) {
+    const other = b.served.rows[at]!;
+    if (other.slot !== slot || other.count !== count) return false;
+  }
+  for (const name of Object.keys(a.states)) {
+    const [own, others] = [a.states[name]!.parts, b.states[name]!.parts];
+    if (own.some((parts, at) => parts !== others[at])) return false;
+  }
+  return true;
+}
+
+/** It reads what belongs to the caller, who may bring other memory next time. */
+function given({ inputs }: Recorded): boolean {
+  return inputs.some((value) => value.given);
+}
