@@ -53,7 +53,7 @@ function letters(count: number, seed: number): TextSource {
 export const data: TextSource = letters(2000, 1);
 export const heldOut: TextSource = letters(200, 2);
 
-export const options = { kind: 'dual', window: 4, sinks: 1 } as const;
+export const options = { kind: 'dual', window: 4, sinks: 1, logWeight: -3 } as const;
 
 export const recipe: Recipe = {
   ...foldableRecipe,

@@ -120,9 +120,9 @@ group('a conversion', () => {
     const read = async (name: string) => [...(await weights.read(`layers.0.${name}`, 'f32')).data];
     expect(await read('m.gate.bias')).toEqual([6, 6, 0, 0]); // far heads, then near heads
     expect(new Set(await read('m.gate.weight'))).toEqual(new Set([0]));
-    expect(await read('m.log_weight')).toEqual([-3, -3]);
+    expect(await read('m.log_weight')).toEqual([-7, -7]);
     expect(await read('m.feature.key')).toEqual([1, 0, 0, 1, 1, 0, 0, 1]);
-    expect((await weights.read('layers.0.m.log_weight', 'f16')).data).toEqual(toFloat16(Float32Array.of(-3, -3)));
+    expect((await weights.read('layers.0.m.log_weight', 'f16')).data).toEqual(toFloat16(Float32Array.of(-7, -7)));
     // The published form begins with the base's projections.
     expect(await read('p.query')).toEqual([...base['model.layers.0.self_attn.q_proj.weight']!.data]);
     expect(await read('p.far.weight')).toEqual([1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1]);

@@ -27,7 +27,7 @@ export interface DualOptions {
   /** Tokens of the exact part, 64; 0: no exact part, which is the default without a normaliser. */
   readonly window?: number;
   readonly sinks?: number;
-  /** First natural log of the states' weight against the exact part, -3: a conversion starts close to the plain window. */
+  /** First natural log of the states' weight against the exact part, -7: a conversion starts close to the plain window. */
   readonly logWeight?: number;
   /** RMS norm of every head's output. */
   readonly outputNorm?: boolean;
@@ -95,7 +95,7 @@ function formOf(options: DualOptions, block: Block, add: Add): DualForm {
       exact: {
         window,
         sinks: options.sinks ?? 4,
-        logWeight: add('log_weight', [heads], () => filled(heads, options.logWeight ?? -3)),
+        logWeight: add('log_weight', [heads], () => filled(heads, options.logWeight ?? -7)),
       },
     }),
   };
