@@ -97,6 +97,8 @@ export class ReferenceStep implements Step {
     const recorded = this.#recorded;
     this.#recorded = undefined;
     for (const compute of recorded) compute();
+    // Timers and signals get their turn between steps.
+    await new Promise((resolve) => setImmediate(resolve));
   }
 
   [Symbol.dispose](): void {
