@@ -49,7 +49,7 @@ export function addCompare(program: Command, io: Io): void {
     .option('--rounds <n>', 'times that each speed is measured (default: 1 to 3)', whole(1))
     .option(
       '--seconds <n>',
-      'fewer windows and rounds when time runs out (default: 90, no limit with --llama)',
+      'fewer windows and rounds when time runs out (default: 75, no limit with --llama)',
       whole(1),
     )
     .option('-b, --backend <names>', `${Object.keys(knownBackends).join(', ')}, or packages`, names, [defaultBackend])
@@ -71,7 +71,7 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
   const text = await readText(options.text);
   using progress = openProgress(io, options.quiet === true);
   const started = performance.now();
-  const time = 1000 * (options.seconds ?? (options.llama === undefined ? 90 : Number.POSITIVE_INFINITY));
+  const time = 1000 * (options.seconds ?? (options.llama === undefined ? 75 : Number.POSITIVE_INFINITY));
   const report = await compare({
     entries: lineUp(llama, zamba, { levels, mixers: options.mixers, conversion: options.conversion }),
     backends: options.backend,
