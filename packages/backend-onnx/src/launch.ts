@@ -3,11 +3,10 @@ import type { Tensor } from './binding/binding.js';
 import type { Frame } from './frame.js';
 import type { HostInputs } from './host-inputs.js';
 import type { Kernel } from './kernel.js';
-import type { ControlData, Port } from './lowering.js';
+import type { ControlData, Port, Table } from './lowering.js';
 import { pieceOf } from './nodes/stateful.js';
 import type { Recorded } from './record.js';
 import type { Served, ServedRow } from './rows.js';
-import type { Tables } from './tables.js';
 
 /** One run of a session: all served rows, or a piece of one. */
 export interface Launch {
@@ -59,9 +58,8 @@ function rowLaunch(kernel: Kernel, run: number, row: ServedRow, at: number, from
 /** What a step offers to its launches. */
 export interface Supplies {
   readonly host: HostInputs;
-  readonly tables: Tables;
-  /** Longest row after the step, in tokens. */
-  readonly positions: number;
+  /** Long enough for every row of the step. */
+  table(table: Table): Tensor;
 }
 
 /** The tensor that a port of a launch stands for. */
@@ -95,7 +93,7 @@ function suppliedTensor(
   { source, type }: Port,
   served: Served,
   { run, firstRow, start, tokens }: Launch,
-  { host, tables, positions }: Supplies,
+  { host, table }: Supplies,
 ): Tensor {
   switch (source.kind) {
     case 'ids':
@@ -113,7 +111,7 @@ function suppliedTensor(
       );
     }
     case 'table':
-      return tables.get(source.table, positions);
+      return table(source.table);
     default:
       throw new DslaError('E_INTERNAL', { where: 'onnx', rule: 'weights are bound once', got: source.kind });
   }

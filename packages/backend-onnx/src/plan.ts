@@ -3,6 +3,7 @@ import type { OnnxBuffer } from './buffer.js';
 import { Frame } from './frame.js';
 import { HostInputs } from './host-inputs.js';
 import { identityOf, type Launch, launchesOf, type Supplies, tensorOf } from './launch.js';
+import type { Table } from './lowering.js';
 import type { Recorded } from './record.js';
 import type { StepDevice } from './step.js';
 
@@ -39,6 +40,8 @@ class WorkingPlan implements Plan {
   readonly #runs: readonly Recorded[];
   readonly #host: HostInputs;
   readonly #bounds: Bound[] = [];
+  /** Longest row that its tables serve, in tokens. */
+  #positions = Number.POSITIVE_INFINITY;
   /** Blocks that hold something while the commands run. */
   readonly #temporary: Memory[] = [];
   /** Blocks of the named values, as the step leaves them. */
@@ -55,7 +58,14 @@ class WorkingPlan implements Plan {
     this.#runs = runs;
     this.#host = new HostInputs(device.hostPool, runs);
     this.commands = device.binding.commands();
-    const supplies = { host: this.#host, tables: device.tables, positions };
+    const supplies = {
+      host: this.#host,
+      table: (table: Table) => {
+        const tensor = device.tables.get(table, positions);
+        this.#positions = tensor.dims[0]!;
+        return tensor;
+      },
+    };
     try {
       for (const [index, run] of runs.entries()) this.#add(run, launches[index]!, supplies);
     } finally {
@@ -65,11 +75,11 @@ class WorkingPlan implements Plan {
   }
 
   renew(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): boolean {
-    const { pool, tables } = this.#device;
+    const { pool } = this.#device;
     const fits =
       runs.length === this.#runs.length &&
       runs.every((run, index) => alike(run, this.#runs[index]!)) &&
-      positions <= tables.positions &&
+      positions <= this.#positions &&
       this.#bounds.every(({ alive }) => alive) &&
       this.#temporary.every((memory) => pool.isIdle(memory)) &&
       this.#named.every((memory) => pool.isIdle(memory)) &&

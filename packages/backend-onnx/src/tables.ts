@@ -1,12 +1,11 @@
 import type { Binding, Memory, Tensor } from './binding/binding.js';
 import type { Table } from './lowering.js';
 
-/** Tables by position, shared by all layers of a device; they double when a longer row comes. */
+/** Tables by position, shared by all layers of a device and all of one length, which doubles when a longer row comes. */
 export class Tables {
-  /** Longest row that all of them serve, in tokens. */
-  positions = 0;
   readonly #binding: Binding;
-  readonly #tables = new Map<string, { readonly memory: Memory; readonly positions: number }>();
+  readonly #tables = new Map<string, { readonly memory: Memory; readonly tensor: Tensor }>();
+  #positions = 512;
 
   constructor(binding: Binding) {
     this.#binding = binding;
@@ -14,22 +13,23 @@ export class Tables {
 
   /** The table for at least so many positions. Frees a shorter one: within a step all callers must want the same. */
   get(table: Table, positions: number): Tensor {
+    while (this.#positions < positions) this.#positions *= 2;
     let entry = this.#tables.get(table.key);
-    if (!entry || entry.positions < positions) {
+    if (entry?.tensor.dims[0] !== this.#positions) {
       entry?.memory.free();
-      entry = this.#make(table, 2 ** Math.ceil(Math.log2(Math.max(positions, 512))));
+      entry = this.#make(table);
       this.#tables.set(table.key, entry);
-      this.positions = Math.min(...Array.from(this.#tables.values(), (each) => each.positions));
     }
-    return { memory: entry.memory, offset: 0, type: 'float', dims: [entry.positions, table.width] };
+    return entry.tensor;
   }
 
-  #make({ width, entry }: Table, positions: number): { readonly memory: Memory; readonly positions: number } {
+  #make({ width, entry }: Table): { readonly memory: Memory; readonly tensor: Tensor } {
+    const positions = this.#positions;
     const memory = this.#binding.allocate(4 * positions * width, 'table of rotations');
     const data = new Float32Array(positions * width);
     for (let position = 0; position < positions; position++)
       for (let index = 0; index < width; index++) data[position * width + index] = entry(position, index);
     memory.write(data);
-    return { memory, positions };
+    return { memory, tensor: { memory, offset: 0, type: 'float', dims: [positions, width] } };
   }
 }

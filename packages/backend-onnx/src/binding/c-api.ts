@@ -148,6 +148,9 @@ class CApi implements Binding {
   /** Sessions share the environment's thread pool. */
   readonly #shared: boolean;
   readonly #memories = new Set<Memory>();
+  /** Sessions and packs in use, in the order in which they may go. */
+  readonly #sessions = new Set<CApiSession>();
+  readonly #packs = new Set<CApiPack>();
 
   constructor(library: OrtLibrary, environment: Environment, thread: Thread, options: BindingOptions, shared: boolean) {
     this.description = `ONNX Runtime ${library.version}, CPU, ${options.threads} threads, C API through koffi`;
@@ -171,7 +174,9 @@ class CApi implements Binding {
 
   pack(): Pack {
     const handle = this.#library.make('CreatePrepackedWeightsContainer');
-    return new CApiPack(this.#library, handle);
+    const pack: CApiPack = new CApiPack(this.#library, handle, () => this.#packs.delete(pack));
+    this.#packs.add(pack);
+    return pack;
   }
 
   async session({ model, constants, pack, where }: SessionRequest): Promise<Session> {
@@ -187,7 +192,10 @@ class CApi implements Binding {
       }
       const request = { kind: 'create', model, env, options, pack: (pack as CApiPack).handle };
       const handle = (await this.#thread.ask(request)) as Handle;
-      const session = new CApiSession(library, hostMemory, handle, values);
+      const session: CApiSession = new CApiSession(library, hostMemory, handle, values, () =>
+        this.#sessions.delete(session),
+      );
+      this.#sessions.add(session);
       return session;
     } catch (error) {
       for (const value of values) library.call('ReleaseValue', value);
@@ -213,6 +221,8 @@ class CApi implements Binding {
   async close(): Promise<void> {
     await this.#thread.close();
     for (const memory of this.#memories) memory.free();
+    for (const session of this.#sessions) session.dispose();
+    for (const pack of this.#packs) pack.dispose();
   }
 
   #sessionOptions(): Handle {
@@ -233,17 +243,20 @@ class CApi implements Binding {
 class CApiPack implements Pack {
   readonly handle: Handle;
   readonly #library: OrtLibrary;
+  readonly #forget: () => void;
   #gone = false;
 
-  constructor(library: OrtLibrary, handle: Handle) {
+  constructor(library: OrtLibrary, handle: Handle, forget: () => void) {
     this.#library = library;
     this.handle = handle;
+    this.#forget = forget;
   }
 
   dispose(): void {
     if (this.#gone) return;
     this.#gone = true;
     this.#library.call('ReleasePrepackedWeightsContainer', this.handle);
+    this.#forget();
   }
 }
 
@@ -252,13 +265,21 @@ class CApiSession implements Session {
   readonly #library: OrtLibrary;
   readonly #hostMemory: Handle;
   readonly #constants: readonly Handle[];
+  readonly #forget: () => void;
   #gone = false;
 
-  constructor(library: OrtLibrary, hostMemory: Handle, handle: Handle, constants: readonly Handle[]) {
+  constructor(
+    library: OrtLibrary,
+    hostMemory: Handle,
+    handle: Handle,
+    constants: readonly Handle[],
+    forget: () => void,
+  ) {
     this.#library = library;
     this.#hostMemory = hostMemory;
     this.handle = handle;
     this.#constants = constants;
+    this.#forget = forget;
   }
 
   bind(inputs: ReadonlyMap<string, Tensor>, outputs: ReadonlyMap<string, Tensor>): Bound {
@@ -279,6 +300,7 @@ class CApiSession implements Session {
     this.#gone = true;
     this.#library.call('ReleaseSession', this.handle);
     for (const value of this.#constants) this.#library.call('ReleaseValue', value);
+    this.#forget();
   }
 }
 

@@ -34,6 +34,19 @@ export function tokenControl(
   };
 }
 
+/** The same as one row, [1, n*C]. */
+export function flat(control: Control): Control {
+  return {
+    ...control,
+    key: `flat ${control.key}`,
+    dims: [1, 'tokens'],
+    make(row) {
+      const { dims, data } = control.make(row);
+      return { dims: [1, dims.reduce((a, b) => a * b, 1)], data };
+    },
+  };
+}
+
 /** Token of the row in its blocks. */
 export function rowTokens(blocking: Blocking): Control {
   return tokenControl('tokens', blocking, (t, { count }) => Math.min(t, count - 1));

@@ -2,22 +2,21 @@ import { type DualForm, gateWidth, type NodeOf } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Control, Derivation, Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
-import { rotate, rotateTokens, turnAt } from '../rope.js';
+import { rotateBack, rotateTokens } from '../rope.js';
 import {
   type Blocking,
   blocksOf,
   byHead,
+  flat,
   floats,
   fromBlocks,
   gatherTokens,
   rowTokens,
   toBlocks,
-  tokenControl,
 } from './blocks.js';
 import { featureMap, featuresOf } from './feature-map.js';
 import { chunked, recurrent, type Sizes } from './linear-state.js';
-import { arrive, enteringIndex, enteringPosition, enters, exactScores, type Ring, seenBy } from './ring.js';
-import { logSigmoid } from './token-wise.js';
+import { exactScores, type Kept, keep, leavesAt, leavingPositions, type Ring } from './ring.js';
 
 // In the comments: St states, g kv heads, G query heads a kv head, n blocks of C tokens, F features of phi.
 
@@ -30,13 +29,13 @@ export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: R
   const { kvHeads, headDim, rope, normaliser } = form;
   const group = heads / kvHeads;
   const blocking = { full: form.gate === 'vector' && !decode };
-  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, headDim, rope) : x);
+  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope) : x);
   const forState = (x: Ref, of: number): Ref => (form.ropeInState ? turned(x, of) : x);
   const queries = (x: Ref): Ref => toBlocks(lowering, x, blocking, kvHeads, headDim, group);
 
-  const ring = form.exact && keep(node, form.exact, lowering, turned(k, kvHeads), v, gates);
-  const tokens = ring
-    ? leaving(form, ring, lowering)
+  const memory = form.exact && remember(node, form.exact, lowering, turned(k, kvHeads), v, gates);
+  const tokens = memory
+    ? leaving(form, memory, lowering)
     : arriving(form, blocking, lowering, forState(k, kvHeads), v, gates);
   const map = form.featureMap;
   const sizes: Sizes = {
@@ -58,9 +57,9 @@ export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: R
     past: lowering.past(node.state, 0, dims),
     next: (value) => lowering.present(node.state, 0, value, dims),
   }); // [g, n, G, C, hd (+ 1)]
-  if (ring) {
+  if (memory) {
     const share = lowering.weight(form.exact!.logWeight, shareOf(kvHeads, group));
-    const exact = exactPart(ring, lowering, queries(turned(q, heads)), scale);
+    const exact = exactPart(memory, lowering, queries(turned(q, heads)), scale);
     total = graph.op('Add', [exact, graph.op('Mul', [total, share])]);
   } else if (!normaliser) total = graph.op('Mul', [total, graph.floats(scale)]);
   const out = normaliser ? divided(lowering, total, headDim) : total;
@@ -92,63 +91,63 @@ function arriving(form: DualForm, blocking: Blocking, lowering: Lowering, k: Ref
   };
 }
 
-/** Keys (rotated), values and gate logits of the ring and the new tokens: [g, entries + T, hd] and [entries + T, gate width]. */
-interface Kept {
+/** Keys (rotated), values and gate logits of the ring and the new tokens. */
+interface Memory {
   readonly ring: Ring;
-  readonly keys: Ref;
-  readonly values: Ref;
-  readonly gates: Ref;
+  readonly keys: Kept;
+  readonly values: Kept;
+  readonly gates: Kept;
 }
 
-function keep({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref, v: Ref, gates: Ref): Kept {
+function remember({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref, v: Ref, gates: Ref): Memory {
   const { kvHeads, headDim } = form;
   const entries = ring.sinks + ring.window;
-  const heads = (x: Ref): Ref => byHead(lowering, x, kvHeads, headDim);
-  const dims = [kvHeads, entries, headDim];
   const width = gateWidth(form);
+  const heads = (part: number, x: Ref): Kept => {
+    const dims = [kvHeads, entries, headDim];
+    return keep(lowering, { ring, state, part, axis: 1, dims, leaves: true }, byHead(lowering, x, kvHeads, headDim));
+  };
   return {
     ring,
-    keys: arrive(lowering, state, 1, ring, heads(k), 1, dims),
-    values: arrive(lowering, state, 2, ring, heads(v), 1, dims),
-    gates: arrive(lowering, state, 3, ring, lowering.graph.reshape(gates, [-1, width]), 0, [entries, width]),
+    keys: heads(1, k),
+    values: heads(2, v),
+    gates: keep(
+      lowering,
+      { ring, state, part: 3, axis: 0, dims: [entries, width], leaves: true },
+      lowering.graph.reshape(gates, [-1, width]),
+    ),
   };
 }
 
 /** The tokens that leave the window: at query t of the step the one that is `window` older. */
-function leaving(form: DualForm, { ring, keys, values, gates }: Kept, lowering: Lowering): Tokens {
-  const { graph, control } = lowering;
-  const key = `leaving ${ring.sinks}+${ring.window}`;
-  const blocking = { full: false };
-  const index = control(tokenControl(`${key} index`, blocking, (t, row) => enteringIndex(ring, row, t)));
-  const mask = control(maskControl(key, blocking, (t, row) => enters(ring, row, t)));
-  let k = graph.op('Gather', [keys, index], { axis: 1 });
-  if (form.rope && !form.ropeInState) {
-    const position = tokenControl(`${key} position`, blocking, (t, row) => enteringPosition(ring, row, t));
-    k = rotate(lowering, k, turnAt(lowering, form.rope, control(position)), form.rope, form.headDim, true);
-  }
+function leaving(form: DualForm, { ring, keys, values, gates }: Memory, lowering: Lowering): Tokens {
+  const mask = lowering.control(maskControl(`leaving ${ring.sinks}+${ring.window}`, { full: false }, leavesAt(ring)));
+  const where = (): Ref => lowering.control(flat(leavingPositions(ring)));
+  const { rope, ropeInState, kvHeads, headDim } = form;
   return {
-    k,
-    v: graph.op('Gather', [values, index], { axis: 1 }),
-    decays: decaysOf(form, lowering, graph.op('Gather', [gates, index], { axis: 0 }), mask),
+    k: rope && !ropeInState ? rotateBack(lowering, keys.leaving(), where(), kvHeads, headDim, rope) : keys.leaving(),
+    v: values.leaving(),
+    decays: decaysOf(form, lowering, gates.leaving(), mask),
     mask,
   };
 }
 
 /** Gate logits [n, C, gate width] -> log decays [St, g, n, C, hd or 1], 0 where there is no token. */
-export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, mask: Ref): Ref {
-  const decays = graph.op('Mul', [logSigmoid(graph, logits), graph.floats(1 / form.temperature)]);
+export function decaysOf(form: DualForm, { graph, decode }: Lowering, logits: Ref, mask: Ref): Ref {
   const width = form.gate === 'vector' ? form.headDim : 1;
-  const parts = graph.reshape(graph.op('Mul', [decays, mask]), [0, 0, form.states, form.kvHeads, width]);
-  return graph.transpose(parts, [2, 3, 0, 1, 4]);
+  const soft = graph.op('Softplus', [graph.op('Neg', [logits])]); // -logSigmoid
+  const held = graph.op('Mul', [soft, graph.op('Mul', [mask, graph.floats(-1 / form.temperature)])]);
+  if (decode) return graph.reshape(held, [form.states, form.kvHeads, 1, 1, width]);
+  return graph.transpose(graph.reshape(held, [0, 0, form.states, form.kvHeads, width]), [2, 3, 0, 1, 4]);
 }
 
 /** sum over the exact set of e^(s - m) [v, 1]: [g, n, G, C, hd + 1] */
-function exactPart({ ring, keys, values }: Kept, lowering: Lowering, q: Ref, scale: number): Ref {
+function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, scale: number): Ref {
   const { graph } = lowering;
-  const scores = exactScores(lowering, ring, q, seenBy(lowering, ring, keys), scale);
+  const scores = exactScores(lowering, ring, q, keys.seen(), scale);
   const max = graph.op('ReduceMax', [scores, graph.ints([-1])], { keepdims: 1 });
   const weights = graph.op('Exp', [graph.op('Sub', [scores, max])]);
-  return graph.matmul(weights, withOne(lowering, seenBy(lowering, ring, values)));
+  return graph.matmul(weights, withOne(lowering, values.seen()));
 }
 
 /** One more column, of ones. */

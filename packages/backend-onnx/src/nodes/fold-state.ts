@@ -1,7 +1,7 @@
 import { gateWidth, type NodeOf, ringIndex } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
-import { rotate, turnAt } from '../rope.js';
+import { rotateBack } from '../rope.js';
 import { ints } from './blocks.js';
 import { decaysOf, withOne } from './dual-linear-attention.js';
 import { featureMap, featuresOf } from './feature-map.js';
@@ -59,7 +59,7 @@ function foldRing(node: NodeOf<'foldState'>, ring: Ring, lowering: Lowering, cac
 /** Keys [g, 1, E, hd] of the tokens that a control names, with their rotation undone. */
 function unrotated({ form }: NodeOf<'foldState'>, lowering: Lowering, keys: Ref, tokens: Control): Ref {
   if (!form.rope) return keys;
-  return rotate(lowering, keys, turnAt(lowering, form.rope, lowering.control(tokens)), form.rope, form.headDim, true);
+  return rotateBack(lowering, keys, lowering.control(tokens), form.kvHeads, form.headDim, form.rope);
 }
 
 /** Gate logits W u + b [E, gate width] of keys (plain) and values [g, 1, E, hd]. */

@@ -1,33 +1,103 @@
 import { ringIndex } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Control, ControlData, Lowering } from '../lowering.js';
-import { blocksOf, ints } from './blocks.js';
+import { blocksOf, floats, ints, tokenControl } from './blocks.js';
 
 // A ring of sinks + window entries, laid out as kvState says, and the exact attention over what it holds. Indices and masks
 // are made on the host: layers of equal window and sinks share them. Where an index has no token it names one that exists,
 // under a mask, because memory that nothing wrote may hold anything.
+//
+// Many tokens are joined to the ring, [ring, new tokens], from which blocks of queries, the states and the next ring gather.
+// One token is written into the ring, over the one that leaves it.
 
 export interface Ring {
   readonly window: number;
   readonly sinks: number;
 }
 
-const blocking = { full: false };
 type Place = { readonly past: number; readonly count: number };
+const blocking = { full: false };
 
-function ringControl(
-  what: string,
-  { window, sinks }: Ring,
-  type: Control['type'],
-  dims: Control['dims'],
-  make: (row: Place) => ControlData,
-): Control {
-  return { key: `ring ${sinks}+${window} ${what}`, type, dims, make };
-}
+const entriesOf = ({ window, sinks }: Ring): number => sinks + window;
+const named = ({ window, sinks }: Ring, what: string): string => `ring ${sinks}+${window} ${what}`;
 
 /** Index of token j in [ring, new tokens]. */
-function indexOf({ window, sinks }: Ring, { past }: Place, token: number): number {
-  return token < past ? ringIndex(token, window, sinks) : sinks + window + token - past;
+function indexOf(ring: Ring, { past }: Place, token: number): number {
+  return token < past ? ringIndex(token, ring.window, ring.sinks) : entriesOf(ring) + token - past;
+}
+
+/** The token that enters the states at query t: the one that has just left the window. */
+function leavingToken({ window, sinks }: Ring, { past, count }: Place, t: number): number | undefined {
+  const token = past + t - window;
+  return t < count && token >= sinks ? token : undefined;
+}
+
+/** What of the ring's content the attention and the states read. */
+export interface Kept {
+  /** What the queries may see, with an axis of one behind the blocks: [..., n, 1, seen, ...]. */
+  seen(): Ref;
+  /** The tokens that leave the window, [..., n, C, ...]; anything where there is none. */
+  leaving(): Ref;
+}
+
+/** A part of the state that is a ring along `axis`. */
+export interface RingPart {
+  readonly ring: Ring;
+  readonly state: string;
+  readonly part: number;
+  readonly axis: 0 | 1;
+  readonly dims: readonly number[];
+  /** Somebody wants the tokens that leave. */
+  readonly leaves: boolean;
+}
+
+/** Takes new tokens into a ring: x has T entries along its axis. */
+export function keep(lowering: Lowering, part: RingPart, x: Ref): Kept {
+  return lowering.decode ? keepOne(lowering, part, x) : keepMany(lowering, part, x);
+}
+
+function keepMany(lowering: Lowering, { ring, state, part, axis, dims }: RingPart, x: Ref): Kept {
+  const { graph, control } = lowering;
+  const all = graph.concat([lowering.past(state, part, dims), x], axis);
+  const pick = (index: Control): Ref => graph.op('Gather', [all, control(index)], { axis });
+  lowering.present(state, part, pick(nextEntries(ring)), dims);
+  const token = (t: number, row: Place): number => leavingToken(ring, row, t) ?? row.past;
+  return {
+    seen: () => pick(seenIndices(ring)),
+    leaving: () => pick(tokenControl(named(ring, 'leaving'), blocking, (t, row) => indexOf(ring, row, token(t, row)))),
+  };
+}
+
+function keepOne(lowering: Lowering, { ring, state, part, axis, dims, leaves }: RingPart, x: Ref): Kept {
+  const { graph, control } = lowering;
+  const past = lowering.past(state, part, dims);
+  const old = leaves ? graph.op('Gather', [past, control(newEntry(ring))], { axis }) : x;
+  // The new entry is made to depend on the old one, which must be read before the ring is written in its place.
+  const update = leaves ? graph.op('Where', [control(never), old, x]) : x;
+  const entry = control(axis === 0 ? newRow(ring) : newRows(ring, dims[0]!));
+  const next = graph.op('ScatterND', [past, entry, update]);
+  lowering.present(state, part, next, dims);
+  const left = (): Ref => graph.op('Where', [control(leavesNow(ring)), old, x]);
+  return {
+    seen: () => graph.op('Gather', [next, control(heldIndices(ring))], { axis }),
+    leaving: () => graph.reshape(left(), [...dims.slice(0, axis), 1, 1, dims.at(-1)!]),
+  };
+}
+
+/** q [kvHeads, n, group, C, hd], keys [kvHeads, n, 1, seen, hd] -> masked scores [kvHeads, n, group, C, seen]. */
+export function exactScores({ graph, decode, control }: Lowering, ring: Ring, q: Ref, keys: Ref, scale: number): Ref {
+  const mask = control(decode ? heldMask(ring) : seenMask(ring));
+  return graph.op('Add', [graph.matmul(q, keys, { transB: true, alpha: scale }), mask]);
+}
+
+/** int64 [n, C]: positions of the tokens that leave. */
+export function leavingPositions(ring: Ring): Control {
+  return tokenControl(named(ring, 'leaving positions'), blocking, (t, row) => leavingToken(ring, row, t) ?? row.past);
+}
+
+/** Whether a token leaves at query t. */
+export function leavesAt(ring: Ring): (t: number, row: Place) => boolean {
+  return (t, row) => leavingToken(ring, row, t) !== undefined;
 }
 
 /** Tokens that a block of queries may see: the sinks, then what lies in the window of any of them; -1 for none. */
@@ -37,80 +107,118 @@ function seen({ window, sinks }: Ring, { past, count }: Place, block: number, si
   return tokens.map((token) => (token < past + count ? Math.max(token, -1) : -1));
 }
 
-/** int64 [n, sinks + C + window - 1]: index in [ring, new tokens] of what a block sees. */
+/** int64 [n, 1, sinks + C + window - 1]: index in [ring, new tokens] of what a block sees. */
 function seenIndices(ring: Ring): Control {
-  return ringControl('seen', ring, 'int64', ['blocks', 'seen'], (row) => {
-    const { blocks, size } = blocksOf(row.count, blocking);
-    const all = Array.from({ length: blocks }, (_, block) => seen(ring, row, block, size)).flat();
-    return ints([blocks, all.length / blocks], (at) => indexOf(ring, row, all[at]! < 0 ? row.past : all[at]!));
-  });
+  return {
+    key: named(ring, 'seen'),
+    type: 'int64',
+    dims: ['blocks', 1, 'seen'],
+    make(row) {
+      const { blocks, size } = blocksOf(row.count, blocking);
+      const all = Array.from({ length: blocks }, (_, block) => seen(ring, row, block, size)).flat();
+      return ints([blocks, 1, all.length / blocks], (at) => indexOf(ring, row, all[at]! < 0 ? row.past : all[at]!));
+    },
+  };
 }
 
 /** float [n, 1, C, sinks + C + window - 1]: 0 where a query sees a token, -inf elsewhere. */
 function seenMask(ring: Ring): Control {
-  return ringControl('mask', ring, 'float', ['blocks', 1, 'size', 'seen'], (row) => {
-    const { blocks, size } = blocksOf(row.count, blocking);
-    const width = ring.sinks + size + ring.window - 1;
-    const data = new Float32Array(blocks * size * width).fill(Number.NEGATIVE_INFINITY);
-    for (let at = 0; at < blocks * size; at++) {
-      const query = row.past + Math.min(at, row.count - 1);
-      const oldest = query - ring.window + 1; // in the window
-      const first = row.past + Math.floor(at / size) * size - ring.window + 1; // in the block's columns
-      const column = at * width + ring.sinks - first; // of token 0
-      data.fill(0, at * width, at * width + Math.max(0, Math.min(ring.sinks, oldest)));
-      data.fill(0, column + Math.max(0, oldest), column + query + 1);
-    }
-    return { dims: [blocks, 1, size, width], data };
-  });
+  return {
+    key: named(ring, 'mask'),
+    type: 'float',
+    dims: ['blocks', 1, 'size', 'seen'],
+    make(row) {
+      const { blocks, size } = blocksOf(row.count, blocking);
+      const width = ring.sinks + size + ring.window - 1;
+      const data = new Float32Array(blocks * size * width).fill(Number.NEGATIVE_INFINITY);
+      for (let at = 0; at < blocks * size; at++) {
+        const query = row.past + Math.min(at, row.count - 1);
+        const oldest = query - ring.window + 1; // in the window
+        const first = row.past + Math.floor(at / size) * size - ring.window + 1; // in the block's columns
+        const column = at * width + ring.sinks - first; // of token 0
+        data.fill(0, at * width, at * width + Math.max(0, Math.min(ring.sinks, oldest)));
+        data.fill(0, column + Math.max(0, oldest), column + query + 1);
+      }
+      return { dims: [blocks, 1, size, width], data };
+    },
+  };
 }
 
-/** int64 [sinks + window]: index in [ring, new tokens] of what the ring holds after the new tokens. */
+/** int64 [entries]: index in [ring, new tokens] of what the ring holds after the new tokens. */
 function nextEntries(ring: Ring): Control {
-  const entries = ring.sinks + ring.window;
-  return ringControl('next', ring, 'int64', [entries], (row) => {
-    const from = Array.from({ length: entries }, (_, entry) => entry);
-    for (let token = Math.max(row.past, 0); token < row.past + row.count; token++)
-      from[ringIndex(token, ring.window, ring.sinks)] = indexOf(ring, row, token);
-    return ints([entries], (entry) => from[entry]!);
-  });
+  const entries = entriesOf(ring);
+  return {
+    key: named(ring, 'next'),
+    type: 'int64',
+    dims: [entries],
+    make(row) {
+      const from = Array.from({ length: entries }, (_, entry) => entry);
+      for (let token = row.past; token < row.past + row.count; token++)
+        from[ringIndex(token, ring.window, ring.sinks)] = indexOf(ring, row, token);
+      return ints([entries], (entry) => from[entry]!);
+    },
+  };
 }
 
-/** Joins a part of the ring with the new tokens along `axis`, moves the ring on, and returns [ring, new tokens]. */
-export function arrive(
-  lowering: Lowering,
-  state: string,
-  part: number,
-  ring: Ring,
-  x: Ref,
-  axis: number,
-  dims: readonly number[],
-): Ref {
-  const { graph } = lowering;
-  const all = graph.concat([lowering.past(state, part, dims), x], axis);
-  lowering.present(state, part, graph.op('Gather', [all, lowering.control(nextEntries(ring))], { axis }), dims);
-  return all;
+// One token.
+
+const never: Control = {
+  key: 'never',
+  type: 'bool',
+  dims: [1],
+  make: () => ({ dims: [1], data: new Uint8Array(1) }),
+};
+
+/** bool [1] */
+function leavesNow(ring: Ring): Control {
+  const data = (row: Place): Uint8Array => Uint8Array.of(Number(leavesAt(ring)(0, row)));
+  return { key: named(ring, 'leaves'), type: 'bool', dims: [1], make: (row) => ({ dims: [1], data: data(row) }) };
 }
 
-/** [ring, new tokens] by kv head, [kvHeads, entries + T, hd] -> what the blocks see, [kvHeads, n, 1, seen, hd]. */
-export function seenBy({ graph, control }: Lowering, ring: Ring, all: Ref): Ref {
-  return graph.op('Unsqueeze', [graph.op('Gather', [all, control(seenIndices(ring))], { axis: 1 }), graph.ints([2])]);
+const slotOf = (ring: Ring, { past }: Place): number => ringIndex(past, ring.window, ring.sinks);
+
+/** int64 [1]: the entry that the new token takes, */
+function newEntry(ring: Ring): Control {
+  return entryControl(named(ring, 'entry'), [1], (row) => ints([1], () => slotOf(ring, row)));
 }
 
-/** q [kvHeads, n, group, C, hd], keys [kvHeads, n, 1, seen, hd] -> masked scores [kvHeads, n, group, C, seen]. */
-export function exactScores({ graph, control }: Lowering, ring: Ring, q: Ref, keys: Ref, scale: number): Ref {
-  return graph.op('Add', [graph.matmul(q, keys, { transB: true, alpha: scale }), control(seenMask(ring))]);
+/** the same for ScatterND along the first axis, [1, 1], */
+function newRow(ring: Ring): Control {
+  return entryControl(named(ring, 'row'), [1, 1], (row) => ints([1, 1], () => slotOf(ring, row)));
 }
 
-/** The token that enters the states at query t: past + t - window. */
-export function enteringIndex(ring: Ring, row: Place, t: number): number {
-  const token = row.past + t - ring.window;
-  return indexOf(ring, row, enters(ring, row, t) ? token : row.past);
+/** and along the second, (head, entry) [heads, 1, 2]. */
+function newRows(ring: Ring, heads: number): Control {
+  const dims = [heads, 1, 2];
+  return entryControl(named(ring, `rows ${heads}`), dims, (row) =>
+    ints(dims, (at) => (at % 2 === 0 ? at / 2 : slotOf(ring, row))),
+  );
 }
 
-export function enteringPosition(ring: Ring, row: Place, t: number): number {
-  return enters(ring, row, t) ? row.past + t - ring.window : row.past;
+function entryControl(key: string, dims: readonly number[], make: (row: Place) => ControlData): Control {
+  return { key, type: 'int64', dims, make };
 }
 
-export function enters({ window, sinks }: Ring, { past, count }: Place, t: number): boolean {
-  return t < count && past + t - window >= sinks;
+/** Entries of the ring that hold a token once the new one is in: a token lies in exactly one. */
+function holds(ring: Ring, { past }: Place, entry: number): boolean {
+  return entry < ring.sinks ? entry <= past : entry - ring.sinks <= past - ring.sinks;
+}
+
+/** int64 [1, 1, entries]: itself where it holds a token, the new token's entry elsewhere. */
+function heldIndices(ring: Ring): Control {
+  const dims = [1, 1, entriesOf(ring)];
+  return entryControl(named(ring, 'held'), dims, (row) =>
+    ints(dims, (entry) => (holds(ring, row, entry) ? entry : slotOf(ring, row))),
+  );
+}
+
+/** float [1, 1, 1, entries] */
+function heldMask(ring: Ring): Control {
+  const dims = [1, 1, 1, entriesOf(ring)];
+  return {
+    key: named(ring, 'held mask'),
+    type: 'float',
+    dims,
+    make: (row) => floats(dims, (entry) => (holds(ring, row, entry) ? 0 : Number.NEGATIVE_INFINITY)),
+  };
 }

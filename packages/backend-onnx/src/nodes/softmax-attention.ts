@@ -102,7 +102,7 @@ function newEntries(kvHeads: number): Control {
 function plainAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { heads, kvHeads, headDim, scale, rope, state } = node;
   const { graph } = lowering;
-  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, headDim, rope) : x);
+  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope) : x);
   const append = (part: number, x: Ref): Ref => {
     const dims = [kvHeads, 'tokens', headDim];
     const past = lowering.past(state, part, dims);

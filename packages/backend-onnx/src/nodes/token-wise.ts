@@ -71,11 +71,6 @@ function activate(fn: NodeOf<'activate'>['fn'], graph: Lowering['graph'], x: Ref
     case 'softplus':
       return graph.op('Softplus', [x]);
     case 'logSigmoid':
-      return logSigmoid(graph, x);
+      return graph.op('Neg', [graph.op('Softplus', [graph.op('Neg', [x])])]); // log(1 / (1 + e^-x))
   }
-}
-
-/** log(1 / (1 + e^-x)) = -softplus(-x) */
-export function logSigmoid(graph: Lowering['graph'], x: Ref): Ref {
-  return graph.op('Neg', [graph.op('Softplus', [graph.op('Neg', [x])])]);
 }

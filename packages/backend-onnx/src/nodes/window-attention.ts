@@ -3,7 +3,7 @@ import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 import { rotateTokens } from '../rope.js';
 import { byHead, fromBlocks, toBlocks } from './blocks.js';
-import { arrive, exactScores, seenBy } from './ring.js';
+import { exactScores, keep } from './ring.js';
 
 /** Softmax attention over a sliding window and the first tokens, in blocks of queries; the state is a ring. */
 export function windowAttention(
@@ -16,12 +16,12 @@ export function windowAttention(
   const { heads, kvHeads, headDim, scale, rope, state } = node;
   const { graph } = lowering;
   const ring = { window: node.window.size, sinks: node.window.sinks };
-  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, headDim, rope) : x);
+  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope) : x);
   const dims = [kvHeads, ring.sinks + ring.window, headDim];
-  const keep = (part: number, x: Ref): Ref =>
-    arrive(lowering, state, part, ring, byHead(lowering, x, kvHeads, headDim), 1, dims);
-  const keys = seenBy(lowering, ring, keep(0, turned(k, kvHeads)));
-  const values = seenBy(lowering, ring, keep(1, v));
+  const known = (part: number, x: Ref): Ref =>
+    keep(lowering, { ring, state, part, axis: 1, dims, leaves: false }, byHead(lowering, x, kvHeads, headDim)).seen();
+  const keys = known(0, turned(k, kvHeads));
+  const values = known(1, v);
   const queries = toBlocks(lowering, turned(q, heads), { full: false }, kvHeads, headDim, heads / kvHeads);
   const weights = graph.op('Softmax', [exactScores(lowering, ring, queries, keys, scale)], { axis: -1 });
   return fromBlocks(lowering, graph.matmul(weights, values), heads * headDim);
