@@ -1,11 +1,25 @@
-import type { Bound, Commands, Memory } from './binding/binding.js';
+import type { Binding, Bound, Commands, Memory } from './binding/binding.js';
 import type { OnnxBuffer } from './buffer.js';
 import { Frame } from './frame.js';
 import { HostInputs } from './host-inputs.js';
 import { identityOf, type Launch, launchesOf, type Supplies, tensorOf } from './launch.js';
 import type { Table } from './lowering.js';
+import type { Order } from './order.js';
+import type { Pool } from './pool.js';
 import type { Recorded } from './record.js';
-import type { StepDevice } from './step.js';
+import type { Tables } from './tables.js';
+
+/** What a step uses of its device. */
+export interface StepDevice {
+  readonly binding: Binding;
+  readonly pool: Pool;
+  /** For what the host writes before a step runs: the blocks of `pool` pass from run to run within it. */
+  readonly hostPool: Pool;
+  readonly order: Order;
+  readonly tables: Tables;
+  /** The last step's. */
+  plan: Plan | undefined;
+}
 
 /**
  * What the computing thread is to do for a step. The device keeps the last one: a step that runs the same layers for the same

@@ -7,26 +7,10 @@ import {
   type StepBatch,
   throwIfAborted,
 } from '@dsla/spec';
-import type { Binding } from './binding/binding.js';
 import { disposed, invalid } from './errors.js';
 import { OnnxLayer } from './layer.js';
-import type { Order } from './order.js';
-import { type Plan, planFor } from './plan.js';
-import type { Pool } from './pool.js';
+import { planFor, type StepDevice } from './plan.js';
 import { type Recorded, Recorder } from './record.js';
-import type { Tables } from './tables.js';
-
-/** What a step uses of its device. */
-export interface StepDevice {
-  readonly binding: Binding;
-  readonly pool: Pool;
-  /** For what the host writes before a step runs: the blocks of `pool` pass from run to run within it. */
-  readonly hostPool: Pool;
-  readonly order: Order;
-  readonly tables: Tables;
-  /** The last step's. */
-  plan: Plan | undefined;
-}
 
 /** `run` checks and records; `submit` has everything computed, with one message to the computing thread. */
 export class OnnxStep implements Step {
