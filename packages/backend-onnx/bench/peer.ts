@@ -23,7 +23,7 @@ export async function openPeer(threads: number, capacity: number): Promise<Peer>
   library.call('SetGlobalIntraOpNumThreads', threading, threads);
   const env = library.make('CreateEnvWithGlobalThreadPools', 3, 'peer', threading);
   const host = library.make('CreateCpuMemoryInfo', 1, 0);
-  const model = compileProgram(whole, (name) => weights.spec(name).shape, false).whole!;
+  const model = compileProgram(whole, (name) => weights.spec(name).shape, undefined).whole!;
   const bytes = await withWeights(model.encode(), model.inputs);
   const options = library.make('CreateSessionOptions');
   library.call('SetSessionGraphOptimizationLevel', options, 99);

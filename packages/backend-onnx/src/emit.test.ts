@@ -52,6 +52,14 @@ describe('the ONNX writer, read back with the official schema', () => {
     expect(Buffer.from(half!.rawData!).readFloatLE(0)).toBe(0.5);
   });
 
+  it('names the file of a constant that lies elsewhere', () => {
+    const { graph } = decode((b) => b.elsewhere('w', [2, 3], 'some.file'));
+    const [w] = graph!.initializer!;
+    const external = onnx.TensorProto.DataLocation.EXTERNAL;
+    expect([w!.name, w!.dims!.map(Number), w!.dataLocation]).toEqual(['w', [2, 3], external]);
+    expect(w!.externalData!.map(({ key, value }) => [key, value])).toEqual([['location', 'some.file']]);
+  });
+
   it('lets the last node write an output itself, and copies only what is an input or another output', () => {
     const { graph } = decode((b) => {
       const x = b.input('x', 'float', [1]);

@@ -82,9 +82,9 @@ export class GraphBuilder {
     return this.#constant('float', shape, new Uint8Array(Float32Array.from(list).buffer));
   }
 
-  /** A float constant called `name`, all zero: whoever makes the session puts another in its place. */
-  zeros(name: string, dims: readonly number[]): void {
-    this.#constants.set(name, { name, type: 'float', dims });
+  /** A float constant called `name`, said to lie in `file`; whoever makes the session gives the real one. */
+  elsewhere(name: string, dims: readonly number[], file: string): void {
+    this.#constants.set(name, { name, type: 'float', dims, file });
   }
 
   /** 0 keeps a dimension, -1 is what is left. */

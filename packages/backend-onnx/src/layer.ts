@@ -82,7 +82,7 @@ export async function compileLayer(
   signal: AbortSignal | undefined,
 ): Promise<OnnxLayer> {
   const { binding } = device;
-  const program = compileProgram(graph, (name) => source.spec(name).shape, binding.packs);
+  const program = compileProgram(graph, (name) => source.spec(name).shape, binding.standIn);
   const claims = new Map<string, WeightClaim>();
   try {
     for (const { inputs, matrices } of modelsOf(program)) {

@@ -14,15 +14,14 @@ export interface Model {
   /** Weights that the session gets once, as constants, and rearranges for itself. */
   readonly matrices: readonly Port[];
   readonly outputs: readonly Port[];
-  /** With zeros in the place of the matrices. */
   encode(): Uint8Array;
 }
 
 export interface ModelOptions {
   /** It will serve exactly one token of one row. */
   readonly decode: boolean;
-  /** Matrices of linear nodes are constants; otherwise they are inputs like all other weights. */
-  readonly packed: boolean;
+  /** File that the matrices of linear nodes are said to lie in; without it they are inputs like all other weights. */
+  readonly standIn: string | undefined;
 }
 
 /** The nodes `indices` of a tape as one model; values of other nodes come in, values that others want go out. */
@@ -36,17 +35,17 @@ class ModelWriter implements Lowering {
   readonly graph: GraphBuilder = new GraphBuilder();
   readonly decode: boolean;
   readonly #tape: Tape;
-  readonly #packed: boolean;
+  readonly #standIn: string | undefined;
   readonly #inputs = new Map<string, Port>();
   readonly #matrices = new Map<string, Port>();
   readonly #outputs: Port[] = [];
   /** What the values made here are called. */
   readonly #made = new Map<number, Ref>();
 
-  constructor(tape: Tape, { decode, packed }: ModelOptions) {
+  constructor(tape: Tape, { decode, standIn }: ModelOptions) {
     this.#tape = tape;
     this.decode = decode;
-    this.#packed = packed;
+    this.#standIn = standIn;
   }
 
   add(index: number, inside: readonly number[]): void {
@@ -87,7 +86,8 @@ class ModelWriter implements Lowering {
 
   finish(name: string): Model {
     for (const { name: input, type, dims } of this.#inputs.values()) this.graph.input(input, type, dims);
-    for (const { name: matrix, dims } of this.#matrices.values()) this.graph.zeros(matrix, dims as readonly number[]);
+    for (const { name: matrix, dims } of this.#matrices.values())
+      this.graph.elsewhere(matrix, dims as readonly number[], this.#standIn!);
     return {
       name,
       inputs: [...this.#inputs.values()],
@@ -109,7 +109,7 @@ class ModelWriter implements Lowering {
   };
 
   readonly matrix = (weight: Weight): Ref => {
-    if (!this.#packed) return this.weight(weight);
+    if (this.#standIn === undefined) return this.weight(weight);
     const name = `matrix ${weight}`;
     this.#matrices.set(name, { name, source: { kind: 'weight', weight }, type: 'float', dims: this.shapeOf(weight) });
     return name;

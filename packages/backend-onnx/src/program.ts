@@ -1,4 +1,4 @@
-import { elementCount, inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
+import { inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
 import { type Model, modelOf } from './model.js';
 import { isStateful, type Stateful } from './nodes/stateful.js';
 import { isTokenWise } from './nodes/token-wise.js';
@@ -25,27 +25,19 @@ interface Contents {
   readonly folds: readonly { readonly index: number; readonly from: string }[];
 }
 
-/**
- * Largest tape, in bytes of packed matrices, that also gets a session for one token of one row. Sessions of a layer share
- * packed matrices, but they are made with a model that holds as many zeros; and the larger the tape, the less a run costs
- * against what it computes.
- */
-const wholeLimit = 256 * 2 ** 20;
-
+/** `standIn`: see ModelOptions. @throws DslaError E_INPUT */
 export function compileProgram(
   layer: LayerGraph,
   shapeOf: (weight: Weight) => readonly number[],
-  packed: boolean,
+  standIn: string | undefined,
 ): Program {
   const tape = tapeOf(layer, shapeOf);
   const { graph } = tape;
-  const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, packed));
+  const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, standIn));
   const all = graph.nodes.map((_, index) => index);
   const program = { ...tape, ...contentsOf(tape), stages };
   if (stages.length === 1 || program.folds.length > 0) return program;
-  const whole = modelOf(tape, graph.name, all, { decode: true, packed });
-  const bytes = whole.matrices.reduce((sum, { dims }) => sum + 4 * elementCount(dims as readonly number[]), 0);
-  return bytes <= wholeLimit ? { ...program, whole } : program;
+  return { ...program, whole: modelOf(tape, graph.name, all, { decode: true, standIn }) };
 }
 
 /** Every model of a program. */
@@ -94,16 +86,16 @@ function cut({ nodes }: LayerGraph): number[][] {
   return stretches;
 }
 
-function stageOf(tape: Tape, indices: readonly number[], packed: boolean): Stage {
+function stageOf(tape: Tape, indices: readonly number[], standIn: string | undefined): Stage {
   const [first] = indices;
   const { graph } = tape;
   const node = graph.nodes[first!]!;
   if (!isStateful(node)) {
     const name = `${graph.name} nodes ${first}-${indices.at(-1)}`;
-    return { kind: 'shared', model: modelOf(tape, name, indices, { decode: false, packed }) };
+    return { kind: 'shared', model: modelOf(tape, name, indices, { decode: false, standIn }) };
   }
   const [decode, prefill] = [true, false].map((one) =>
-    modelOf(tape, `${graph.name} node ${first} (${node.op})`, indices, { decode: one, packed }),
+    modelOf(tape, `${graph.name} node ${first} (${node.op})`, indices, { decode: one, standIn }),
   );
   return { kind: 'row', node, decode: decode!, prefill: prefill! };
 }

@@ -34,8 +34,10 @@ export interface TensorProto {
   readonly name: string;
   readonly type: ElementType;
   readonly dims: readonly number[];
-  /** Little endian; zeros where there are none. */
+  /** Little endian. */
   readonly bytes?: Uint8Array;
+  /** Where the content lies, if not in `bytes`. */
+  readonly file?: string;
 }
 
 /** A graph input or output; a string is a dimension that is known at the run. */
@@ -94,10 +96,13 @@ function attribute(writer: Writer, name: string, content: Attribute): void {
   }
 }
 
-function tensor(writer: Writer, { name, type, dims, bytes }: TensorProto): void {
+function tensor(writer: Writer, { name, type, dims, bytes, file }: TensorProto): void {
   for (const size of dims) writer.uint32(key(1, 0)).int64(size);
-  const content = bytes ?? new Uint8Array(dims.reduce((product, size) => product * size, elementBytes[type]));
-  writer.uint32(key(2, 0)).int32(elementTypes[type]).uint32(key(8, 2)).string(name).uint32(key(9, 2)).bytes(content);
+  writer.uint32(key(2, 0)).int32(elementTypes[type]).uint32(key(8, 2)).string(name);
+  if (bytes) writer.uint32(key(9, 2)).bytes(bytes);
+  if (file === undefined) return;
+  message(writer, 13, () => writer.uint32(key(1, 2)).string('location').uint32(key(2, 2)).string(file));
+  writer.uint32(key(14, 0)).int32(1); // EXTERNAL
 }
 
 function value(writer: Writer, { name, type, dims }: ValueProto): void {

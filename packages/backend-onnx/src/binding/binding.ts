@@ -42,7 +42,7 @@ export interface Pack {
 
 export interface SessionRequest {
   readonly model: Uint8Array;
-  /** Take the place of the model's zeros; their memory must outlive the session. */
+  /** Matrices that the model says to lie in the stand-in; their memory must outlive the session. */
   readonly constants: ReadonlyMap<string, Tensor>;
   readonly pack: Pack;
   /** Named by errors. */
@@ -74,8 +74,11 @@ export interface Binding {
   readonly lost: Promise<Error>;
   /** @throws DslaError E_MEMORY */
   allocate(bytes: number, where: string): Memory;
-  /** Sessions take matrices as constants and keep them packed for its kernels; otherwise all weights are inputs. */
-  readonly packs: boolean;
+  /**
+   * File that a model may name as the place of its matrices, which sessions then get as constants and keep packed for the
+   * kernels: it must exist, and nobody reads it. Without it all weights are inputs.
+   */
+  readonly standIn: string | undefined;
   pack(): Pack;
   /** @throws DslaError E_DEVICE with ONNX Runtime's text. */
   session(request: SessionRequest): Promise<Session>;
@@ -87,6 +90,7 @@ export interface Binding {
 
 export interface BindingOptions {
   readonly threads: number;
+  /** Keep matrices packed where that is possible. */
   readonly packs: boolean;
   /** Prefix of the files of ONNX Runtime's profiler, which is off without it. */
   readonly profile?: string;

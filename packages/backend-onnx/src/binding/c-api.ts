@@ -1,3 +1,4 @@
+import { basename, dirname } from 'node:path';
 import { DslaError } from '@dsla/spec';
 import { GraphBuilder } from '../emit.js';
 import { disposed } from '../errors.js';
@@ -34,7 +35,7 @@ export async function openCApi(path: string, options: BindingOptions): Promise<B
   );
   const thread = await startThread({ binding: 'c-api', addresses });
   const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
-  return new CApi(library, environment, thread, options, shared);
+  return new CApi(path, library, environment, thread, options, shared);
 }
 
 interface Environment {
@@ -139,12 +140,14 @@ class CApiMemory implements Memory {
 
 class CApi implements Binding {
   readonly description: string;
-  readonly packs: boolean;
+  readonly standIn: string | undefined;
   readonly lost: Promise<Error>;
   readonly #library: OrtLibrary;
   readonly #environment: Environment;
   readonly #thread: Thread;
   readonly #options: BindingOptions;
+  /** Of the stand-in. */
+  readonly #folder: string;
   /** Sessions share the environment's thread pool. */
   readonly #shared: boolean;
   readonly #memories = new Set<Memory>();
@@ -152,10 +155,18 @@ class CApi implements Binding {
   readonly #sessions = new Set<CApiSession>();
   readonly #packs = new Set<CApiPack>();
 
-  constructor(library: OrtLibrary, environment: Environment, thread: Thread, options: BindingOptions, shared: boolean) {
+  constructor(
+    path: string,
+    library: OrtLibrary,
+    environment: Environment,
+    thread: Thread,
+    options: BindingOptions,
+    shared: boolean,
+  ) {
     this.description = `ONNX Runtime ${library.version}, CPU, ${options.threads} threads, C API through koffi`;
     this.lost = thread.lost;
-    this.packs = options.packs;
+    this.standIn = options.packs ? basename(path) : undefined;
+    this.#folder = dirname(path);
     this.#library = library;
     this.#environment = environment;
     this.#thread = thread;
@@ -230,6 +241,10 @@ class CApi implements Binding {
     const options = library.make('CreateSessionOptions');
     library.call('SetSessionGraphOptimizationLevel', options, allOptimisations);
     library.call('AddSessionConfigEntry', options, 'session.use_env_allocators', '1');
+    // Outside the arena, which would keep the memory of sessions that are gone.
+    library.call('AddSessionConfigEntry', options, 'session.use_device_allocator_for_initializers', '1');
+    const folderEntry = 'session.model_external_initializers_file_folder_path';
+    library.call('AddSessionConfigEntry', options, folderEntry, this.#folder);
     if (this.#shared) library.call('DisablePerSessionThreads', options);
     else {
       library.call('SetIntraOpNumThreads', options, this.#options.threads);
@@ -256,6 +271,7 @@ class CApiPack implements Pack {
     if (this.#gone) return;
     this.#gone = true;
     this.#library.call('ReleasePrepackedWeightsContainer', this.handle);
+    this.#library.trim();
     this.#forget();
   }
 }

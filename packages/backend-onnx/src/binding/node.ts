@@ -68,7 +68,7 @@ class NodeMemory implements Memory {
 
 class NodeBinding implements Binding {
   readonly description: string;
-  readonly packs = false;
+  readonly standIn = undefined;
   readonly lost: Promise<Error>;
   readonly #thread: Thread;
 

@@ -82,6 +82,11 @@ export type Handle = bigint;
 const apiVersion = 23;
 const nowAndForever = 0x1002; // RTLD_NOW | RTLD_NODELETE
 const alignment = 64;
+/** From here on, in bytes, blocks come from the system and go back to it at once. */
+const largeBlock = 2 ** 18;
+const readWrite = 3; // PROT_READ | PROT_WRITE
+const privateAnonymous = 0x22; // MAP_PRIVATE | MAP_ANONYMOUS
+const mapFailed = 0xffff_ffff_ffff_ffffn;
 
 export interface OrtLibrary {
   readonly version: string;
@@ -91,6 +96,8 @@ export interface OrtLibrary {
   call(name: OrtFunction, ...args: unknown[]): void;
   /** Calls a function whose last argument receives a handle. */
   make(name: OrtFunction, ...args: unknown[]): Handle;
+  /** Has the C library give back what it keeps of freed memory. */
+  trim(): void;
   /** A block of zeroed memory on a boundary of 64 bytes; undefined where there is none. */
   allocate(bytes: number): { readonly address: bigint; readonly buffer: ArrayBuffer; free(): void } | undefined;
 }
@@ -142,6 +149,9 @@ async function load(path: string): Promise<OrtLibrary> {
   );
   const calloc = libc.func('calloc', P, [Z, Z]);
   const free = libc.func('free', V, [P]);
+  const trim = libc.func('malloc_trim', I, [Z]);
+  const mmap = libc.func('mmap', P, [P, Z, I, I, I, 'int64_t']);
+  const munmap = libc.func('munmap', I, [P, Z]);
 
   const call = (name: OrtFunction, ...args: unknown[]): void => {
     const status: bigint | null | undefined = functions.get(name)!(...args);
@@ -159,7 +169,13 @@ async function load(path: string): Promise<OrtLibrary> {
       call(name, ...args, out);
       return out[0]!;
     },
+    trim: () => trim(0),
     allocate(bytes) {
+      if (bytes >= largeBlock) {
+        const address: bigint | null = mmap(null, bytes, readWrite, privateAnonymous, -1, 0);
+        if (!address || address === mapFailed) return undefined;
+        return { address, buffer: koffi.view(address, bytes), free: () => munmap(address, bytes) };
+      }
       const block: bigint | null = calloc(1, bytes + alignment);
       if (!block) return undefined;
       const address = (block + BigInt(alignment - 1)) & ~BigInt(alignment - 1);
