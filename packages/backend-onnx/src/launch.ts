@@ -38,8 +38,8 @@ export function launchesOf({ layer, served, states }: Recorded, run: number): La
     }
     const fold = stage.node.op === 'foldState';
     for (const [at, row] of rows.entries()) {
-      if (row.count === 1) launches.push(one(layer.kernel(stage.decode), at));
-      else if (fold) launches.push(one(layer.kernel(stage.prefill), at));
+      if (fold) launches.push(one(layer.kernel(stage.prefill), at));
+      else if (row.count === 1) launches.push(one(layer.kernel(stage.decode), at));
       else if (row.count > 0) {
         // In pieces: the state goes from one to the next.
         const limit = pieceOf(stage.node, states);
@@ -106,7 +106,9 @@ function suppliedTensor(
     case 'control': {
       const { past, slot, start: first } = served.rows[firstRow]!;
       const from = start - first;
-      return host.get(source.control.key, slot * 2 ** 32 + past + from, type, (runs) =>
+      // Nodes may cut a row at different places.
+      const kind = tokens === 1 ? source.control.key : `${source.control.key} of ${tokens}`;
+      return host.get(kind, slot * 2 ** 32 + past + from, type, (runs) =>
         source.control.make({ past: runs[run]!.served.rows[firstRow]!.past + from, count: tokens }),
       );
     }

@@ -76,7 +76,9 @@ describe('rows longer than one run', () => {
 
   async function feed(on: Device, graph: LayerGraph, widths: number[], capacity: number, count: number) {
     using layer = await on.compile(graph, weights);
-    using s = on.createState(graph.states[0]!, 1, capacity);
+    const states = Object.fromEntries(
+      graph.states.map((spec) => [spec.name, on.createState(spec, 1, capacity)] as const),
+    );
     const values = Object.fromEntries(
       widths.map((width, x) => {
         // dt of a scan must be positive
@@ -85,9 +87,9 @@ describe('rows longer than one run', () => {
       }),
     );
     using step = on.beginStep({ ids: new Int32Array(count), rows: [{ slot: 0, past: 0, count }] }, values);
-    step.run(layer, { s });
+    step.run(layer, states);
     await step.submit();
-    for (const value of Object.values(values)) value[Symbol.dispose]();
+    for (const each of [...Object.values(values), ...Object.values(states)]) each[Symbol.dispose]();
     return (await on.download(step.value('y'))).data as Float32Array;
   }
 
@@ -106,6 +108,21 @@ describe('rows longer than one run', () => {
 
   it('dualLinearAttention: 2,100 tokens, where a run takes 2,048', async () => {
     expect(await error(tape(dual, [4, 4, 4, 2], dualState('s', form)), [4, 4, 4, 2], 2100)).toBeLessThan(1e-6);
+  });
+
+  it('two nodes that cut the same row at different places', async () => {
+    const rope = { frequencies: [1, 0.1], rotaryDim: 4 };
+    const narrow = { ...softmax, headDim: 4, state: 'kv', rope } as Extract<Node, { op: 'softmaxAttention' }>;
+    const turning = { ...form, rope, ropeInState: true };
+    const nodes: Node[] = [
+      ...inputs(16, 4, 4, 2),
+      narrow,
+      { op: 'slice', x: 4, from: 0, to: 4 },
+      { ...dual, q: 5, form: turning } as Node,
+      { op: 'output', name: 'y', x: 6 },
+    ];
+    const graph = { name: 'both', nodes, states: [kvState('kv', narrow), dualState('s', turning)] };
+    expect(await error(graph, [16, 4, 4, 2], 70, 1 << 19, 80)).toBeLessThan(1e-6);
   });
 
   it('selectiveScan: 300 tokens, where a run of 32,768 decays a token takes 256', async () => {
