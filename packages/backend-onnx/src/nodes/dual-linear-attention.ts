@@ -147,7 +147,8 @@ function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, s
   const scores = exactScores(lowering, ring, q, keys.seen(), scale);
   const max = graph.op('ReduceMax', [scores, graph.ints([-1])], { keepdims: 1 });
   const weights = graph.op('Exp', [graph.op('Sub', [scores, max])]);
-  return graph.matmul(weights, withOne(lowering, values.seen()));
+  const sum = graph.op('ReduceSum', [weights, graph.ints([-1])], { keepdims: 1 });
+  return graph.concat([graph.matmul(weights, values.seen()), sum], -1);
 }
 
 /** One more column, of ones. */

@@ -48,7 +48,7 @@ export function recurrent(
     const flat = graph.reshape(x, [1, 1, width]);
     return states === 1 ? flat : graph.op('Expand', [flat, graph.ints([states, 1, width])]);
   };
-  const weighted = graph.op('Mul', [graph.op('Unsqueeze', [streams.q, graph.ints([0])]), streams.gamma]);
+  const weighted = graph.op('Mul', [streams.q, streams.gamma]); // [St, g, 1, G, 1, F]
   const heads = kvHeads * group;
   const [out, next] = graph.msOps(
     'LinearAttention',
