@@ -11,8 +11,8 @@ export interface Row {
   readonly programs: number;
   /** One decode step, in milliseconds. */
   readonly step: Summary;
-  /** Sum of the sessions' run times in a step. */
-  readonly runs?: Summary;
+  /** What a step took beyond the run of its sessions, which the computing thread timed in the same step. */
+  readonly host?: Summary;
   /** Sum of the kernels' times in a step, by ONNX Runtime's profiler, which makes them longer. */
   readonly kernels?: number;
 }
@@ -46,8 +46,7 @@ const label: Readonly<Record<string, string>> = {
 /** A page from the numbers. */
 export function render({ command, date, hardware, versions, load, model, depth, byThreads }: Report): string {
   const us = (ms: number | undefined): string => (ms === undefined ? '-' : (ms * 1000).toFixed(0));
-  const above = ({ step, runs }: Row): string =>
-    runs ? `${((100 * (step.median - runs.median)) / step.median).toFixed(1)} %` : '-';
+  const share = ({ step, host }: Row): string => (host ? `${((100 * host.median) / step.median).toFixed(1)} %` : '-');
   const line = (row: Row, peer: Row): string =>
     [
       label[row.form],
@@ -56,24 +55,24 @@ export function render({ command, date, hardware, versions, load, model, depth, 
       us(row.step.mean),
       us(row.step.sd),
       us(row.step.least),
-      us(row.runs?.median),
-      above(row),
+      us(row.host?.median),
+      share(row),
       us(row.kernels),
       (row.step.median / peer.step.median).toFixed(2),
     ].join(' | ');
   const table = ({ threads, rows }: Report['byThreads'][number]): string => `
 ## ${threads} thread${threads > 1 ? 's' : ''}
 
-| form | programs | step, median | mean | sd | least | in sessions | host, share of the step | in kernels, profiled | step against the session |
+| form | programs | step, median | mean | sd | least | host, median | host, share | in kernels, profiled | step against the session |
 |---|---|---|---|---|---|---|---|---|---|
 ${rows.map((row) => `| ${line(row, rows.at(-1)!)} |`).join('\n')}
 `;
   return `# Decoding on the CPU
 
 One step of the small Llama (${(model.parameters / 1e6).toFixed(1)} M parameters, random weights) at ${depth} tokens of context, batch 1, microseconds,
-n = ${byThreads[0]!.rows[0]!.step.n} a row; kinds alternate every 25 steps. "In sessions" is the median sum of the sessions' run times, taken on the
-calling thread; what a step takes beyond it is ours: checks, bindings, the way to the computing thread and back. "One
-whole-model session" is an ordinary ONNX model with its weights inside, run in place on the calling thread. The profiler's
+n = ${byThreads[0]!.rows[0]!.step.n} a row; kinds alternate every 25 steps. "Host" is what a step takes beyond the run of its sessions, which the
+computing thread times in the same step: checks, bindings, the way to that thread and back, the logits' copy. "One whole-model
+session" is an ordinary ONNX model with its weights inside, run in place on the calling thread. The profiler's
 sum of kernel times is from a pass of its own and counts the profiler's clock calls as kernel time.
 ${byThreads.map(table).join('')}
 ${date}, ${hardware}, ${versions}, load ${load.map((x) => x.toFixed(1)).join(' to ')}. Made by \`${command}\`; numbers in decode-cpu.json.

@@ -3,7 +3,10 @@
 
 import { parentPort, workerData } from 'node:worker_threads';
 
+const { cells, cell, says } = workerData.line;
 const engine = workerData.binding === 'c-api' ? await openCApi(workerData) : await openNode(workerData);
+
+const listenMs = 0.5;
 
 parentPort.on('message', async ({ id, kind, ...request }) => {
   try {
@@ -11,10 +14,37 @@ parentPort.on('message', async ({ id, kind, ...request }) => {
     if (id !== undefined) parentPort.postMessage({ id, result });
   } catch (error) {
     if (id === undefined) throw error; // nobody waits for it: the thread ends
-    parentPort.postMessage({ id, error: { message: String(error?.message ?? error), at: error?.at } });
+    refuse(id, error);
   }
+  if (engine.again && (kind === 'execute' || kind === 'again')) listen();
 });
 parentPort.postMessage({ id: 0 });
+
+function refuse(id, error) {
+  parentPort.postMessage({ id, error: { message: String(error?.message ?? error), at: error?.at } });
+}
+
+/** For a moment after a step the next one is waited for awake: a message takes too long to arrive where steps are short. */
+function listen() {
+  Atomics.store(cells, cell.line, says.listening);
+  let end = performance.now() + listenMs;
+  do {
+    if (Atomics.load(cells, cell.line) !== says.rung) continue;
+    const id = Atomics.load(cells, cell.id);
+    try {
+      engine.again();
+      Atomics.store(cells, cell.done, id);
+      Atomics.notify(cells, cell.done);
+    } catch (error) {
+      refuse(id, error);
+    }
+    Atomics.store(cells, cell.line, says.listening);
+    end = performance.now() + listenMs;
+  } while (
+    performance.now() < end ||
+    Atomics.compareExchange(cells, cell.line, says.listening, says.deaf) !== says.listening
+  );
+}
 
 /** ONNX Runtime's C API by the addresses of its functions: handles are valid in every thread of the process. */
 async function openCApi({ addresses }) {
@@ -32,6 +62,19 @@ async function openCApi({ addresses }) {
     releaseStatus(status);
     return new Error(message);
   };
+  let last = []; // commands
+  const execute = (commands) => {
+    const start = performance.now();
+    for (let at = 0; at < commands.length; at += 3) {
+      const [first, second, bytes] = [commands[at], commands[at + 1], commands[at + 2]];
+      if (bytes !== 0n) memcpy(first, second, bytes);
+      else {
+        const status = runWithBinding(first, null, second);
+        if (status) throw Object.assign(failure(status), { at: at / 3 });
+      }
+    }
+    cells[cell.microseconds] = 1000 * (performance.now() - start);
+  };
   return {
     create({ model, env, options, pack }) {
       const out = new BigUint64Array(1);
@@ -40,15 +83,11 @@ async function openCApi({ addresses }) {
       return out[0];
     },
     execute({ commands }) {
-      for (let at = 0; at < commands.length; at += 3) {
-        const [first, second, bytes] = [commands[at], commands[at + 1], commands[at + 2]];
-        if (bytes !== 0n) memcpy(first, second, bytes);
-        else {
-          const status = runWithBinding(first, null, second);
-          if (status) throw Object.assign(failure(status), { at: at / 3 });
-        }
-      }
+      last = commands;
+      execute(last);
     },
+    /** The last commands once more. */
+    again: () => execute(last),
   };
 }
 
@@ -111,11 +150,13 @@ async function openNode({ threads, profile }) {
       await released.release();
     },
     async execute({ commands }) {
+      const start = performance.now();
       for (const [at, command] of commands.entries()) {
         await run(command).catch((error) => {
           throw Object.assign(error, { at });
         });
       }
+      cells[cell.microseconds] = 1000 * (performance.now() - start);
     },
   };
 }

@@ -85,6 +85,8 @@ export interface Binding {
   commands(): Commands;
   /** @throws DslaError E_DEVICE with ONNX Runtime's text and the `where` of the run. */
   execute(commands: Commands): Promise<void>;
+  /** How long the last commands took on the computing thread, in microseconds. */
+  readonly computed: number;
   close(): Promise<void>;
 }
 

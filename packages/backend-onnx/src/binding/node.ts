@@ -114,6 +114,10 @@ class NodeBinding implements Binding {
     }
   }
 
+  get computed(): number {
+    return this.#thread.computed;
+  }
+
   async close(): Promise<void> {
     await this.#thread.close();
   }
