@@ -1,25 +1,33 @@
-import { type DeviceBuffer, elementCount } from '@dsla/spec';
+import { bytesPerElement, type DeviceBuffer, elementCount } from '@dsla/spec';
 import type { Memory } from './binding/binding.js';
 import { disposed, invalid } from './errors.js';
+import { unpacked } from './numbers.js';
 
-/** A float32 tensor in host memory: an upload, or a named value of a step, which gets its memory when the step computes. */
+/** A tensor of the device's compute type: an upload, or a named value of a step, which gets its memory when the step computes. */
 export class OnnxBuffer implements DeviceBuffer {
-  readonly dtype = 'f32';
+  readonly dtype: 'f32' | 'f16';
   readonly shape: readonly number[];
   readonly #name: string;
   readonly #giveBack: (memory: Memory) => void;
   #memory: Memory | undefined;
   #gone = false;
 
-  constructor(name: string, shape: readonly number[], giveBack: (memory: Memory) => void, memory?: Memory) {
+  constructor(
+    name: string,
+    dtype: 'f32' | 'f16',
+    shape: readonly number[],
+    giveBack: (memory: Memory) => void,
+    memory?: Memory,
+  ) {
     this.#name = name;
+    this.dtype = dtype;
     this.shape = shape;
     this.#giveBack = giveBack;
     this.#memory = memory;
   }
 
   get bytes(): number {
-    return 4 * elementCount(this.shape);
+    return bytesPerElement[this.dtype] * elementCount(this.shape);
   }
 
   get filled(): boolean {
@@ -44,9 +52,9 @@ export class OnnxBuffer implements DeviceBuffer {
     this.#memory = memory;
   }
 
-  /** A copy of the content. */
+  /** A copy of the content, as float32. */
   async read(): Promise<Float32Array> {
-    return new Float32Array(await this.memory.read(this.bytes));
+    return unpacked(await this.memory.read(this.bytes), this.dtype === 'f16' ? 'float16' : 'float');
   }
 
   [Symbol.dispose](): void {

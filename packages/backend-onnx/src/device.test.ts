@@ -104,6 +104,27 @@ describe('device', () => {
     }
   });
 
+  it('serves the same layer for one row, then for more, then for one', async () => {
+    await using device = await onnxBackend.open({ threads: 1 });
+    const graph: LayerGraph = {
+      name: 'table',
+      nodes: [
+        { op: 'embed', table: 'w' },
+        { op: 'output', name: 'y', x: 0 },
+      ],
+      states: [],
+    };
+    using layer = await device.compile(graph, scaled(2, 1, 3).weights);
+    for (const ids of [[0], [0, 1], [1]]) {
+      const rows = ids.map((_, slot) => ({ slot, past: 0, count: 1 }));
+      using step = device.beginStep({ ids: Int32Array.from(ids), rows });
+      step.run(layer, {});
+      await step.submit();
+      const { data } = await device.download(step.value('y'));
+      expect([...data]).toEqual(ids.flatMap((id) => (id === 0 ? [3, 0] : [0, 3])));
+    }
+  });
+
   it('opens beside one with other threads, and beside onnxruntime-node in the same thread', async () => {
     await using first = await onnxBackend.open({ threads: 2 });
     await using second = await onnxBackend.open({ threads: 1 });
@@ -129,9 +150,13 @@ describe('device', () => {
       (await onnxBackend.obstacles(options)).join('; ');
     expect(await sentences({})).toBe('');
     expect(await sentences({ extra: { binding: 'gpu' } })).toContain('extra.binding must be c-api or node, not gpu');
+    expect(await sentences({ extra: { device: 'gpu' } })).toContain('extra.device must be cpu or cuda, not gpu');
+    expect(await sentences({ extra: { device: 'cuda', binding: 'node' } })).toContain(
+      'extra.binding must be c-api on cuda',
+    );
     expect(await sentences({ extra: { prepack: 'no' } })).toContain('extra.prepack must be on or off, not no');
     expect(await sentences({ threads: 0 })).toContain('threads must be an integer of at least 1, not 0');
-    expect(await sentences({ computeType: 'f16' })).toContain('it computes in float32');
+    expect(await sentences({ computeType: 'f16' })).toContain('on the CPU it computes in float32');
     await expect(onnxBackend.open({ threads: 0 })).rejects.toMatchObject({ code: 'E_UNAVAILABLE' });
   });
 });

@@ -18,8 +18,10 @@ import {
 } from '@dsla/spec';
 import type { Binding } from './binding/binding.js';
 import { OnnxBuffer } from './buffer.js';
+import { computeType } from './dialect.js';
 import { disposed, invalid } from './errors.js';
 import { compileLayer } from './layer.js';
+import { packed } from './numbers.js';
 import { Order } from './order.js';
 import type { Plan } from './plan.js';
 import { Pool } from './pool.js';
@@ -32,24 +34,29 @@ import { WeightTable } from './weights.js';
 export class OnnxDevice implements Device {
   readonly backend = 'onnx';
   readonly description: string;
-  readonly capabilities: Capabilities = { computeType: 'f32', grain: 'run' };
+  readonly capabilities: Capabilities;
   readonly lost: Promise<Error>;
   readonly binding: Binding;
   readonly pool: Pool;
-  readonly hostPool: Pool;
+  readonly inputPool: Pool;
+  readonly sizePool: Pool;
   readonly weights: WeightTable;
   readonly tables: Tables;
   readonly order: Order = new Order();
   plan: Plan | undefined;
+  readonly #type: 'f32' | 'f16';
   #gone = false;
 
   constructor(binding: Binding) {
     this.binding = binding;
     this.description = binding.description;
     this.lost = binding.lost;
+    this.#type = computeType(binding.dialect);
+    this.capabilities = { computeType: this.#type, grain: 'run' };
     this.pool = new Pool(binding);
-    this.hostPool = new Pool(binding);
-    this.weights = new WeightTable(this.pool);
+    this.inputPool = new Pool(binding);
+    this.sizePool = new Pool(binding, true);
+    this.weights = new WeightTable(this.pool, binding.dialect.compute);
     this.tables = new Tables(binding);
   }
 
@@ -65,17 +72,17 @@ export class OnnxDevice implements Device {
 
   createState(spec: StateSpec, slots: number, tokens: number): StateStore {
     this.#check();
-    return new OnnxStore(spec, slots, tokens, this.pool, this.order);
+    return new OnnxStore(spec, slots, tokens, this.binding, this.pool, this.order);
   }
 
   upload({ dtype, shape, data }: HostTensor): DeviceBuffer {
     this.#check();
     if (dtype !== 'f32' || data.length !== elementCount(shape))
       throw invalid('upload', `must be f32 with the length of [${shape.join(', ')}]`, `${dtype}, ${data.length}`);
-    const memory = this.pool.take(data.byteLength, 'upload');
-    const copy = data.slice();
+    const copy = packed(Float32Array.from(data), this.binding.dialect.compute);
+    const memory = this.pool.take(copy.byteLength, 'upload');
     this.order.after(() => memory.write(copy));
-    return new OnnxBuffer('buffer', shape, (own) => this.order.after(() => this.pool.give(own)), memory);
+    return new OnnxBuffer('buffer', this.#type, shape, (own) => this.order.after(() => this.pool.give(own)), memory);
   }
 
   async download(buffer: DeviceBuffer): Promise<HostTensor> {

@@ -1,6 +1,7 @@
 import {
   type Attribute,
   type ElementType,
+  elementCode,
   encodeModel,
   type NodeProto,
   type TensorProto,
@@ -34,11 +35,11 @@ export class GraphBuilder {
   }
 
   /** Makes `value` a graph output called `name`: the node that makes it writes the output itself. */
-  output(name: string, value: Ref, dims: Dims): void {
+  output(name: string, value: Ref, dims: Dims, type: ElementType = 'float'): void {
     const made = this.#nodes.some(({ outputs }) => outputs.includes(value));
     const free = made && !this.#renamed.has(value);
     this.#renamed.set(free ? value : this.op('Identity', [value]), name);
-    this.#outputs.push({ name, type: 'float', dims });
+    this.#outputs.push({ name, type, dims });
   }
 
   /** A node of one output; '' leaves an optional input out. */
@@ -85,6 +86,10 @@ export class GraphBuilder {
   /** A float constant called `name`, said to lie in `file`; whoever makes the session gives the real one. */
   elsewhere(name: string, dims: readonly number[], file: string): void {
     this.#constants.set(name, { name, type: 'float', dims, file });
+  }
+
+  cast(x: Ref, type: ElementType): Ref {
+    return this.op('Cast', [x], { to: elementCode(type) });
   }
 
   /** 0 keeps a dimension, -1 is what is left. */

@@ -9,6 +9,8 @@ export interface Storage {
   readonly memory: Memory;
   readonly offset: number;
   readonly width: number;
+  /** Bytes of a vector. */
+  readonly stride: number;
   readonly place: Place;
 }
 
@@ -96,9 +98,10 @@ export class Frame {
 
   #temporary(place: Place, width: number): Storage {
     const { served } = this.#recorded;
-    const memory = this.#borrow(4 * width * (place === 'token' ? served.tokens : served.rows.length));
+    const stride = width * this.#recorded.layer.program.numberBytes;
+    const memory = this.#borrow(stride * (place === 'token' ? served.tokens : served.rows.length));
     this.temporary.push(memory);
-    return { memory, offset: 0, width, place };
+    return { memory, offset: 0, width, stride, place };
   }
 
   #borrow(bytes: number): Memory {
@@ -107,16 +110,14 @@ export class Frame {
 }
 
 /** The served stretch of a named value. */
-function within({ place, width }: NamedValue, memory: Memory, { rows }: Served): Storage {
+function within({ place, width, stride }: NamedValue, memory: Memory, { rows }: Served): Storage {
   const [first] = rows;
-  return { memory, offset: 4 * width * ((place === 'token' ? first?.first : first?.index) ?? 0), width, place };
+  return { memory, offset: stride * ((place === 'token' ? first?.first : first?.index) ?? 0), width, stride, place };
 }
 
 /** Every served row of a value: [byte in the batch, byte among the served, bytes]. */
-function pieces({ place, width }: NamedValue, { rows }: Served): [number, number, number][] {
+function pieces({ place, stride }: NamedValue, { rows }: Served): [number, number, number][] {
   return rows.map(({ index, first, start, count }, at) =>
-    place === 'token'
-      ? [4 * width * first, 4 * width * start, 4 * width * count]
-      : [4 * width * index, 4 * width * at, 4 * width],
+    place === 'token' ? [stride * first, stride * start, stride * count] : [stride * index, stride * at, stride],
   );
 }

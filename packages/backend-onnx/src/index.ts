@@ -3,7 +3,8 @@ import { choose } from './binding/choose.js';
 import { OnnxDevice } from './device.js';
 
 /**
- * ONNX Runtime on the CPU, in float32. `extra`: `binding` is 'c-api' (its C API through koffi) or 'node' (onnxruntime-node's
+ * ONNX Runtime, on the CPU in float32 or on CUDA. `extra`: `device` is 'cpu' (default) or 'cuda' (float16 unless `computeType` is
+ * 'f32'); `binding` is 'c-api' (its C API through koffi) or 'node' (onnxruntime-node's
  * own), by default the first that works; `profile` is a prefix for the files of ONNX Runtime's profiler.
  */
 export const onnxBackend: AttentionBackend = {

@@ -1,7 +1,7 @@
 import { DslaError } from '@dsla/spec';
 import type { Tensor } from './binding/binding.js';
 import type { Frame } from './frame.js';
-import type { HostInputs } from './host-inputs.js';
+import type { HostInputs, Make } from './host-inputs.js';
 import type { Kernel } from './kernel.js';
 import type { ControlData, Port, Table } from './lowering.js';
 import { pieceOf } from './nodes/stateful.js';
@@ -74,9 +74,9 @@ export function tensorOf(
   const { firstRow, rows, start, tokens } = launch;
   switch (source.kind) {
     case 'value': {
-      const { memory, offset, width, place } = frame.storage(source.value);
+      const { memory, offset, width, stride, place } = frame.storage(source.value);
       const [first, count] = place === 'token' ? [start, tokens] : [firstRow, rows];
-      return { memory, offset: offset + 4 * first * width, type, dims: [1, count, width] };
+      return { memory, offset: offset + first * stride, type, dims: [1, count, width] };
     }
     case 'state': {
       const { tokens: capacity, parts } = states[source.state]!;
@@ -84,14 +84,14 @@ export function tensorOf(
       return { memory: parts[firstRow]![source.part]!, offset: 0, type, dims: sizes };
     }
     default:
-      return suppliedTensor(port, served, launch, supplies);
+      return suppliedTensor(port, { served, states }, launch, supplies);
   }
 }
 
 /** What the host makes for a step, each tensor once. */
 function suppliedTensor(
   { source, type }: Port,
-  served: Served,
+  { served, states }: Pick<Recorded, 'served' | 'states'>,
   { run, firstRow, start, tokens }: Launch,
   { host, table }: Supplies,
 ): Tensor {
@@ -101,6 +101,10 @@ function suppliedTensor(
         const { ids } = runs[run]!.served;
         return { dims: [1, ids.length], data: ids };
       });
+    case 'capacity': {
+      const { tokens: capacity } = states[source.state]!;
+      return host.get('capacity', capacity, type, () => ({ dims: [], data: Int32Array.of(capacity) }), true);
+    }
     case 'last':
       return host.get('last', served.key, type, (runs) => lastTokens(runs[run]!.served));
     case 'control': {
@@ -108,9 +112,9 @@ function suppliedTensor(
       const from = start - first;
       // Nodes may cut a row at different places.
       const kind = tokens === 1 ? source.control.key : `${source.control.key} of ${tokens}`;
-      return host.get(kind, slot * 2 ** 32 + past + from, type, (runs) =>
-        source.control.make({ past: runs[run]!.served.rows[firstRow]!.past + from, count: tokens }),
-      );
+      const make: Make = (runs) =>
+        source.control.make({ past: runs[run]!.served.rows[firstRow]!.past + from, count: tokens });
+      return host.get(kind, slot * 2 ** 32 + past + from, type, make, source.control.onHost);
     }
     case 'table':
       return table(source.table);
@@ -126,14 +130,14 @@ export function identityOf(launch: Launch, frame: Frame, { served, states }: Rec
   for (const port of kernel.ports) {
     const { source } = port;
     if (source.kind === 'value') {
-      const { memory, offset, width, place } = frame.storage(source.value);
+      const { memory, offset, stride, place } = frame.storage(source.value);
       const [first, count] = place === 'token' ? [start, tokens] : [firstRow, rows];
-      numbers.push(memory.id, offset + 4 * first * width, count);
+      numbers.push(memory.id, offset + first * stride, count);
     } else if (source.kind === 'state') {
       // The parts of a slot come and go together.
       if (source.part === 0) numbers.push(states[source.state]!.parts[firstRow]![0]!.id);
     } else {
-      const { memory, dims } = suppliedTensor(port, served, launch, supplies);
+      const { memory, dims } = suppliedTensor(port, { served, states }, launch, supplies);
       numbers.push(memory.id, ...dims);
     }
   }

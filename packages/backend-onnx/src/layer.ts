@@ -82,7 +82,10 @@ export async function compileLayer(
   signal: AbortSignal | undefined,
 ): Promise<OnnxLayer> {
   const { binding } = device;
-  const program = compileProgram(graph, (name) => source.spec(name).shape, binding.standIn);
+  const program = compileProgram(graph, (name) => source.spec(name).shape, {
+    standIn: binding.standIn,
+    dialect: binding.dialect,
+  });
   const claims = new Map<string, WeightClaim>();
   try {
     for (const { inputs, matrices } of modelsOf(program)) {

@@ -1,4 +1,5 @@
 import type { Row, Weight } from '@dsla/spec';
+import type { Dialect } from './dialect.js';
 import type { Dims, GraphBuilder, Ref } from './emit.js';
 import type { ElementType } from './protobuf.js';
 
@@ -8,6 +9,8 @@ export interface Control {
   readonly key: string;
   readonly type: ElementType;
   readonly dims: Dims;
+  /** A size, which operators read on the host also where they compute elsewhere. */
+  readonly onHost?: true;
   make(row: Pick<Row, 'past' | 'count'>): ControlData;
 }
 
@@ -19,11 +22,12 @@ export interface ControlData {
 /** A table by token position, [positions, width], shared by all rows; it grows with the longest row. */
 export interface Table {
   readonly key: string;
+  readonly type: ElementType;
   readonly width: number;
   entry(position: number, index: number): number;
 }
 
-/** A weight as a kernel wants it, made from the one of the checkpoint when it is loaded. */
+/** A weight as a kernel wants it, in float, made from the one of the checkpoint when it is loaded. */
 export interface Derivation {
   /** Equal names mean equal functions. */
   readonly name: string;
@@ -39,6 +43,8 @@ export type Source =
   | { readonly kind: 'ids' }
   /** int64 [rows]: index of every row's last token. */
   | { readonly kind: 'last' }
+  /** int32: the tokens that a cache holds at most; read on the host. */
+  | { readonly kind: 'capacity'; readonly state: string }
   | { readonly kind: 'weight'; readonly weight: Weight; readonly derivation?: Derivation }
   | { readonly kind: 'control'; readonly control: Control }
   | { readonly kind: 'table'; readonly table: Table }
@@ -55,17 +61,26 @@ export interface Port {
 /** What the lowering of a node may use. */
 export interface Lowering {
   readonly graph: GraphBuilder;
+  readonly dialect: Dialect;
   /** The model serves exactly one token of one row. */
   readonly decode: boolean;
+  /** A value of the compute type as float, */
+  float(x: Ref): Ref;
+  /** and one of float as compute type. */
+  compute(x: Ref): Ref;
   shapeOf(weight: Weight): readonly number[];
   /** Tokens that a cache holds. */
   entriesOf(state: string): number | string;
+  /** Of the compute type; with a derivation float. */
   weight(weight: Weight, derivation?: Derivation): Ref;
+  /** The same numbers in float. */
+  floatWeight(weight: Weight): Ref;
   /** The matrix of a linear node, [out, in]. */
   matrix(weight: Weight): Ref;
   control(control: Control): Ref;
+  capacity(state: string): Ref;
   table(table: Table): Ref;
-  /** A part of the row's state; `dims` are its shape, possibly with leading ones. */
+  /** A part of the row's state, as it is held; `dims` are its shape, possibly with leading ones. */
   past(state: string, part: number, dims: Dims): Ref;
   /**
    * Its next content, written over the old one: every reader of the old one must come before in the graph, so that what

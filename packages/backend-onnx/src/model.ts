@@ -1,4 +1,5 @@
-import type { Node, NodeOf, Weight } from '@dsla/spec';
+import type { Node, NodeOf, StatePart, Weight } from '@dsla/spec';
+import { type Dialect, partType } from './dialect.js';
 import { type Dims, GraphBuilder, type Ref } from './emit.js';
 import { invalid } from './errors.js';
 import type { Control, Derivation, Lowering, Port, Source, Table } from './lowering.js';
@@ -22,6 +23,7 @@ export interface ModelOptions {
   readonly decode: boolean;
   /** File that the matrices of linear nodes are said to lie in; without it they are inputs like all other weights. */
   readonly standIn: string | undefined;
+  readonly dialect: Dialect;
 }
 
 /** The nodes `indices` of a tape as one model; values of other nodes come in, values that others want go out. */
@@ -34,6 +36,7 @@ export function modelOf(tape: Tape, name: string, indices: readonly number[], op
 class ModelWriter implements Lowering {
   readonly graph: GraphBuilder = new GraphBuilder();
   readonly decode: boolean;
+  readonly dialect: Dialect;
   readonly #tape: Tape;
   readonly #standIn: string | undefined;
   readonly #inputs = new Map<string, Port>();
@@ -42,9 +45,10 @@ class ModelWriter implements Lowering {
   /** What the values made here are called. */
   readonly #made = new Map<number, Ref>();
 
-  constructor(tape: Tape, { decode, standIn }: ModelOptions) {
+  constructor(tape: Tape, { decode, standIn, dialect }: ModelOptions) {
     this.#tape = tape;
     this.decode = decode;
+    this.dialect = dialect;
     this.#standIn = standIn;
   }
 
@@ -97,21 +101,30 @@ class ModelWriter implements Lowering {
     };
   }
 
+  readonly float = (x: Ref): Ref => (this.dialect.compute === 'float' ? x : this.graph.cast(x, 'float'));
+
+  readonly compute = (x: Ref): Ref => (this.dialect.compute === 'float' ? x : this.graph.cast(x, this.dialect.compute));
+
   readonly shapeOf = (weight: Weight): readonly number[] => this.#tape.shapeOf(weight);
 
-  readonly entriesOf = (state: string): number | string => this.#shapeOfPart(state, 0)![1]!;
+  readonly entriesOf = (state: string): number | string => this.#partOf(state, 0)!.shape[1]!;
 
   readonly weight = (weight: Weight, derivation?: Derivation): Ref => {
     const shape = this.shapeOf(weight);
     const source: Source = derivation ? { kind: 'weight', weight, derivation } : { kind: 'weight', weight };
     const name = derivation ? `weight ${weight} ${derivation.name}` : `weight ${weight}`;
-    return this.#bring({ name, source, type: 'float', dims: derivation ? derivation.shape(shape) : shape });
+    if (derivation) return this.#bring({ name, source, type: 'float', dims: derivation.shape(shape) });
+    return this.#bring({ name, source, type: this.dialect.compute, dims: shape });
   };
+
+  readonly floatWeight = (weight: Weight): Ref =>
+    this.dialect.compute === 'float' ? this.weight(weight) : this.weight(weight, inFloat);
 
   readonly matrix = (weight: Weight): Ref => {
     if (this.#standIn === undefined) return this.weight(weight);
     const name = `matrix ${weight}`;
-    this.#matrices.set(name, { name, source: { kind: 'weight', weight }, type: 'float', dims: this.shapeOf(weight) });
+    const { compute: type } = this.dialect;
+    this.#matrices.set(name, { name, source: { kind: 'weight', weight }, type, dims: this.shapeOf(weight) });
     return name;
   };
 
@@ -120,9 +133,12 @@ class ModelWriter implements Lowering {
     return this.#bring({ name: `control ${key}`, source: { kind: 'control', control }, type, dims });
   };
 
+  readonly capacity = (state: string): Ref =>
+    this.#bring({ name: `capacity ${state}`, source: { kind: 'capacity', state }, type: 'int32', dims: [] });
+
   readonly table = (table: Table): Ref => {
     const dims = ['positions', table.width];
-    return this.#bring({ name: `table ${table.key}`, source: { kind: 'table', table }, type: 'float', dims });
+    return this.#bring({ name: `table ${table.key}`, source: { kind: 'table', table }, type: table.type, dims });
   };
 
   readonly past = (state: string, part: number, dims: Dims): Ref => this.#bring(this.#statePort(state, part, dims));
@@ -138,29 +154,33 @@ class ModelWriter implements Lowering {
   }
 
   #send(port: Port, ref: Ref): void {
-    this.graph.output(port.name, ref, port.dims);
+    this.graph.output(port.name, ref, port.dims, port.type);
     this.#outputs.push(port);
   }
 
   #valuePort(value: number): Port {
     const dims = [1, `rows ${value}`, this.#tape.widths[value]!];
-    return { name: `value ${value}`, source: { kind: 'value', value }, type: 'float', dims };
+    return { name: `value ${value}`, source: { kind: 'value', value }, type: this.dialect.compute, dims };
   }
 
   /** @throws DslaError E_INPUT where the state is not laid out as its node reads it. */
   #statePort(state: string, part: number, dims: Dims): Port {
-    const got = this.#shapeOfPart(state, part);
-    if (!got || layout(got) !== layout(dims)) {
+    const spec = this.#partOf(state, part);
+    const got = spec?.shape;
+    if (!spec || !got || layout(got) !== layout(dims)) {
       const where = `${this.#tape.graph.name} state ${state}`;
       throw invalid(where, `part ${part} must be laid out as [${dims.join(', ')}]`, got ?? 'no such part');
     }
-    return { name: `state ${state} ${part}`, source: { kind: 'state', state, part }, type: 'float', dims };
+    const type = partType(this.dialect, spec.dtype);
+    return { name: `state ${state} ${part}`, source: { kind: 'state', state, part }, type, dims };
   }
 
-  #shapeOfPart(state: string, part: number): Dims | undefined {
-    return this.#tape.graph.states.find(({ name }) => name === state)?.parts[part]?.shape;
+  #partOf(state: string, part: number): StatePart | undefined {
+    return this.#tape.graph.states.find(({ name }) => name === state)?.parts[part];
   }
 }
+
+const inFloat: Derivation = { name: 'in float', shape: (shape) => shape, apply: (data) => data };
 
 /** Number of elements, and which of the sizes are open. */
 function layout(shape: Dims): string {

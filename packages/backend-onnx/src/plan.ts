@@ -14,7 +14,9 @@ export interface StepDevice {
   readonly binding: Binding;
   readonly pool: Pool;
   /** For what the host writes before a step runs: the blocks of `pool` pass from run to run within it. */
-  readonly hostPool: Pool;
+  readonly inputPool: Pool;
+  /** The same for sizes, which operators read on the host. */
+  readonly sizePool: Pool;
   readonly order: Order;
   readonly tables: Tables;
   /** The last step's. */
@@ -70,7 +72,7 @@ class WorkingPlan implements Plan {
   ) {
     this.#device = device;
     this.#runs = runs;
-    this.#host = new HostInputs(device.hostPool, runs);
+    this.#host = new HostInputs(device.inputPool, device.sizePool, runs);
     this.commands = device.binding.commands();
     const supplies = {
       host: this.#host,
@@ -99,6 +101,7 @@ class WorkingPlan implements Plan {
       this.#named.every((memory) => pool.isIdle(memory)) &&
       this.#host.renew(runs);
     if (!fits) return false;
+    if (this.#host.resized) this.commands.resized();
     for (const [index, buffer] of made.entries()) {
       buffer.memory = this.#named[index]!;
       pool.reborrow(this.#named[index]!);
@@ -128,6 +131,7 @@ class WorkingPlan implements Plan {
 /** The same layer for the same rows, in the same memory. */
 function alike(a: Recorded, b: Recorded): boolean {
   if (a.layer !== b.layer || a.served.key !== b.served.key || given(a) || given(b)) return false;
+  if (a.served.rows.length !== b.served.rows.length) return false;
   for (const [at, { slot, count }] of a.served.rows.entries()) {
     const other = b.served.rows[at]!;
     if (other.slot !== slot || other.count !== count) return false;

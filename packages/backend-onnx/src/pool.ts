@@ -9,12 +9,15 @@ const kept = 2 ** 24;
  */
 export class Pool {
   readonly #binding: Binding;
+  readonly #onHost: boolean;
   readonly #idle = new Map<number, Memory[]>();
   #buffers = 0;
   #bytes = 0;
 
-  constructor(binding: Binding) {
+  /** `onHost`: its memory is the host's, wherever the binding computes. */
+  constructor(binding: Binding, onHost: boolean = false) {
     this.#binding = binding;
+    this.#onHost = onHost;
   }
 
   get usage(): { readonly buffers: number; readonly bytes: number } {
@@ -23,7 +26,7 @@ export class Pool {
 
   /** Zeroed, of exactly this size. @throws DslaError E_MEMORY */
   take(bytes: number, where: string): Memory {
-    const memory = this.#binding.allocate(bytes, where);
+    const memory = this.#binding.allocate(bytes, where, this.#onHost);
     this.#count(1, bytes);
     return memory;
   }
@@ -36,7 +39,7 @@ export class Pool {
   /** Of at least this size, with any content. @throws DslaError E_MEMORY */
   borrow(bytes: number, where: string): Memory {
     const size = 2 ** Math.ceil(Math.log2(Math.max(bytes, 256)));
-    const memory = this.#idle.get(size)?.pop() ?? this.#binding.allocate(size, where);
+    const memory = this.#idle.get(size)?.pop() ?? this.#binding.allocate(size, where, this.#onHost);
     this.#count(1, size);
     return memory;
   }

@@ -1,7 +1,8 @@
 import { inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
-import { type Model, modelOf } from './model.js';
+import { type Model, type ModelOptions, modelOf } from './model.js';
 import { isStateful, type Stateful } from './nodes/stateful.js';
 import { isTokenWise } from './nodes/token-wise.js';
+import { elementBytes } from './protobuf.js';
 import { type Tape, tapeOf } from './tape.js';
 
 /** A stretch of token-wise nodes, run for all rows at once, or one node with a state, run row by row. */
@@ -13,6 +14,8 @@ type Stage =
 /** A compiled tape. */
 export interface Program extends Tape, Contents {
   readonly stages: readonly Stage[];
+  /** Of the numbers of a value. */
+  readonly numberBytes: number;
   /** The whole tape for one token of one row: one run instead of one a stage. */
   readonly whole?: Model;
 }
@@ -25,19 +28,19 @@ interface Contents {
   readonly folds: readonly { readonly index: number; readonly from: string }[];
 }
 
-/** `standIn`: see ModelOptions. @throws DslaError E_INPUT */
+/** @throws DslaError E_INPUT */
 export function compileProgram(
   layer: LayerGraph,
   shapeOf: (weight: Weight) => readonly number[],
-  standIn: string | undefined,
+  options: Omit<ModelOptions, 'decode'>,
 ): Program {
   const tape = tapeOf(layer, shapeOf);
   const { graph } = tape;
-  const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, standIn));
+  const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, options));
   const all = graph.nodes.map((_, index) => index);
-  const program = { ...tape, ...contentsOf(tape), stages };
+  const program = { ...tape, ...contentsOf(tape), stages, numberBytes: elementBytes[options.dialect.compute] };
   if (stages.length === 1 || program.folds.length > 0) return program;
-  return { ...program, whole: modelOf(tape, graph.name, all, { decode: true, standIn }) };
+  return { ...program, whole: modelOf(tape, graph.name, all, { ...options, decode: true }) };
 }
 
 /** Every model of a program. */
@@ -86,16 +89,16 @@ function cut({ nodes }: LayerGraph): number[][] {
   return stretches;
 }
 
-function stageOf(tape: Tape, indices: readonly number[], standIn: string | undefined): Stage {
+function stageOf(tape: Tape, indices: readonly number[], options: Omit<ModelOptions, 'decode'>): Stage {
   const [first] = indices;
   const { graph } = tape;
   const node = graph.nodes[first!]!;
   if (!isStateful(node)) {
     const name = `${graph.name} nodes ${first}-${indices.at(-1)}`;
-    return { kind: 'shared', model: modelOf(tape, name, indices, { decode: false, standIn }) };
+    return { kind: 'shared', model: modelOf(tape, name, indices, { ...options, decode: false }) };
   }
   const [decode, prefill] = [true, false].map((one) =>
-    modelOf(tape, `${graph.name} node ${first} (${node.op})`, indices, { decode: one, standIn }),
+    modelOf(tape, `${graph.name} node ${first} (${node.op})`, indices, { ...options, decode: one }),
   );
   return { kind: 'row', node, decode: decode!, prefill: prefill! };
 }

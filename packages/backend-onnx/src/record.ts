@@ -1,4 +1,4 @@
-import type { DeviceBuffer, Named, StateStore, StepBatch } from '@dsla/spec';
+import { bytesPerElement, type DeviceBuffer, type Named, type StateStore, type StepBatch } from '@dsla/spec';
 import type { Memory } from './binding/binding.js';
 import { OnnxBuffer } from './buffer.js';
 import { invalid } from './errors.js';
@@ -12,6 +12,8 @@ import { OnnxStore } from './state.js';
 export interface NamedValue {
   readonly place: Place;
   readonly width: number;
+  /** Bytes of a vector. */
+  readonly stride: number;
   readonly buffer: OnnxBuffer;
   /** Belongs to the caller: read, never written. */
   readonly given: boolean;
@@ -46,14 +48,17 @@ export interface Recorded {
 export class Recorder {
   readonly #batch: StepBatch;
   readonly #pool: Pool;
+  readonly #dtype: 'f32' | 'f16';
   readonly #choices: Choices;
   readonly #values = new Map<string, NamedValue>();
   /** Values that the step makes, in order. */
   readonly made: OnnxBuffer[] = [];
 
-  constructor(batch: StepBatch, values: Named<DeviceBuffer>, pool: Pool) {
+  /** `dtype`: of the values that it makes. */
+  constructor(batch: StepBatch, values: Named<DeviceBuffer>, pool: Pool, dtype: 'f32' | 'f16') {
     this.#batch = batch;
     this.#pool = pool;
+    this.#dtype = dtype;
     this.#choices = new Choices(batch);
     const total = batch.ids.length;
     for (const [name, buffer] of Object.entries(values)) {
@@ -63,7 +68,13 @@ export class Recorder {
       const [tokens, width] = buffer.shape;
       if (buffer.shape.length !== 2 || tokens !== total)
         throw invalid(where, `must be [${total}, width]`, buffer.shape);
-      this.#values.set(name, { place: 'token', width: width!, buffer, given: true });
+      this.#values.set(name, {
+        place: 'token',
+        width: width!,
+        stride: width! * bytesPerElement[buffer.dtype],
+        buffer,
+        given: true,
+      });
     }
   }
 
@@ -108,10 +119,13 @@ export class Recorder {
     const old = this.#values.get(name);
     const same = old?.place === place && old.width === width;
     if (same && !old.given) return { to: old };
-    const shape = [place === 'token' ? this.#batch.ids.length : this.#batch.rows.length, width];
-    const buffer = new OnnxBuffer(`value ${name}`, shape, (memory) => this.#pool.giveBack(memory));
+    const vectors = place === 'token' ? this.#batch.ids.length : this.#batch.rows.length;
+    const stride = width * bytesPerElement[this.#dtype];
+    const buffer = new OnnxBuffer(`value ${name}`, this.#dtype, [vectors, width], (memory) =>
+      this.#pool.giveBack(memory),
+    );
     this.made.push(buffer);
-    const to: NamedValue = { place, width, buffer, given: false };
+    const to: NamedValue = { place, width, stride, buffer, given: false };
     this.#values.set(name, to);
     return same ? { to, from: old } : { to };
   }

@@ -1,16 +1,21 @@
 import type { Rope } from '@dsla/spec';
 import type { Ref } from './emit.js';
 import type { Control, Lowering, Table } from './lowering.js';
+import type { ElementType } from './protobuf.js';
 
 /** cos and sin by position and pair, [positions, rotaryDim / 2]: angles in float64, rounded once. `back` undoes a rotation. */
-export function ropeTables({ frequencies }: Rope, back = false): { readonly cos: Table; readonly sin: Table } {
-  const key = frequencies.join();
+export function ropeTables(
+  { frequencies }: Rope,
+  { back = false, type = 'float' }: { readonly back?: boolean; readonly type?: ElementType } = {},
+): { readonly cos: Table; readonly sin: Table } {
+  const key = `${type} ${frequencies.join()}`;
   const width = frequencies.length;
   const sign = back ? -1 : 1;
   return {
-    cos: { key: `cos ${key}`, width, entry: (position, pair) => Math.cos(position * frequencies[pair]!) },
+    cos: { key: `cos ${key}`, type, width, entry: (position, pair) => Math.cos(position * frequencies[pair]!) },
     sin: {
       key: `sin ${sign} ${key}`,
+      type,
       width,
       entry: (position, pair) => sign * Math.sin(position * frequencies[pair]!),
     },
@@ -27,7 +32,7 @@ const positions: Control = {
   }),
 };
 
-/** Rotates the heads of a row's tokens: x [1, T, heads*headDim] -> the same. */
+/** Rotates the heads of a row's tokens: x float [1, T, heads*headDim] -> the same. */
 export function rotateTokens(lowering: Lowering, x: Ref, heads: number, rope: Rope): Ref {
   return rotary(lowering, x, lowering.control(positions), heads, rope, false);
 }
@@ -40,7 +45,7 @@ export function rotateBack(lowering: Lowering, x: Ref, where: Ref, heads: number
 }
 
 function rotary(lowering: Lowering, x: Ref, where: Ref, heads: number, rope: Rope, back: boolean): Ref {
-  const { cos, sin } = ropeTables(rope, back);
+  const { cos, sin } = ropeTables(rope, { back });
   return lowering.graph.msOp('RotaryEmbedding', [x, where, lowering.table(cos), lowering.table(sin)], {
     num_heads: heads,
     rotary_embedding_dim: rope.rotaryDim,

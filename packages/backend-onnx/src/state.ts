@@ -1,10 +1,13 @@
 import { DslaError, elementCount, f32, type HostTensor, partShape, type StateSpec, type StateStore } from '@dsla/spec';
-import type { Memory } from './binding/binding.js';
+import type { Binding, Memory } from './binding/binding.js';
+import { partType } from './dialect.js';
 import { disposed, invalid } from './errors.js';
+import { packed, unpacked } from './numbers.js';
 import type { Order } from './order.js';
 import type { Pool } from './pool.js';
+import { type ElementType, elementBytes } from './protobuf.js';
 
-/** Slots of host memory, taken at their first use and given back by `clear`; sessions write into them in place. */
+/** Slots of memory, taken at their first use and given back by `clear`; sessions write into them in place. */
 export class OnnxStore implements StateStore {
   readonly spec: StateSpec;
   readonly slots: number;
@@ -14,10 +17,12 @@ export class OnnxStore implements StateStore {
   readonly #pool: Pool;
   readonly #order: Order;
   readonly #shapes: readonly (readonly number[])[];
+  /** How the parts are held. */
+  readonly #types: readonly ElementType[];
   readonly #slots = new Map<number, readonly Memory[]>();
   #gone = false;
 
-  constructor(spec: StateSpec, slots: number, tokens: number, pool: Pool, order: Order) {
+  constructor(spec: StateSpec, slots: number, tokens: number, binding: Binding, pool: Pool, order: Order) {
     const where = `createState ${spec.name}`;
     if (!Number.isInteger(slots) || slots < 1) throw invalid(where, 'slots must be an integer of at least 1', slots);
     if (!Number.isInteger(tokens) || tokens < 0)
@@ -29,8 +34,9 @@ export class OnnxStore implements StateStore {
     this.#pool = pool;
     this.#order = order;
     this.#shapes = spec.parts.map((part) => partShape(part, tokens));
-    const bytes = this.#shapes.reduce((sum, shape) => sum + 4 * elementCount(shape), 0);
-    const free = process.availableMemory();
+    this.#types = spec.parts.map(({ dtype }) => partType(binding.dialect, dtype));
+    const bytes = this.#shapes.reduce((sum, _, part) => sum + this.#bytesOf(part), 0);
+    const free = binding.available();
     if (bytes > free)
       throw new DslaError('E_MEMORY', {
         where,
@@ -87,8 +93,8 @@ export class OnnxStore implements StateStore {
     const parts = this.#slots.get(slot);
     return await this.#order.run(async () => {
       const contents = this.#shapes.map(async (shape, index) => {
-        const data = parts && (await parts[index]!.read(4 * elementCount(shape)));
-        return f32(shape, data ? new Float32Array(data) : new Float32Array(elementCount(shape)));
+        const data = parts && (await parts[index]!.read(this.#bytesOf(index)));
+        return f32(shape, data ? unpacked(data, this.#types[index]!) : new Float32Array(elementCount(shape)));
       });
       return await Promise.all(contents);
     });
@@ -106,7 +112,7 @@ export class OnnxStore implements StateStore {
         throw invalid(where, `part ${this.spec.parts[index]!.name} must be ${want}`, got);
     });
     const target = this.parts(slot);
-    const content = parts.map(({ data }) => Float32Array.from(data));
+    const content = parts.map(({ data }, index) => packed(Float32Array.from(data), this.#types[index]!));
     this.#order.after(() => {
       content.forEach((data, index) => {
         target[index]!.write(data);
@@ -127,10 +133,15 @@ export class OnnxStore implements StateStore {
       throw invalid(`state ${this.spec.name}`, `slot must be an integer in 0..${this.slots - 1}`, slot);
   }
 
+  #bytesOf(part: number): number {
+    return elementBytes[this.#types[part]!] * elementCount(this.#shapes[part]!);
+  }
+
   #take(): readonly Memory[] {
     const taken: Memory[] = [];
     try {
-      for (const shape of this.#shapes) taken.push(this.#pool.take(4 * elementCount(shape), `state ${this.spec.name}`));
+      for (const part of this.#shapes.keys())
+        taken.push(this.#pool.take(this.#bytesOf(part), `state ${this.spec.name}`));
     } catch (error) {
       for (const memory of taken) this.#pool.give(memory);
       throw error;

@@ -7,6 +7,7 @@ import {
   type StepBatch,
   throwIfAborted,
 } from '@dsla/spec';
+import { computeType } from './dialect.js';
 import { disposed, invalid } from './errors.js';
 import { OnnxLayer } from './layer.js';
 import { planFor, type StepDevice } from './plan.js';
@@ -23,7 +24,7 @@ export class OnnxStep implements Step {
   constructor(batch: StepBatch, values: Named<DeviceBuffer>, device: StepDevice) {
     this.#device = device;
     this.#batch = batch;
-    this.#values = new Recorder(batch, values, device.pool);
+    this.#values = new Recorder(batch, values, device.pool, computeType(device.binding.dialect));
   }
 
   run(layer: AttentionLayer, states: Named<StateStore>, rows?: readonly number[]): void {
@@ -58,14 +59,17 @@ export class OnnxStep implements Step {
   async #execute(runs: readonly Recorded[]): Promise<void> {
     const device = this.#device;
     const { made } = this.#values;
-    const positions = this.#positions;
+    const positions = this.#positions(runs);
     if (!device.plan?.renew(runs, made, positions)) device.plan = await planFor(device, runs, made, positions);
     await device.binding.execute(device.plan.commands);
     device.pool.trim();
   }
 
-  /** Longest row after this step, in tokens. */
-  get #positions(): number {
-    return Math.max(...this.#batch.rows.map(({ past, count }) => past + count));
+  /** Tokens that tables must serve: of the longest row after this step, or of every cache where steps may be replayed. */
+  #positions(runs: readonly Recorded[]): number {
+    const longest = Math.max(...this.#batch.rows.map(({ past, count }) => past + count));
+    if (!this.#device.binding.dialect.replays) return longest;
+    const caches = runs.flatMap(({ states }) => Object.values(states).map(({ store }) => store.capacity));
+    return Math.max(longest, ...caches.filter(Number.isFinite));
   }
 }

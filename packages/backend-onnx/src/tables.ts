@@ -1,5 +1,6 @@
 import type { Binding, Memory, Tensor } from './binding/binding.js';
 import type { Table } from './lowering.js';
+import { packed } from './numbers.js';
 
 /** Tables by position, shared by all layers of a device and all of one length, which doubles when a longer row comes. */
 export class Tables {
@@ -23,13 +24,14 @@ export class Tables {
     return entry.tensor;
   }
 
-  #make({ width, entry }: Table): { readonly memory: Memory; readonly tensor: Tensor } {
+  #make({ type, width, entry }: Table): { readonly memory: Memory; readonly tensor: Tensor } {
     const positions = this.#positions;
-    const memory = this.#binding.allocate(4 * positions * width, 'table of rotations');
     const data = new Float32Array(positions * width);
     for (let position = 0; position < positions; position++)
       for (let index = 0; index < width; index++) data[position * width + index] = entry(position, index);
-    memory.write(data);
-    return { memory, tensor: { memory, offset: 0, type: 'float', dims: [positions, width] } };
+    const content = packed(data, type);
+    const memory = this.#binding.allocate(content.byteLength, 'table of rotations');
+    memory.write(content);
+    return { memory, tensor: { memory, offset: 0, type, dims: [positions, width] } };
   }
 }

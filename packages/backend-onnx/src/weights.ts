@@ -1,5 +1,6 @@
 import { DslaError, elementCount, type Weight, type WeightSource } from '@dsla/spec';
 import type { Tensor } from './binding/binding.js';
+import type { Dialect } from './dialect.js';
 import type { Derivation } from './lowering.js';
 import type { Pool } from './pool.js';
 
@@ -19,10 +20,13 @@ interface Entry {
 /** The weights of a device, each held once and shared by name among its layers. */
 export class WeightTable {
   readonly #pool: Pool;
+  readonly #type: Dialect['compute'];
   readonly #entries = new Map<string, Entry>();
 
-  constructor(pool: Pool) {
+  /** `type`: of what is held as it is; what is derived is float. */
+  constructor(pool: Pool, type: Dialect['compute']) {
     this.#pool = pool;
+    this.#type = type;
   }
 
   /** @throws DslaError E_CONFIG when the name is held already with another shape, or the source breaks its promise. */
@@ -58,18 +62,20 @@ export class WeightTable {
     derivation: Derivation | undefined,
     source: WeightSource,
   ): Promise<Tensor> {
-    const host = await source.read(weight, 'f32');
+    const type = derivation ? 'float' : this.#type;
+    const host = await source.read(weight, type === 'float' ? 'f32' : 'f16');
     checkShape(weight, host.shape, shape);
-    if (!(host.data instanceof Float32Array) || host.data.length !== elementCount(shape))
+    const typed = type === 'float' ? host.data instanceof Float32Array : host.data instanceof Uint16Array;
+    if (!typed || host.data.length !== elementCount(shape))
       throw new DslaError('E_CONFIG', {
         where: `weight ${weight}`,
-        rule: `must be read as ${elementCount(shape)} float32 numbers`,
+        rule: `must be read as ${elementCount(shape)} ${type === 'float' ? 'float32' : 'float16'} numbers`,
         got: `${host.data.length} of ${host.dtype}`,
       });
-    const data = derivation ? derivation.apply(host.data, shape) : host.data;
+    const data = derivation ? derivation.apply(host.data as Float32Array, shape) : host.data;
     const memory = this.#pool.take(data.byteLength, `weight ${weight}`);
     memory.write(data);
-    return { memory, offset: 0, type: 'float', dims: derivation ? derivation.shape(shape) : shape };
+    return { memory, offset: 0, type, dims: derivation ? derivation.shape(shape) : shape };
   }
 }
 

@@ -47,7 +47,7 @@ function listen() {
 }
 
 /** ONNX Runtime's C API by the addresses of its functions: handles are valid in every thread of the process. */
-async function openCApi({ addresses }) {
+async function openCApi({ addresses, cuda }) {
   const { default: koffi } = await import('koffi');
   const P = 'void *';
   const at = (name, result, args) => koffi.decode(addresses[name], koffi.proto(null, result, args));
@@ -55,7 +55,7 @@ async function openCApi({ addresses }) {
   const runWithBinding = at('RunWithBinding', P, [P, P, P]);
   const getErrorMessage = at('GetErrorMessage', 'const char *', [P]);
   const releaseStatus = at('ReleaseStatus', 'void', [P]);
-  const memcpy = koffi.load('libc.so.6').func('memcpy', P, [P, P, 'size_t']);
+  const device = cuda ? openCuda(koffi, cuda) : openHost(koffi);
 
   const failure = (status) => {
     const message = getErrorMessage(status);
@@ -63,16 +63,19 @@ async function openCApi({ addresses }) {
     return new Error(message);
   };
   let last = []; // commands
-  const execute = (commands) => {
-    const start = performance.now();
+  const issue = (commands) => {
     for (let at = 0; at < commands.length; at += 3) {
       const [first, second, bytes] = [commands[at], commands[at + 1], commands[at + 2]];
-      if (bytes !== 0n) memcpy(first, second, bytes);
+      if (bytes !== 0n) device.copy(first, second, bytes);
       else {
-        const status = runWithBinding(first, null, second);
+        const status = runWithBinding(first, device.runOptions, second);
         if (status) throw Object.assign(failure(status), { at: at / 3 });
       }
     }
+  };
+  const timed = (work) => {
+    const start = performance.now();
+    work();
     cells[cell.microseconds] = 1000 * (performance.now() - start);
   };
   return {
@@ -84,10 +87,135 @@ async function openCApi({ addresses }) {
     },
     execute({ commands }) {
       last = commands;
-      execute(last);
+      timed(() => device.execute(() => issue(last)));
     },
     /** The last commands once more. */
-    again: () => execute(last),
+    again: () => timed(() => device.again(() => issue(last))),
+  };
+}
+
+function openHost(koffi) {
+  return {
+    runOptions: null,
+    copy: koffi.load('libc.so.6').func('memcpy', 'void *', ['void *', 'void *', 'size_t']),
+    execute: (issue) => issue(),
+    again: (issue) => issue(),
+  };
+}
+
+/**
+ * Everything goes through one stream. What is executed for the third time is recorded as a CUDA graph and launched as one from
+ * then on. It stays as it was where the recording fails, holds work of the host, which must not be done twice, or copies from host
+ * memory, which ONNX Runtime takes back.
+ */
+function openCuda(koffi, { runtime, stream, runOptions, turn }) {
+  const P = 'void *';
+  const library = koffi.load(runtime);
+  const textOf = library.func('cudaGetErrorString', 'const char *', ['int']);
+  const cuda = (name, ...args) => {
+    const call = library.func(name, 'int', args);
+    return (...values) => {
+      const status = call(...values);
+      if (status !== 0) throw new Error(`${name}: ${textOf(status)}`);
+    };
+  };
+  const setDevice = cuda('cudaSetDevice', 'int');
+  const memcpy = cuda('cudaMemcpyAsync', P, P, 'size_t', 'int', P);
+  const synchronize = cuda('cudaStreamSynchronize', P);
+  const begin = cuda('cudaStreamBeginCapture', P, 'int');
+  const end = cuda('cudaStreamEndCapture', P, P);
+  const nodesOf = cuda('cudaGraphGetNodes', P, P, P);
+  const typeOf = cuda('cudaGraphNodeGetType', P, P);
+  const instantiate = cuda('cudaGraphInstantiate', P, P, 'uint64_t');
+  const destroy = cuda('cudaGraphDestroy', P);
+  const destroyInstance = cuda('cudaGraphExecDestroy', P);
+  const launch = cuda('cudaGraphLaunch', P, P);
+  const clearError = library.func('cudaGetLastError', 'int', []);
+  const copyOf = cuda('cudaGraphMemcpyNodeGetParams', P, P);
+  const [onDevice, relaxed] = [3, 2]; // cudaMemcpyDeviceToDevice, cudaStreamCaptureModeRelaxed
+  const [copyNode, hostNode] = [1, 3]; // cudaGraphNodeType
+  setDevice(0);
+
+  let instance; // of the recorded graph
+  let repeats = 0;
+  /** A run waits for its end, and gives back what it took from the host's memory, unless it is recorded. */
+  let recording = false;
+
+  /** A graph's instance; undefined where none can be made. */
+  const record = (issue) => {
+    const out = new BigUint64Array(1);
+    let failed = false;
+    begin(stream, relaxed);
+    recording = true;
+    try {
+      issue();
+    } catch {
+      failed = true;
+    }
+    recording = false;
+    try {
+      end(stream, out);
+      if (failed || out[0] === 0n || holdsHostWork(out[0])) return undefined;
+      const made = new BigUint64Array(1);
+      instantiate(made, out[0], 0);
+      return made[0];
+    } catch {
+      return undefined;
+    } finally {
+      if (out[0] !== 0n) destroy(out[0]);
+      clearError();
+    }
+  };
+  const holdsHostWork = (graph) => {
+    const count = new BigUint64Array(1);
+    nodesOf(graph, null, count);
+    const nodes = new BigUint64Array(Number(count[0]));
+    nodesOf(graph, nodes, count);
+    const type = new Int32Array(1);
+    const copy = Buffer.alloc(160); // cudaMemcpy3DParms
+    return nodes.some((node) => {
+      typeOf(node, type);
+      if (type[0] !== copyNode) return type[0] === hostNode;
+      copyOf(node, copy);
+      return copy.readInt32LE(152) !== onDevice; // kind
+    });
+  };
+  const forget = () => {
+    if (instance !== undefined) destroyInstance(instance);
+    instance = undefined;
+    repeats = 0;
+  };
+  /** Alone among the threads of this process; what was begun is finished also when it fails. */
+  const alone = (work) => {
+    while (Atomics.compareExchange(turn, 0, 0, 1) !== 0) Atomics.wait(turn, 0, 1);
+    try {
+      work();
+    } finally {
+      try {
+        synchronize(stream);
+      } finally {
+        Atomics.store(turn, 0, 0);
+        Atomics.notify(turn, 0);
+      }
+    }
+  };
+  return {
+    get runOptions() {
+      return recording ? runOptions : null;
+    },
+    copy: (to, from, bytes) => memcpy(to, from, bytes, onDevice, stream),
+    execute(issue) {
+      forget();
+      alone(issue);
+    },
+    again(issue) {
+      alone(() => {
+        repeats += 1;
+        if (repeats === 2) instance = record(issue);
+        if (instance === undefined) issue();
+        else launch(instance, stream);
+      });
+    },
   };
 }
 

@@ -1,3 +1,4 @@
+import type { Dialect } from '../dialect.js';
 import type { ElementType } from '../protobuf.js';
 
 // What the backend needs of ONNX Runtime, whichever way it is reached. Everything that computes happens off the calling
@@ -65,15 +66,27 @@ export interface Commands {
   /** `at` is named when the run fails. */
   run(bound: Bound, at: CommandPlace): void;
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void;
+  /** Sizes that its runs read on the host have changed: what was recorded of an execution holds no more. */
+  resized(): void;
+}
+
+export interface Traffic {
+  readonly toDevice: number;
+  readonly toHost: number;
 }
 
 /** A way to reach ONNX Runtime, opened. */
 export interface Binding {
   readonly description: string;
+  readonly dialect: Dialect;
   /** Settles when the thread that computes has ended by itself. */
   readonly lost: Promise<Error>;
-  /** @throws DslaError E_MEMORY */
-  allocate(bytes: number, where: string): Memory;
+  /** `onHost`: in the host's memory, wherever it computes. @throws DslaError E_MEMORY */
+  allocate(bytes: number, where: string, onHost?: boolean): Memory;
+  /** Bytes that could be allocated now. */
+  available(): number;
+  /** Bytes that went between host and device so far; undefined where there is no difference. */
+  readonly traffic: Traffic | undefined;
   /**
    * File that a model may name as the place of its matrices, which sessions then get as constants and keep packed for the
    * kernels: it must exist, and nobody reads it. Without it all weights are inputs.

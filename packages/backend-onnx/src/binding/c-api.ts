@@ -1,7 +1,7 @@
 import { basename, dirname } from 'node:path';
 import { DslaError } from '@dsla/spec';
+import { type Dialect, onCpu, onCuda } from '../dialect.js';
 import { GraphBuilder } from '../emit.js';
-import { disposed } from '../errors.js';
 import { elementBytes, elementCode } from '../protobuf.js';
 import { startThread, type Thread } from '../thread.js';
 import type {
@@ -15,14 +15,18 @@ import type {
   Session,
   SessionRequest,
   Tensor,
+  Traffic,
 } from './binding.js';
+import { type Cuda, type CudaOptions, openCuda } from './cuda.js';
 import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
+import { CApiMemory } from './memory.js';
 import { type Handle, type OrtLibrary, openLibrary } from './ort-api.js';
 
-/** ONNX Runtime's C API through koffi: memory is bound in place and nothing is copied. */
-export async function openCApi(path: string, options: BindingOptions): Promise<Binding> {
+/** ONNX Runtime's C API through koffi: memory is bound in place and nothing is copied. Without `onDevice` on the CPU. */
+export async function openCApi(path: string, options: BindingOptions, onDevice?: CudaOptions): Promise<Binding> {
   const library = await openLibrary(path);
   const environment = environmentOf(library, options.threads);
+  const cuda = onDevice && (await openCuda(library, environment.handle, onDevice));
   const addresses = Object.fromEntries(
     (
       [
@@ -33,9 +37,10 @@ export async function openCApi(path: string, options: BindingOptions): Promise<B
       ] as const
     ).map((name) => [name, library.address(name)]),
   );
-  const thread = await startThread({ binding: 'c-api', addresses });
+  const thread = await startThread({ binding: 'c-api', addresses, cuda: cuda?.forThread });
   const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
-  return new CApi(path, library, environment, thread, options, shared);
+  const dialect = onDevice ? onCuda(onDevice.compute) : onCpu;
+  return new CApi(path, { library, environment, thread, shared, dialect, cuda }, options);
 }
 
 interface Environment {
@@ -85,68 +90,29 @@ async function hasPool(library: OrtLibrary, { handle: env }: Environment, thread
 const logErrors = 3;
 const allOptimisations = 99;
 
-type Block = NonNullable<ReturnType<OrtLibrary['allocate']>>;
-
-let nextMemory = 1;
 let nextProfile = 1;
 
-class CApiMemory implements Memory {
-  readonly id: number = nextMemory++;
-  readonly bytes: number;
-  readonly bound: Set<{ dispose(): void }> = new Set();
-  readonly #forget: () => void;
-  #block: Block | undefined;
-
-  constructor(block: Block, bytes: number, forget: () => void) {
-    this.#block = block;
-    this.bytes = bytes;
-    this.#forget = forget;
-  }
-
-  write(data: ArrayBufferView): void {
-    this.#content.set(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
-  }
-
-  copy(from: Memory): void {
-    const bytes = Math.min(this.bytes, from.bytes);
-    this.#content.set((from as CApiMemory).#content.subarray(0, bytes));
-  }
-
-  async read(bytes: number): Promise<ArrayBuffer> {
-    return this.#held.buffer.slice(0, bytes);
-  }
-
-  address(offset: number): bigint {
-    return this.#held.address + BigInt(offset);
-  }
-
-  free(): void {
-    if (!this.#block) return;
-    for (const each of this.bound) each.dispose();
-    this.#block.free();
-    this.#block = undefined;
-    this.#forget();
-  }
-
-  get #content(): Uint8Array {
-    return new Uint8Array(this.#held.buffer);
-  }
-
-  /** @throws DslaError E_DISPOSED */
-  get #held(): Block {
-    if (!this.#block) throw disposed('memory');
-    return this.#block;
-  }
+/** What a binding works with. */
+interface Opened {
+  readonly library: OrtLibrary;
+  readonly environment: Environment;
+  readonly thread: Thread;
+  /** Sessions share the environment's thread pool. */
+  readonly shared: boolean;
+  readonly dialect: Dialect;
+  readonly cuda: Cuda | undefined;
 }
 
 class CApi implements Binding {
   readonly description: string;
+  readonly dialect: Dialect;
   readonly standIn: string | undefined;
   readonly lost: Promise<Error>;
   readonly #library: OrtLibrary;
   readonly #environment: Environment;
   readonly #thread: Thread;
   readonly #options: BindingOptions;
+  readonly #cuda: Cuda | undefined;
   /** Of the stand-in. */
   readonly #folder: string;
   /** Sessions share the environment's thread pool. */
@@ -158,17 +124,13 @@ class CApi implements Binding {
   readonly #sessions = new Set<CApiSession>();
   readonly #packs = new Set<CApiPack>();
 
-  constructor(
-    path: string,
-    library: OrtLibrary,
-    environment: Environment,
-    thread: Thread,
-    options: BindingOptions,
-    shared: boolean,
-  ) {
-    this.description = `ONNX Runtime ${library.version}, CPU, ${options.threads} threads, C API through koffi`;
+  constructor(path: string, { library, environment, thread, shared, dialect, cuda }: Opened, options: BindingOptions) {
+    const place = cuda ? `CUDA on ${cuda.name}, ${dialect.compute}` : `CPU, ${options.threads} threads`;
+    this.description = `ONNX Runtime ${library.version}, ${place}, C API through koffi`;
+    this.dialect = dialect;
     this.lost = thread.lost;
-    this.standIn = options.packs ? basename(path) : undefined;
+    this.standIn = options.packs && !cuda ? basename(path) : undefined;
+    this.#cuda = cuda;
     this.#folder = dirname(path);
     this.#library = library;
     this.#environment = environment;
@@ -177,13 +139,23 @@ class CApi implements Binding {
     this.#shared = shared;
   }
 
-  allocate(bytes: number, where: string): Memory {
-    refuseAbsurd(bytes, where);
-    const block = this.#library.allocate(bytes);
-    if (!block) throw outOfMemory(bytes, where);
-    const memory = new CApiMemory(block, bytes, () => this.#memories.delete(memory));
+  allocate(bytes: number, where: string, onHost: boolean = false): Memory {
+    const device = onHost ? undefined : this.#cuda;
+    if (!device) refuseAbsurd(bytes, where);
+    const block = (device ?? this.#library).allocate(bytes);
+    if (!block) throw outOfMemory(bytes, this.available(), where);
+    const { info } = device ?? { info: this.#environment.hostMemory };
+    const memory: CApiMemory = new CApiMemory(block, info, bytes, () => this.#memories.delete(memory));
     this.#memories.add(memory);
     return memory;
+  }
+
+  available(): number {
+    return this.#cuda?.available() ?? process.availableMemory();
+  }
+
+  get traffic(): Traffic | undefined {
+    return this.#cuda?.traffic;
   }
 
   pack(): Pack {
@@ -195,20 +167,18 @@ class CApi implements Binding {
 
   async session({ model, constants, pack, where }: SessionRequest): Promise<Session> {
     const library = this.#library;
-    const { handle: env, hostMemory } = this.#environment;
+    const { handle: env } = this.#environment;
     const options = this.#sessionOptions();
     // The options keep pointers to these values, and nobody says when they are last read: they go with the session.
     const values: Handle[] = [];
     try {
       for (const [name, tensor] of constants) {
-        values.push(tensorValue(library, hostMemory, tensor));
+        values.push(tensorValue(library, tensor));
         library.call('AddInitializer', options, name, values.at(-1));
       }
       const request = { kind: 'create', model, env, options, pack: (pack as CApiPack).handle };
       const handle = (await this.#thread.ask(request)) as Handle;
-      const session: CApiSession = new CApiSession(library, hostMemory, handle, values, () =>
-        this.#sessions.delete(session),
-      );
+      const session: CApiSession = new CApiSession(library, handle, values, () => this.#sessions.delete(session));
       this.#sessions.add(session);
       return session;
     } catch (error) {
@@ -224,9 +194,10 @@ class CApi implements Binding {
   }
 
   async execute(commands: Commands): Promise<void> {
-    const { encoded, places } = commands as CApiCommands;
+    const { encoded, places, stale } = commands as CApiCommands;
     try {
-      const again = encoded === this.#last;
+      const again = encoded === this.#last && !(this.#cuda && stale);
+      (commands as CApiCommands).stale = false;
       this.#last = encoded;
       await (again ? this.#thread.again() : this.#thread.ask({ kind: 'execute', commands: encoded }));
     } catch (error) {
@@ -243,6 +214,7 @@ class CApi implements Binding {
     for (const memory of this.#memories) memory.free();
     for (const session of this.#sessions) session.dispose();
     for (const pack of this.#packs) pack.dispose();
+    this.#cuda?.close();
   }
 
   #sessionOptions(): Handle {
@@ -259,6 +231,7 @@ class CApi implements Binding {
       library.call('SetIntraOpNumThreads', options, this.#options.threads);
       library.call('AddSessionConfigEntry', options, 'session.intra_op.allow_spinning', '0');
     }
+    this.#cuda?.append(options);
     // ONNX Runtime tells files apart by the second only.
     const { profile } = this.#options;
     if (profile !== undefined) library.call('EnableProfiling', options, `${profile}${nextProfile++}`);
@@ -290,20 +263,12 @@ class CApiPack implements Pack {
 class CApiSession implements Session {
   readonly handle: Handle;
   readonly #library: OrtLibrary;
-  readonly #hostMemory: Handle;
   readonly #constants: readonly Handle[];
   readonly #forget: () => void;
   #gone = false;
 
-  constructor(
-    library: OrtLibrary,
-    hostMemory: Handle,
-    handle: Handle,
-    constants: readonly Handle[],
-    forget: () => void,
-  ) {
+  constructor(library: OrtLibrary, handle: Handle, constants: readonly Handle[], forget: () => void) {
     this.#library = library;
-    this.#hostMemory = hostMemory;
     this.handle = handle;
     this.#constants = constants;
     this.#forget = forget;
@@ -313,7 +278,7 @@ class CApiSession implements Session {
     const library = this.#library;
     const binding = library.make('CreateIoBinding', this.handle);
     const attach = (kind: 'BindInput' | 'BindOutput', name: string, tensor: Tensor): void => {
-      const value = tensorValue(library, this.#hostMemory, tensor);
+      const value = tensorValue(library, tensor);
       library.call(kind, binding, name, value);
       library.call('ReleaseValue', value); // the binding holds a reference of its own
     };
@@ -331,7 +296,7 @@ class CApiSession implements Session {
   }
 }
 
-function tensorValue(library: OrtLibrary, hostMemory: Handle, { memory, offset, type, dims }: Tensor): Handle {
+function tensorValue(library: OrtLibrary, { memory, offset, type, dims }: Tensor): Handle {
   const bytes = dims.reduce((product, size) => product * size, elementBytes[type]);
   if (offset + bytes > memory.bytes)
     throw new DslaError('E_INTERNAL', {
@@ -339,10 +304,11 @@ function tensorValue(library: OrtLibrary, hostMemory: Handle, { memory, offset, 
       rule: `a tensor must lie within its ${memory.bytes} bytes of memory`,
       got: offset + bytes,
     });
+  const { info } = memory as CApiMemory;
   const address = (memory as CApiMemory).address(offset);
   const sizes = BigInt64Array.from(dims, BigInt);
   const code = elementCode(type);
-  return library.make('CreateTensorWithDataAsOrtValue', hostMemory, address, bytes, sizes, dims.length, code);
+  return library.make('CreateTensorWithDataAsOrtValue', info, address, bytes, sizes, dims.length, code);
 }
 
 class CApiBound implements Bound {
@@ -381,6 +347,8 @@ class CApiCommands implements Commands {
   /** Three numbers each: session, binding, 0 is a run; to, from, bytes a copy. */
   readonly list: bigint[] = [];
   readonly places: (CommandPlace | undefined)[] = [];
+  /** The sizes of what ran last are no longer these. */
+  stale = false;
   #encoded: BigUint64Array | undefined;
 
   /** As the thread reads them; nothing is added after the first time. */
@@ -397,5 +365,9 @@ class CApiCommands implements Commands {
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void {
     if (bytes === 0) return;
     this.list.push((to as CApiMemory).address(toByte), (from as CApiMemory).address(fromByte), BigInt(bytes));
+  }
+
+  resized(): void {
+    this.stale = true;
   }
 }

@@ -5,6 +5,8 @@ import { dirname, join } from 'node:path';
 import type { OpenOptions } from '@dsla/spec';
 import type { Binding, BindingOptions } from './binding.js';
 import { openCApi } from './c-api.js';
+import type { CudaOptions } from './cuda.js';
+import { findCuda, folderVariable, mainLibrary } from './cuda-files.js';
 import { openNode } from './node.js';
 
 /** How to open what was asked for, or why it cannot be opened. */
@@ -23,6 +25,7 @@ export async function choose(options: OpenOptions = {}): Promise<Choice> {
     packs: options.extra?.prepack !== 'off',
     ...(options.extra?.profile === undefined ? {} : { profile: options.extra.profile }),
   };
+  if (options.extra?.device === 'cuda') return await chooseCuda(options, settings);
   const wanted = options.extra?.binding;
   if (wanted === 'node') return { obstacles: [], open: () => openNode(version, settings) };
   const path = libraryPath();
@@ -31,9 +34,24 @@ export async function choose(options: OpenOptions = {}): Promise<Choice> {
   return wanted === 'c-api' ? { obstacles } : { obstacles: [], open: () => openNode(version, settings) };
 }
 
+async function chooseCuda({ computeType }: OpenOptions, settings: BindingOptions): Promise<Choice> {
+  const folder = process.env[folderVariable] ?? dirname(libraryPath());
+  const path = join(folder, mainLibrary);
+  const obstacles = await cApiObstacles(path);
+  if (obstacles.length > 0) return { obstacles };
+  const found = await findCuda(folder, version);
+  if (found.obstacles.length > 0) return { obstacles: found.obstacles };
+  const onDevice: CudaOptions = { runtime: found.runtime, compute: computeType === 'f32' ? 'float' : 'float16' };
+  return { obstacles: [], open: () => openCApi(path, settings, onDevice) };
+}
+
 function generalObstacles({ computeType, threads, extra = {} }: OpenOptions): string[] {
   const obstacles: string[] = [];
-  if (computeType === 'f16') obstacles.push('it computes in float32; leave computeType out or ask for f32');
+  const onCpu = extra.device === undefined || extra.device === 'cpu';
+  if (!onCpu && extra.device !== 'cuda') obstacles.push(`extra.device must be cpu or cuda, not ${extra.device}`);
+  if (onCpu && computeType === 'f16')
+    obstacles.push('on the CPU it computes in float32; leave computeType out or ask for f32');
+  if (!onCpu && extra.binding === 'node') obstacles.push('extra.binding must be c-api on cuda, not node');
   if (threads !== undefined && !(Number.isInteger(threads) && threads >= 1))
     obstacles.push(`threads must be an integer of at least 1, not ${threads}`);
   if (extra.binding !== undefined && extra.binding !== 'c-api' && extra.binding !== 'node')
@@ -63,7 +81,7 @@ export function libraryPath(): string {
 
 async function cApiObstacles(path: string): Promise<string[]> {
   if (process.platform !== 'linux') return [`the C API is reached on Linux only, not on ${process.platform}`];
-  if (!existsSync(path)) return [`onnxruntime-node brings no library for ${process.arch}: ${path} is missing`];
+  if (!existsSync(path)) return [`there is no library of ONNX Runtime for ${process.arch}: ${path} is missing`];
   try {
     await import('koffi');
     return [];

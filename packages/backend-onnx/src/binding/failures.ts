@@ -7,11 +7,11 @@ import type { CommandPlace } from './binding.js';
  * @throws DslaError E_MEMORY
  */
 export function refuseAbsurd(bytes: number, where: string): void {
-  if (!(bytes <= process.availableMemory())) throw outOfMemory(bytes, where);
+  const free = process.availableMemory();
+  if (!(bytes <= free)) throw outOfMemory(bytes, free, where);
 }
 
-export function outOfMemory(bytes: number, where: string, cause?: unknown): DslaError {
-  const free = process.availableMemory();
+export function outOfMemory(bytes: number, free: number, where: string, cause?: unknown): DslaError {
   return new DslaError('E_MEMORY', {
     where,
     rule: `${bytes} bytes of memory must be available, ${free} are`,
@@ -24,7 +24,17 @@ export function outOfMemory(bytes: number, where: string, cause?: unknown): Dsla
 /** What ONNX Runtime said, and where. */
 export function deviceError(cause: unknown, where: string): DslaError {
   if (cause instanceof DslaError) return cause;
-  return new DslaError('E_DEVICE', { where, rule: (cause as Error).message, cause });
+  const { message } = cause as Error;
+  const wanted = /Failed to allocate memory for requested buffer of size (\d+)/.exec(message)?.[1];
+  if (wanted !== undefined)
+    return new DslaError('E_MEMORY', {
+      where,
+      rule: `${wanted} bytes of memory for what is computed must be available`,
+      cure: 'Use fewer tokens a step, fewer slots or a smaller capacity.',
+      details: { wanted: Number(wanted) },
+      cause,
+    });
+  return new DslaError('E_DEVICE', { where, rule: message, cause });
 }
 
 /** The place of the command that an error of the thread names. */

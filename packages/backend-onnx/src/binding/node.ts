@@ -1,3 +1,4 @@
+import { type Dialect, onCpu } from '../dialect.js';
 import { disposed } from '../errors.js';
 import { startThread, type Thread } from '../thread.js';
 import type {
@@ -68,7 +69,9 @@ class NodeMemory implements Memory {
 
 class NodeBinding implements Binding {
   readonly description: string;
+  readonly dialect: Dialect = onCpu;
   readonly standIn = undefined;
+  readonly traffic = undefined;
   readonly lost: Promise<Error>;
   readonly #thread: Thread;
 
@@ -78,12 +81,16 @@ class NodeBinding implements Binding {
     this.#thread = thread;
   }
 
+  available(): number {
+    return process.availableMemory();
+  }
+
   allocate(bytes: number, where: string): Memory {
     refuseAbsurd(bytes, where);
     try {
       return new NodeMemory(new ArrayBuffer(bytes), this.#thread);
     } catch (cause) {
-      throw outOfMemory(bytes, where, cause);
+      throw outOfMemory(bytes, this.available(), where, cause);
     }
   }
 
@@ -188,4 +195,6 @@ class NodeCommands implements Commands {
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void {
     this.list.push([(to as NodeMemory).held, toByte, (from as NodeMemory).held, fromByte, bytes]);
   }
+
+  resized(): void {}
 }

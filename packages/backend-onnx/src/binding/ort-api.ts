@@ -1,11 +1,14 @@
 import { DslaError } from '@dsla/spec';
 import type { TypeObject } from 'koffi';
+import { type Block, hostBlock } from './memory.js';
 
 // The functions of ONNX Runtime's C API that are used, by their slot in OrtApi (onnxruntime_c_api.h, API 23 to 29: the table
 // only ever grows at its end).
 
 const P = 'void *';
 const S = 'const char *';
+/** A list of strings. */
+const L = 'const char **';
 const I = 'int';
 const Z = 'size_t';
 const V = 'void';
@@ -27,6 +30,7 @@ const table: Readonly<Record<OrtFunction, readonly [slot: number, result: string
   SetIntraOpNumThreads: [24, P, [H, I]],
   DisablePerSessionThreads: [120, P, [H]],
   AddSessionConfigEntry: [130, P, [H, S, S]],
+  CreateMemoryInfo: [68, P, [S, I, I, I, P]],
   CreateCpuMemoryInfo: [69, P, [I, I, P]],
   CreateTensorWithDataAsOrtValue: [49, P, [H, P, Z, P, Z, I, P]],
   RunWithBinding: [133, P, [H, P, H]],
@@ -37,9 +41,17 @@ const table: Readonly<Record<OrtFunction, readonly [slot: number, result: string
   CreatePrepackedWeightsContainer: [166, P, [P]],
   ReleasePrepackedWeightsContainer: [167, V, [H]],
   CreateSessionFromArrayWithPrepackedWeightsContainer: [169, P, [H, P, Z, H, H, P]],
-  ReleaseEnv: [92, V, [H]],
-  ReleaseMemoryInfo: [94, V, [H]],
   ReleaseSession: [95, V, [H]],
+  CreateRunOptions: [39, P, [P]],
+  AddRunConfigEntry: [165, P, [H, S, S]],
+  ReleaseRunOptions: [97, V, [H]],
+  CreateArenaCfg: [156, P, [Z, I, I, I, P]],
+  ReleaseArenaCfg: [157, V, [H]],
+  CreateAndRegisterAllocatorV2: [259, P, [H, S, H, H, L, L, Z]],
+  SessionOptionsAppendExecutionProvider_CUDA_V2: [204, P, [H, H]],
+  CreateCUDAProviderOptions: [205, P, [P]],
+  UpdateCUDAProviderOptions: [206, P, [H, L, L, Z]],
+  ReleaseCUDAProviderOptions: [208, V, [H]],
   ReleaseValue: [96, V, [H]],
   ReleaseSessionOptions: [100, V, [H]],
   ReleaseIoBinding: [135, V, [H]],
@@ -60,6 +72,7 @@ type OrtFunction =
   | 'SetIntraOpNumThreads'
   | 'DisablePerSessionThreads'
   | 'AddSessionConfigEntry'
+  | 'CreateMemoryInfo'
   | 'CreateCpuMemoryInfo'
   | 'CreateTensorWithDataAsOrtValue'
   | 'RunWithBinding'
@@ -70,9 +83,17 @@ type OrtFunction =
   | 'CreatePrepackedWeightsContainer'
   | 'ReleasePrepackedWeightsContainer'
   | 'CreateSessionFromArrayWithPrepackedWeightsContainer'
-  | 'ReleaseEnv'
-  | 'ReleaseMemoryInfo'
   | 'ReleaseSession'
+  | 'CreateRunOptions'
+  | 'AddRunConfigEntry'
+  | 'ReleaseRunOptions'
+  | 'CreateArenaCfg'
+  | 'ReleaseArenaCfg'
+  | 'CreateAndRegisterAllocatorV2'
+  | 'SessionOptionsAppendExecutionProvider_CUDA_V2'
+  | 'CreateCUDAProviderOptions'
+  | 'UpdateCUDAProviderOptions'
+  | 'ReleaseCUDAProviderOptions'
   | 'ReleaseValue'
   | 'ReleaseSessionOptions'
   | 'ReleaseIoBinding';
@@ -99,7 +120,7 @@ export interface OrtLibrary {
   /** Has the C library give back what it keeps of freed memory. */
   trim(): void;
   /** A block of zeroed memory on a boundary of 64 bytes; undefined where there is none. */
-  allocate(bytes: number): { readonly address: bigint; readonly buffer: ArrayBuffer; free(): void } | undefined;
+  allocate(bytes: number): Block | undefined;
 }
 
 /** What koffi makes of a function; its results are checked by the table only. */
@@ -174,12 +195,12 @@ async function load(path: string): Promise<OrtLibrary> {
       if (bytes >= largeBlock) {
         const address: bigint | null = mmap(null, bytes, readWrite, privateAnonymous, -1, 0);
         if (!address || address === mapFailed) return undefined;
-        return { address, buffer: koffi.view(address, bytes), free: () => munmap(address, bytes) };
+        return hostBlock(address, koffi.view(address, bytes), () => munmap(address, bytes));
       }
       const block: bigint | null = calloc(1, bytes + alignment);
       if (!block) return undefined;
       const address = (block + BigInt(alignment - 1)) & ~BigInt(alignment - 1);
-      return { address, buffer: koffi.view(address, bytes), free: () => free(block) };
+      return hostBlock(address, koffi.view(address, bytes), () => free(block));
     },
   };
 }

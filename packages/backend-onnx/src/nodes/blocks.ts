@@ -56,6 +56,7 @@ const countTokens: Control = {
   key: 'count',
   type: 'int64',
   dims: [1],
+  onHost: true,
   make: ({ count }) => ints([1], () => count),
 };
 

@@ -2,7 +2,7 @@ import type { NodeOf } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 
-/** Depthwise causal convolution of one row: x [1, T, channels] -> [1, T, channels]. */
+/** Depthwise causal convolution of one row, in the compute type: x [1, T, channels] -> [1, T, channels]. */
 export function causalConv(node: NodeOf<'causalConv'>, lowering: Lowering, x: Ref): Ref {
   const { graph, decode, shapeOf, weight } = lowering;
   const [channels, , kernel] = shapeOf(node.weight) as [number, number, number];

@@ -22,7 +22,7 @@ import { exactScores, type Kept, keep, leavesAt, leavingPositions, type Ring } f
 
 type Dual = NodeOf<'dualLinearAttention'>;
 
-/** One row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd], gates [1, T, gate width] -> [1, T, heads*hd]. */
+/** One row, in float: q [1, T, heads*hd], k and v [1, T, kvHeads*hd], gates [1, T, gate width] -> [1, T, heads*hd]. */
 export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref {
   const { graph, decode } = lowering;
   const { heads, form, scale } = node;
@@ -105,7 +105,8 @@ function remember({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref,
   const width = gateWidth(form);
   const heads = (part: number, x: Ref): Kept => {
     const dims = [kvHeads, entries, headDim];
-    return keep(lowering, { ring, state, part, axis: 1, dims, leaves: true }, byHead(lowering, x, kvHeads, headDim));
+    const where = { ring, state, part, axis: 1, dims, leaves: true, narrow: true } as const;
+    return keep(lowering, where, byHead(lowering, x, kvHeads, headDim));
   };
   return {
     ring,
@@ -113,7 +114,7 @@ function remember({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref,
     values: heads(2, v),
     gates: keep(
       lowering,
-      { ring, state, part: 3, axis: 0, dims: [entries, width], leaves: true },
+      { ring, state, part: 3, axis: 0, dims: [entries, width], leaves: true, narrow: false },
       lowering.graph.reshape(gates, [-1, width]),
     ),
   };
@@ -143,12 +144,12 @@ export function decaysOf(form: DualForm, { graph, decode }: Lowering, logits: Re
 
 /** sum over the exact set of e^(s - m) [v, 1]: [g, n, G, C, hd + 1] */
 function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, scale: number): Ref {
-  const { graph } = lowering;
+  const { graph, decode } = lowering;
   const scores = exactScores(lowering, ring, q, keys.seen(), scale);
   const max = graph.op('ReduceMax', [scores, graph.ints([-1])], { keepdims: 1 });
   const weights = graph.op('Exp', [graph.op('Sub', [scores, max])]);
-  const sum = graph.op('ReduceSum', [weights, graph.ints([-1])], { keepdims: 1 });
-  return graph.concat([graph.matmul(weights, values.seen()), sum], -1);
+  const both = graph.matmul(weights, withOne(lowering, values.seen()));
+  return decode ? graph.reshape(both, [0, 0, -1, 1, 0]) : both;
 }
 
 /** One more column, of ones. */
@@ -160,10 +161,10 @@ function divided({ graph }: Lowering, total: Ref, headDim: number): Ref {
   return graph.op('Div', [graph.slice(total, -1, 0, headDim), graph.slice(total, -1, headDim, headDim + 1)]);
 }
 
-function outputNorm({ outputNorm: norm }: Dual, { graph, weight }: Lowering, out: Ref): Ref {
+function outputNorm({ outputNorm: norm }: Dual, { graph, floatWeight }: Lowering, out: Ref): Ref {
   if (!norm) return out;
   const attributes = { axis: -1, epsilon: float(norm.eps), stash_type: 1 };
-  return graph.op('SimplifiedLayerNormalization', [out, weight(norm.weight)], attributes);
+  return graph.op('SimplifiedLayerNormalization', [out, floatWeight(norm.weight)], attributes);
 }
 
 function maskControl(

@@ -20,13 +20,13 @@ export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
 
   const { tokens, mask } = entered(exact);
   const inside = control(mask); // [1, E, 1]
-  const gather = (part: number): Ref => graph.op('Gather', [cache(part), control(tokens)], { axis: 1 }); // [g, 1, E, hd]
+  const gather = (part: number): Ref => lowering.float(graph.op('Gather', [cache(part), control(tokens)], { axis: 1 })); // [g, 1, E, hd]
   // Masked by selection: where no token has entered, an index names memory that may hold anything.
   const held = (x: Ref): Ref => graph.op('Where', [inside, x, graph.floats(0)]);
   const [keys, values] = [held(gather(0)), held(gather(1))];
   const plain = unrotated(node, lowering, keys, tokens);
   const gates = graph.reshape(gatesOf(node, lowering, plain, values), [1, -1, gateWidth(form)]);
-  const decays = decaysOf(form, lowering, gates, graph.op('Cast', [inside], { to: 1 })); // [St, g, 1, E, hd or 1]
+  const decays = decaysOf(form, lowering, gates, graph.cast(inside, 'float')); // [St, g, 1, E, hd or 1]
   const after = graph.op('CumSum', [decays, graph.ints(3)], { exclusive: 1, reverse: 1 });
   const phi = held(featureMap(lowering, form.ropeInState ? keys : plain, form.featureMap?.key, [kvHeads, 1]));
   const columns = form.normaliser ? withOne(lowering, values) : values;
@@ -52,7 +52,8 @@ function foldRing(node: NodeOf<'foldState'>, ring: Ring, lowering: Lowering, cac
   const dims = [kvHeads, entries, headDim];
   lowering.present(node.to, 1, graph.reshape(keys, dims), dims);
   lowering.present(node.to, 2, graph.reshape(values, dims), dims);
-  const gates = gatesOf(node, lowering, unrotated(node, lowering, keys, tokens), values);
+  const [k, v] = [keys, values].map(lowering.float) as [Ref, Ref];
+  const gates = gatesOf(node, lowering, unrotated(node, lowering, k, tokens), v);
   lowering.present(node.to, 3, gates, [entries, gateWidth(node.form)]);
 }
 
@@ -64,11 +65,11 @@ function unrotated({ form }: NodeOf<'foldState'>, lowering: Lowering, keys: Ref,
 
 /** Gate logits W u + b [E, gate width] of keys (plain) and values [g, 1, E, hd]. */
 function gatesOf(node: NodeOf<'foldState'>, lowering: Lowering, keys: Ref, values: Ref): Ref {
-  const { graph, weight } = lowering;
+  const { graph, floatWeight } = lowering;
   const { kvHeads, headDim } = node.form;
   const source = graph.transpose(node.gateSource === 'value' ? values : keys, [1, 2, 0, 3]);
-  const operands = [graph.reshape(source, [-1, kvHeads * headDim]), weight(node.gateWeight)];
-  if (node.gateBias !== undefined) operands.push(weight(node.gateBias));
+  const operands = [graph.reshape(source, [-1, kvHeads * headDim]), floatWeight(node.gateWeight)];
+  if (node.gateBias !== undefined) operands.push(floatWeight(node.gateBias));
   return graph.op('Gemm', operands, { transB: 1 });
 }
 

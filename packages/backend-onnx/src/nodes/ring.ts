@@ -49,11 +49,16 @@ export interface RingPart {
   readonly dims: readonly number[];
   /** Somebody wants the tokens that leave. */
   readonly leaves: boolean;
+  /** It is held in the compute type; readers get float all the same. */
+  readonly narrow: boolean;
 }
 
-/** Takes new tokens into a ring: x has T entries along its axis. */
+/** Takes new tokens into a ring: x, in float, has T entries along its axis. */
 export function keep(lowering: Lowering, part: RingPart, x: Ref): Kept {
-  return lowering.decode ? keepOne(lowering, part, x) : keepMany(lowering, part, x);
+  const held = part.narrow ? lowering.compute(x) : x;
+  const kept = lowering.decode ? keepOne(lowering, part, held) : keepMany(lowering, part, held);
+  if (!part.narrow) return kept;
+  return { seen: () => lowering.float(kept.seen()), leaving: () => lowering.float(kept.leaving()) };
 }
 
 function keepMany(lowering: Lowering, { ring, state, part, axis, dims }: RingPart, x: Ref): Kept {
@@ -84,10 +89,14 @@ function keepOne(lowering: Lowering, { ring, state, part, axis, dims, leaves }: 
   };
 }
 
-/** q [kvHeads, n, group, C, hd], keys [kvHeads, n, 1, seen, hd] -> masked scores [kvHeads, n, group, C, seen]. */
+/**
+ * q [kvHeads, n, group, C, hd], keys [kvHeads, n, 1, seen, hd] -> masked scores [kvHeads, n, group, C, seen]; of one token the
+ * group are the rows of a single product: [kvHeads, 1, 1, group, seen].
+ */
 export function exactScores({ graph, decode, control }: Lowering, ring: Ring, q: Ref, keys: Ref, scale: number): Ref {
   const mask = control(decode ? heldMask(ring) : seenMask(ring));
-  return graph.op('Add', [graph.matmul(q, keys, { transB: true, alpha: scale }), mask]);
+  const queries = decode ? graph.reshape(q, [0, 0, 1, -1, 0]) : q;
+  return graph.op('Add', [graph.matmul(queries, keys, { transB: true, alpha: scale }), mask]);
 }
 
 /** int64 [n, C]: positions of the tokens that leave. */

@@ -9,13 +9,15 @@ import { windowAttention } from './window-attention.js';
 /** Causal attention of one row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] -> [1, T, heads*hd]. */
 export function softmaxAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { window } = node;
-  if (window) return windowAttention({ ...node, window }, lowering, q, k, v);
-  return fused(node) ? groupQueryAttention(node, lowering, q, k, v) : plainAttention(node, lowering, q, k, v);
+  if (!window && fused(node, lowering)) return groupQueryAttention(node, lowering, q, k, v);
+  const [queries, keys, values] = [q, k, v].map(lowering.float) as [Ref, Ref, Ref];
+  if (window) return lowering.compute(windowAttention({ ...node, window }, lowering, queries, keys, values));
+  return lowering.compute(plainAttention(node, lowering, queries, keys, values));
 }
 
 /** Widths that ONNX Runtime's GroupQueryAttention takes. */
-function fused({ headDim, rope }: NodeOf<'softmaxAttention'>): boolean {
-  return headDim % 8 === 0 && (!rope || rope.rotaryDim % 16 === 0);
+function fused({ headDim, rope }: NodeOf<'softmaxAttention'>, { dialect }: Lowering): boolean {
+  return headDim <= dialect.fusedHead && headDim % 8 === 0 && (!rope || rope.rotaryDim % 16 === 0);
 }
 
 /** Longest stretch of tokens in one run: the scores take heads * T * capacity floats. */
@@ -36,18 +38,21 @@ const total32: Control = {
   key: 'total int32',
   type: 'int32',
   dims: [],
+  onHost: true,
   make: ({ past, count }) => ({ dims: [], data: Int32Array.of(past + count) }),
 };
 
 /** The cache is bound as past and as present: the operator appends to it in place. */
 function groupQueryAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { heads, kvHeads, headDim, scale, rope, state } = node;
-  const { graph } = lowering;
+  const { graph, dialect } = lowering;
   const cache = [1, kvHeads, 'tokens', headDim] as const;
   const inputs = [q, k, v, lowering.past(state, 0, cache), lowering.past(state, 1, cache)];
-  inputs.push(lowering.control(lastIndex), lowering.control(total32));
+  // Of one token the operator wants to know no more than that it is not the first of a prompt.
+  const total = lowering.decode && dialect.replays ? lowering.capacity(state) : lowering.control(total32);
+  inputs.push(lowering.control(lastIndex), total);
   if (rope) {
-    const { cos, sin } = ropeTables(rope);
+    const { cos, sin } = ropeTables(rope, { type: dialect.compute });
     inputs.push(lowering.table(cos), lowering.table(sin));
   }
   const [out, keys, values] = graph.msOps('GroupQueryAttention', inputs, 3, {
@@ -65,6 +70,7 @@ const total64: Control = {
   key: 'total int64',
   type: 'int64',
   dims: [1],
+  onHost: true,
   make: ({ past, count }) => ({ dims: [1], data: BigInt64Array.of(BigInt(past + count)) }),
 };
 
@@ -98,7 +104,7 @@ function newEntries(kvHeads: number): Control {
   };
 }
 
-/** The same by MatMul and Softmax, for the head widths that the operator refuses. */
+/** The same in float by MatMul and Softmax, where the operator refuses. */
 function plainAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { heads, kvHeads, headDim, scale, rope, state } = node;
   const { graph } = lowering;
@@ -106,10 +112,10 @@ function plainAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q:
   const append = (part: number, x: Ref): Ref => {
     const dims = [kvHeads, 'tokens', headDim];
     const past = lowering.past(state, part, dims);
-    const cache = graph.op('ScatterND', [past, lowering.control(newEntries(kvHeads)), x]);
+    const cache = graph.op('ScatterND', [past, lowering.control(newEntries(kvHeads)), lowering.compute(x)]);
     lowering.present(state, part, cache, dims);
     const valid = graph.slice(cache, 1, 0, lowering.control(total64));
-    return graph.op('Unsqueeze', [valid, graph.ints([1])]); // [kvHeads, 1, total, hd]
+    return graph.op('Unsqueeze', [lowering.float(valid), graph.ints([1])]); // [kvHeads, 1, total, hd]
   };
   const keys = append(0, byHead(lowering, turned(k, kvHeads), kvHeads, headDim));
   const values = append(1, byHead(lowering, v, kvHeads, headDim));

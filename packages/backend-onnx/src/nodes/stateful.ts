@@ -25,17 +25,19 @@ export function isStateful(node: Node): node is Stateful {
   return node.op in stateful;
 }
 
-/** Adds a node to a model; the result is its value, [T, width], if it has one. */
+/** Adds a node to a model; the result is its value, [T, width], if it has one. What has to do with gates is computed in float. */
 export function lowerStateful(node: Stateful, lowering: Lowering, value: (index: number) => Ref): Ref | undefined {
+  const { float, compute } = lowering;
+  const own = (index: number): Ref => float(value(index));
   switch (node.op) {
     case 'softmaxAttention':
       return softmaxAttention(node, lowering, value(node.q), value(node.k), value(node.v));
     case 'dualLinearAttention':
-      return dualLinearAttention(node, lowering, value(node.q), value(node.k), value(node.v), value(node.gates));
+      return compute(dualLinearAttention(node, lowering, own(node.q), own(node.k), own(node.v), own(node.gates)));
     case 'causalConv':
       return causalConv(node, lowering, value(node.x));
     case 'selectiveScan':
-      return selectiveScan(node, lowering, value(node.x), value(node.dt), value(node.b), value(node.c));
+      return compute(selectiveScan(node, lowering, own(node.x), own(node.dt), own(node.b), own(node.c)));
     case 'foldState':
       foldState(node, lowering);
       return undefined;

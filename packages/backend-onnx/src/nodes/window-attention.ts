@@ -5,7 +5,7 @@ import { rotateTokens } from '../rope.js';
 import { byHead, fromBlocks, toBlocks } from './blocks.js';
 import { exactScores, keep } from './ring.js';
 
-/** Softmax attention over a sliding window and the first tokens, in blocks of queries; the state is a ring. */
+/** Softmax attention in float over a sliding window and the first tokens, in blocks of queries; the state is a ring. */
 export function windowAttention(
   node: NodeOf<'softmaxAttention'> & { readonly window: { readonly size: number; readonly sinks: number } },
   lowering: Lowering,
@@ -19,7 +19,11 @@ export function windowAttention(
   const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope) : x);
   const dims = [kvHeads, ring.sinks + ring.window, headDim];
   const known = (part: number, x: Ref): Ref =>
-    keep(lowering, { ring, state, part, axis: 1, dims, leaves: false }, byHead(lowering, x, kvHeads, headDim)).seen();
+    keep(
+      lowering,
+      { ring, state, part, axis: 1, dims, leaves: false, narrow: true },
+      byHead(lowering, x, kvHeads, headDim),
+    ).seen();
   const keys = known(0, turned(k, kvHeads));
   const values = known(1, v);
   const queries = toBlocks(lowering, turned(q, heads), { full: false }, kvHeads, headDim, heads / kvHeads);

@@ -1,0 +1,138 @@
+// Prefill, decode and folds of a whole model with random weights on CUDA, float16. One JSON object a line on stdout. Bundled as
+// conformance.ts is: node OUT/cuda.mjs --prefill 2048,8192 --decode 512,4096
+import { parseArgs } from 'node:util';
+import { type AttentionLayer, type Device, joinGraphs, type LayerGraph, type Row, type StateStore } from '@dsla/spec';
+import { randomWeights, type Statistics, statistics, synthetic } from '../../backend-webgpu/bench/synthetic.js';
+import type { OnnxDevice } from '../src/device.js';
+import { onnxBackend } from '../src/index.js';
+
+const { values: options } = parseArgs({
+  options: {
+    shape: { type: 'string', default: 'llama2-7b' },
+    layers: { type: 'string' },
+    /** Plans, each a mixer and the number of first layers that take it: `scalar:16`; `default:0` is softmax attention throughout. */
+    plans: { type: 'string', default: 'default:0' },
+    prefill: { type: 'string', default: '' },
+    decode: { type: 'string', default: '' },
+    /** Rows of a decode step. */
+    batch: { type: 'string', default: '1' },
+    fold: { type: 'string', default: '' },
+    rounds: { type: 'string', default: '20' },
+    device: { type: 'string', default: 'cuda' },
+    type: { type: 'string', default: 'f16' },
+  },
+});
+const numbers = (text: string | undefined): number[] => (text ?? '').split(',').filter(Boolean).map(Number);
+const rounds = Number(options.rounds);
+const [prefills, depths, batches, folds] = [options.prefill, options.decode, options.batch, options.fold].map(numbers);
+const warmUp = 4; // the third step alike is recorded, the fourth is the first that is launched as a graph
+const spare = rounds + warmUp;
+
+const model = synthetic(options.shape, options.layers ? Number(options.layers) : undefined);
+const source = randomWeights(model);
+const start = performance.now();
+await using device = (await onnxBackend.open({
+  ...(options.device === 'cuda' && { computeType: options.type as 'f16' }),
+  extra: { device: options.device },
+})) as OnnxDevice;
+print({ test: 'open', milliseconds: performance.now() - start });
+
+for (const plan of options.plans.split(',')) {
+  const [mixer, level] = [plan.split(':')[0]!, Number(plan.split(':')[1])];
+  const graphs = model.segments.map(({ versions, layer }) =>
+    layer !== undefined && layer < level ? (versions[mixer] ?? versions.default) : versions.default,
+  );
+  const before = performance.now();
+  const layers = await compile(device, [joinGraphs(graphs, new Set(['x'])), model.head]);
+  print({ test: 'compile', plan, milliseconds: performance.now() - before, memory: device.memory().bytes });
+  for (const tokens of prefills!)
+    await tried('prefill', plan, tokens, 1, tokens, layers, (_, slot) => ({ slot, past: 0, count: tokens }));
+  for (const batch of batches!)
+    for (const depth of depths!)
+      await tried('decode', plan, depth, batch, depth + spare, layers, (round, slot) => ({
+        slot,
+        past: depth + round,
+        count: 1,
+      }));
+  for (const layer of layers) layer[Symbol.dispose]();
+}
+for (const plan of folds!.length > 0 ? options.plans.split(',') : [])
+  for (const tokens of folds!) await fold(plan.split(':')[0]!, tokens);
+
+async function compile(on: Device, graphs: readonly LayerGraph[]): Promise<AttentionLayer[]> {
+  const made: AttentionLayer[] = [];
+  for (const graph of graphs) made.push(await on.compile(graph, source));
+  return made;
+}
+
+function stores(layers: readonly AttentionLayer[], slots: number, capacity: number): Record<string, StateStore> {
+  const made: Record<string, StateStore> = {};
+  for (const { graph } of layers)
+    for (const spec of graph.states) made[spec.name] ??= device.createState(spec, slots, capacity);
+  return made;
+}
+
+/** Times a kind of step, from recording to the logits on the host, and prints it; a failure is printed as well. */
+async function tried(
+  test: string,
+  plan: string,
+  tokens: number,
+  batch: number,
+  capacity: number,
+  layers: readonly AttentionLayer[],
+  rowOf: (round: number, slot: number) => Row,
+): Promise<void> {
+  const states = stores(layers, batch, capacity);
+  try {
+    const samples: number[] = [];
+    const computed: number[] = [];
+    const count = test === 'prefill' ? Math.min(rounds, 5) : rounds;
+    let traffic = { toDevice: 0, toHost: 0 };
+    for (let round = 0; round < count + warmUp; round++) {
+      const rows = Array.from({ length: batch }, (_, slot) => rowOf(round, slot));
+      const ids = new Int32Array(rows.reduce((sum, row) => sum + row.count, 0)).fill(1 + (round % 7));
+      traffic = { ...(device.binding.traffic ?? traffic) };
+      const begun = performance.now();
+      using step = device.beginStep({ ids, rows });
+      for (const layer of layers) step.run(layer, states);
+      await step.submit();
+      const { data } = await device.download(step.value('logits'));
+      if (round < warmUp) continue;
+      samples.push(performance.now() - begun);
+      computed.push(device.binding.computed / 1000);
+      if (!data.every(Number.isFinite)) throw new Error('logits are not finite');
+    }
+    const now = device.binding.traffic ?? traffic;
+    const copied = { toDevice: now.toDevice - traffic.toDevice, toHost: now.toHost - traffic.toHost };
+    const milliseconds: Statistics = statistics(samples);
+    const inSessions = statistics(computed).median;
+    print({ test, plan, tokens, batch, milliseconds, inSessions, copied, free: device.binding.available() });
+  } catch (error) {
+    print({ test, plan, tokens, batch, error: String(error).slice(0, 300) });
+  } finally {
+    for (const store of Object.values(states)) store[Symbol.dispose]();
+  }
+}
+
+/** One layer's cache into the states of a mixer. */
+async function fold(mixer: string, tokens: number): Promise<void> {
+  const graph = model.folds[mixer]?.[0];
+  if (!graph) return;
+  const layers = await compile(device, [graph]);
+  const states = stores(layers, 1, tokens);
+  const samples: number[] = [];
+  for (let round = 0; round < warmUp + 8; round++) {
+    const begun = performance.now();
+    using step = device.beginStep({ ids: new Int32Array(0), rows: [{ slot: 0, past: tokens, count: 0 }] });
+    step.run(layers[0]!, states);
+    await step.submit();
+    if (round >= warmUp) samples.push(performance.now() - begun);
+  }
+  print({ test: 'fold', plan: mixer, tokens, batch: 1, milliseconds: statistics(samples) });
+  for (const each of [...layers, ...Object.values(states)]) each[Symbol.dispose]();
+}
+
+function print(line: Readonly<Record<string, unknown>>): void {
+  const { shape } = options;
+  console.log(JSON.stringify({ ...line, shape, device: device.description, node: process.version }));
+}

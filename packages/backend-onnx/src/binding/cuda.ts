@@ -1,0 +1,187 @@
+import { DslaError } from '@dsla/spec';
+import type { Dialect } from '../dialect.js';
+import type { Traffic } from './binding.js';
+import type { Block } from './memory.js';
+import type { Handle, OrtLibrary } from './ort-api.js';
+
+const [toDevice, toHost, onDevice] = [1, 2, 3]; // cudaMemcpyKind
+const outOfMemoryStatus = 2;
+const nonBlocking = 1;
+const relaxed = 2; // cudaStreamCaptureModeRelaxed
+const [arenaAllocator, sameAsRequested] = [1, 1];
+
+/** One CUDA device with a stream of its own: all that this binding computes goes through it, in order. */
+export interface Cuda {
+  /** Of the device. */
+  readonly name: string;
+  /** OrtMemoryInfo of device memory. */
+  readonly info: Handle;
+  readonly traffic: Traffic;
+  /** What the computing thread needs. */
+  readonly forThread: Readonly<Record<string, unknown>>;
+  /** Undefined where there is no memory left. */
+  allocate(bytes: number): Block | undefined;
+  available(): number;
+  /** Makes a session compute here. */
+  append(sessionOptions: Handle): void;
+  close(): void;
+}
+
+/** One at a time: sessions of all devices take what they need while they run from the same memory. */
+const turn = new Int32Array(new SharedArrayBuffer(4));
+
+export interface CudaOptions {
+  /** libcudart, as the provider is linked with it. */
+  readonly runtime: string;
+  readonly compute: Dialect['compute'];
+}
+
+/** `environment`: OrtEnv. @throws DslaError E_DEVICE */
+export async function openCuda(
+  library: OrtLibrary,
+  environment: Handle,
+  { runtime, compute }: CudaOptions,
+): Promise<Cuda> {
+  const call = await cudaRuntime(runtime);
+  const info = sharedMemory(library, environment);
+  call('cudaSetDevice', 0);
+  // Blocks may be taken and given back here while the computing thread records.
+  call('cudaThreadExchangeStreamCaptureMode', Int32Array.of(relaxed));
+  const made = new BigUint64Array(1);
+  call('cudaStreamCreateWithFlags', made, nonBlocking);
+  const stream = made[0]!;
+  const runOptions = library.make('CreateRunOptions');
+  library.call('AddRunConfigEntry', runOptions, 'disable_synchronize_execution_providers', '1');
+  const traffic = { toDevice: 0, toHost: 0 };
+
+  /** Copies of the host are complete when they return. */
+  const copy = (to: bigint | Uint8Array, from: bigint | Uint8Array, bytes: number, kind: number): void => {
+    call('cudaMemcpy', to, from, bytes, kind);
+    if (kind !== toHost) call('cudaStreamSynchronize', null);
+  };
+  const block = (address: bigint): Block => ({
+    address,
+    write(data) {
+      traffic.toDevice += data.byteLength;
+      if (data.byteLength > 0) copy(address, data, data.byteLength, toDevice);
+    },
+    copy: (from, bytes) => copy(address, from.address, bytes, onDevice),
+    read(bytes) {
+      traffic.toHost += bytes;
+      const content = new Uint8Array(bytes);
+      if (bytes > 0) copy(content, address, bytes, toHost);
+      return content.buffer;
+    },
+    free: () => call('cudaFree', address),
+  });
+  return {
+    name: deviceName(call),
+    info,
+    traffic,
+    forThread: { runtime, stream, runOptions, turn },
+    allocate(bytes) {
+      const out = new BigUint64Array(1);
+      if (call('cudaMalloc', out, Math.max(bytes, 1)) === outOfMemoryStatus) {
+        call('cudaGetLastError');
+        return undefined;
+      }
+      call('cudaMemset', out[0]!, 0, bytes);
+      call('cudaStreamSynchronize', null);
+      return block(out[0]!);
+    },
+    available() {
+      const [free, total] = [new BigUint64Array(1), new BigUint64Array(1)];
+      call('cudaMemGetInfo', free, total);
+      return Number(free[0]);
+    },
+    append: (sessionOptions) => append(library, sessionOptions, stream, compute),
+    close() {
+      call('cudaStreamDestroy', stream);
+      library.call('ReleaseRunOptions', runOptions);
+    },
+  };
+}
+
+/** Memory for what sessions compute, one pool for all of them, never released. */
+const memories = new Map<Handle, Handle>();
+
+function sharedMemory(library: OrtLibrary, environment: Handle): Handle {
+  let info = memories.get(environment);
+  if (info === undefined) {
+    info = library.make('CreateMemoryInfo', 'Cuda', arenaAllocator, 0, 0);
+    const arena = library.make('CreateArenaCfg', 0, sameAsRequested, -1, -1);
+    try {
+      library.call('CreateAndRegisterAllocatorV2', environment, 'CUDAExecutionProvider', info, arena, [], [], 0);
+    } finally {
+      library.call('ReleaseArenaCfg', arena);
+    }
+    memories.set(environment, info);
+  }
+  return info;
+}
+
+function append(library: OrtLibrary, sessionOptions: Handle, stream: Handle, compute: Dialect['compute']): void {
+  // Split copies sizes from host memory, which cannot be recorded.
+  library.call(
+    'AddSessionConfigEntry',
+    sessionOptions,
+    'optimization.disable_specified_optimizers',
+    'GatherSliceToSplitFusion',
+  );
+  const options = library.make('CreateCUDAProviderOptions');
+  const settings = {
+    device_id: '0',
+    // float32 means float32; beside float16 its products may round as float16 does
+    use_tf32: compute === 'float' ? '0' : '1',
+    arena_extend_strategy: 'kSameAsRequested',
+    has_user_compute_stream: '1',
+    user_compute_stream: `${stream}`,
+  };
+  try {
+    const [keys, values] = [Object.keys(settings), Object.values(settings)];
+    library.call('UpdateCUDAProviderOptions', options, keys, values, keys.length);
+    library.call('SessionOptionsAppendExecutionProvider_CUDA_V2', sessionOptions, options);
+  } finally {
+    library.call('ReleaseCUDAProviderOptions', options);
+  }
+}
+
+type CudaFunction = keyof typeof signatures;
+/** Calls a function; any status but success and want of memory is an error. */
+type Call = (name: CudaFunction, ...args: unknown[]) => number;
+
+const signatures = {
+  cudaSetDevice: ['int'],
+  cudaGetLastError: [],
+  cudaThreadExchangeStreamCaptureMode: ['void *'],
+  cudaStreamCreateWithFlags: ['void *', 'uint'],
+  cudaStreamDestroy: ['void *'],
+  cudaStreamSynchronize: ['void *'],
+  cudaMalloc: ['void *', 'size_t'],
+  cudaFree: ['void *'],
+  cudaMemset: ['void *', 'int', 'size_t'],
+  cudaMemcpy: ['void *', 'void *', 'size_t', 'int'],
+  cudaMemGetInfo: ['void *', 'void *'],
+  cudaGetDeviceProperties: ['void *', 'int'],
+} as const;
+
+async function cudaRuntime(path: string): Promise<Call> {
+  const { default: koffi } = await import('koffi');
+  const library = koffi.load(path);
+  const names = Object.keys(signatures) as CudaFunction[];
+  const functions = new Map(names.map((name) => [name, library.func(name, 'int', [...signatures[name]])]));
+  const textOf = library.func('cudaGetErrorString', 'const char *', ['int']);
+  return (name, ...args) => {
+    const status: number = functions.get(name)!(...args);
+    if (status !== 0 && status !== outOfMemoryStatus && name !== 'cudaGetLastError')
+      throw new DslaError('E_DEVICE', { where: name, rule: textOf(status) });
+    return status;
+  };
+}
+
+/** The name leads the structure of a device's properties. */
+function deviceName(call: Call): string {
+  const properties = Buffer.alloc(8192);
+  call('cudaGetDeviceProperties', properties, 0);
+  return properties.toString('latin1', 0, properties.indexOf(0));
+}

@@ -1,0 +1,80 @@
+import { disposed } from '../errors.js';
+import type { Memory } from './binding.js';
+import type { Handle } from './ort-api.js';
+
+/** Zeroed memory at a fixed address, of the host or of a device. */
+export interface Block {
+  readonly address: bigint;
+  write(data: Uint8Array): void;
+  /** From one of the same kind. */
+  copy(from: Block, bytes: number): void;
+  read(bytes: number): ArrayBuffer;
+  free(): void;
+}
+
+let nextMemory = 1;
+
+/** A block, and where it lies in ONNX Runtime's words. */
+export class CApiMemory implements Memory {
+  readonly id: number = nextMemory++;
+  readonly bytes: number;
+  /** OrtMemoryInfo */
+  readonly info: Handle;
+  readonly bound: Set<{ dispose(): void }> = new Set();
+  readonly #forget: () => void;
+  #block: Block | undefined;
+
+  constructor(block: Block, info: Handle, bytes: number, forget: () => void) {
+    this.#block = block;
+    this.info = info;
+    this.bytes = bytes;
+    this.#forget = forget;
+  }
+
+  write(data: ArrayBufferView): void {
+    this.#held.write(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
+  }
+
+  copy(from: Memory): void {
+    this.#held.copy((from as CApiMemory).#held, Math.min(this.bytes, from.bytes));
+  }
+
+  async read(bytes: number): Promise<ArrayBuffer> {
+    return this.#held.read(bytes);
+  }
+
+  address(offset: number): bigint {
+    return this.#held.address + BigInt(offset);
+  }
+
+  free(): void {
+    if (!this.#block) return;
+    for (const each of this.bound) each.dispose();
+    this.#block.free();
+    this.#block = undefined;
+    this.#forget();
+  }
+
+  /** @throws DslaError E_DISPOSED */
+  get #held(): Block {
+    if (!this.#block) throw disposed('memory');
+    return this.#block;
+  }
+}
+
+/** What a buffer views. */
+export function hostBlock(
+  address: bigint,
+  buffer: ArrayBuffer,
+  free: () => void,
+): Block & { readonly content: Uint8Array } {
+  const content = new Uint8Array(buffer);
+  return {
+    address,
+    content,
+    write: (data) => content.set(data),
+    copy: (from, bytes) => content.set((from as ReturnType<typeof hostBlock>).content.subarray(0, bytes)),
+    read: (bytes) => buffer.slice(0, bytes),
+    free,
+  };
+}

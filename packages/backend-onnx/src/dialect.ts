@@ -1,0 +1,29 @@
+import type { DType } from '@dsla/spec';
+import type { ElementType } from './protobuf.js';
+
+/** What lowering must know of the execution provider that will run a model. */
+export interface Dialect {
+  /** Type of values, weights and caches. States and all that is computed from gates stay float: float16 cannot decay slowly. */
+  readonly compute: 'float' | 'float16';
+  /** Widest head that the operator GroupQueryAttention takes; 0 where it does not run at all. */
+  readonly fusedHead: number;
+  /** Sizes that operators read on the host do not change from one decode step to the next, so that a step can be replayed. */
+  readonly replays: boolean;
+}
+
+export const onCpu: Dialect = { compute: 'float', fusedHead: Number.POSITIVE_INFINITY, replays: false };
+
+/** ONNX Runtime's CUDA provider has GroupQueryAttention in half precision only, its fast kernels up to a head width of 256. */
+export function onCuda(compute: Dialect['compute']): Dialect {
+  return { compute, fusedHead: compute === 'float16' ? 256 : 0, replays: true };
+}
+
+/** The compute type as a backend tells it. */
+export function computeType({ compute }: Dialect): Extract<DType, 'f32' | 'f16'> {
+  return compute === 'float16' ? 'f16' : 'f32';
+}
+
+/** How a part of a state is held. */
+export function partType({ compute }: Dialect, dtype: string): ElementType {
+  return dtype === 'compute' ? compute : 'float';
+}
