@@ -1,8 +1,9 @@
 import { parseArgs } from 'node:util';
-import type { LayerGraph, Row } from '@dsla/spec';
+import { elementCount, type LayerGraph, type Row } from '@dsla/spec';
 import { findAdapter, loadGpu, must } from '../src/adapter.js';
 import { Memory, Pool } from '../src/buffers.js';
 import { openGpu } from '../src/device.js';
+import { bytesOf as bytesOfMatrix } from '../src/kernels/quantise.js';
 import { lower } from '../src/lower.js';
 import { Pipelines } from '../src/pipelines.js';
 import { type BufferRef, elementBytes } from '../src/program.js';
@@ -104,7 +105,7 @@ async function timeKernels(graph: LayerGraph): Promise<void> {
   function bytesOf(ref: BufferRef, view: View): number {
     switch (ref.kind) {
       case 'weight':
-        return shapeOf(ref.name).reduce((a, b) => a * b, elementBytes[ref.type]);
+        return bytesOfMatrix(ref.type, elementCount(shapeOf(ref.name)));
       case 'state': {
         const { dtype, shape } = specs.get(ref.state)!.parts[ref.part]!;
         const type = dtype === 'compute' ? traits.type : 'f32';
@@ -113,7 +114,8 @@ async function timeKernels(graph: LayerGraph): Promise<void> {
       }
       case 'temp': {
         const { domain, width, type } = ref.temp;
-        return view.capacity[domain === 'past' ? 'token' : domain] * width * elementBytes[type];
+        const entries = domain === 'once' ? 1 : view.capacity[domain === 'past' ? 'token' : domain];
+        return entries * width * elementBytes[type];
       }
       case 'value':
         return view.capacity[ref.value.domain] * ref.value.width * elementBytes[ref.value.type];

@@ -18,6 +18,8 @@ const { values: options } = parseArgs({
     /** Tokens of a cache whose first layer is folded into the mixer's states. */
     fold: { type: 'string', default: '' },
     rounds: { type: 'string', default: '10' },
+    /** Of the matrices: f16, q8, q4. */
+    weights: { type: 'string' },
     software: { type: 'boolean', default: false },
   },
 });
@@ -29,7 +31,11 @@ const [prefills, depths, folds] = [numbers(options.prefill), numbers(options.dec
 const capacity = Math.max(...prefills, ...folds, ...depths.map((depth) => depth + 64));
 
 await using device = await webgpuBackend.open({
-  extra: { checks: 'off', ...(options.software && { software: 'allow' }) },
+  extra: {
+    checks: 'off',
+    ...(options.weights && { weights: options.weights }),
+    ...(options.software && { software: 'allow' }),
+  },
 });
 const model = synthetic(options.shape, options.layers ? Number(options.layers) : undefined);
 const { layers, stores } = await build(device);

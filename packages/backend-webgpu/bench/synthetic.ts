@@ -63,26 +63,37 @@ export function synthetic(name: string, layers?: number): ModelDescription {
   return describe(config, config.architecture === 'llama' ? { mixers } : {});
 }
 
-/** Small random numbers, one block of them for all weights. */
+/** Small random numbers; every weight is the beginning of one block of them. */
 export function randomWeights({ weights }: ModelDescription): WeightSource {
-  const length = 1 << 24;
+  const blocks = new Map<string, { readonly dtype: 'f32' | 'f16'; readonly data: Float32Array | Uint16Array }>();
+  const blockOf = (dtype: 'f32' | 'f16', count: number) => {
+    const known = blocks.get(dtype);
+    if (known && known.data.length >= count) return known.data;
+    const data = noise(dtype, count);
+    blocks.set(dtype, { dtype, data });
+    return data;
+  };
+  return {
+    spec: (name) => ({ storage: 'f16', shape: weights[name]!.shape }),
+    async read(name, dtype) {
+      const { shape } = weights[name]!;
+      const count = elementCount(shape);
+      return { dtype, shape, data: blockOf(dtype, count).subarray(0, count) };
+    },
+  };
+}
+
+/** At most 0.02 each; a pattern of 2^20 numbers. */
+function noise(dtype: 'f32' | 'f16', count: number): Float32Array | Uint16Array {
   let state = 1;
-  const single = Float32Array.from({ length }, () => {
+  const pattern = Float32Array.from({ length: Math.min(count, 1 << 20) }, () => {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
     return (state / 2 ** 32 - 0.5) * 0.04;
   });
-  const half = toFloat16(single);
-  return {
-    spec: (name) => ({ storage: 'f16', shape: weights[name]!.shape }),
-    async read(name, as) {
-      const { shape } = weights[name]!;
-      const block = as === 'f32' ? single : half;
-      const count = elementCount(shape);
-      const data = as === 'f32' ? new Float32Array(count) : new Uint16Array(count);
-      for (let at = 0; at < count; at += length) data.set(block.subarray(0, Math.min(length, count - at)), at);
-      return { dtype: as, shape, data };
-    },
-  };
+  const from = dtype === 'f32' ? pattern : toFloat16(pattern);
+  const data = dtype === 'f32' ? new Float32Array(count) : new Uint16Array(count);
+  for (let at = 0; at < count; at += from.length) data.set(from.subarray(0, Math.min(from.length, count - at)), at);
+  return data;
 }
 
 export interface Statistics {

@@ -1,6 +1,7 @@
 import type { Rope, Value, Weight, WeightShape } from '@dsla/spec';
 import { elementwiseSize, type Shape } from './kernels/elementwise.js';
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
+import type { Format, Quantised } from './kernels/quantise.js';
 import type { BufferRef, Scratch } from './program.js';
 import type { View } from './view.js';
 
@@ -8,6 +9,8 @@ import type { View } from './view.js';
 export interface Operand extends Shape {
   readonly ref: BufferRef;
   readonly domain: Domain;
+  /** It is the RMS norm of this value; products of a few items take the norm themselves, for them it is not computed. */
+  readonly normed?: { readonly x: Operand; readonly weight: Weight; readonly eps: number } | undefined;
 }
 
 /** What decides which kernels a device gets. */
@@ -17,6 +20,8 @@ export interface Traits {
   readonly lanes: number;
   /** Subgroup matrices of 16x16x16, float16 to float32, and workgroup memory for tiles of them. */
   readonly matrices: boolean;
+  /** Matrices of wide products are stored so, instead of in `type`. */
+  readonly weights?: Quantised | undefined;
 }
 
 /** What the lowering of a node may use. */
@@ -35,8 +40,8 @@ export function result(builder: Builder, width: number, domain: Domain, type: El
   return { ref: builder.temp(width, type, domain), width, type, domain };
 }
 
-export function matrix(builder: Builder, name: Weight): BufferRef {
-  return { kind: 'weight', name, type: builder.type };
+export function matrix(builder: Builder, name: Weight, format: Format = builder.type): BufferRef {
+  return { kind: 'weight', name, type: format };
 }
 
 export function vector(name: Weight): BufferRef {
@@ -53,4 +58,9 @@ export function countOf(view: View, domain: Domain): number {
 
 export function perElement({ width, domain }: Pick<Operand, 'width' | 'domain'>): (view: View) => Grid {
   return (view) => spread(Math.ceil((countOf(view, domain) * width) / elementwiseSize));
+}
+
+/** A workgroup an item. */
+export function perItem(domain: Domain): (view: View) => Grid {
+  return (view) => [countOf(view, domain), 1, 1];
 }

@@ -24,6 +24,7 @@ import { Memory, Pool } from './buffers.js';
 import type { Traits } from './builder.js';
 import { cast } from './kernels/cast.js';
 import type { Element } from './kernels/kernel.js';
+import type { Quantised } from './kernels/quantise.js';
 import { compile } from './layer.js';
 import { type Pipeline, Pipelines } from './pipelines.js';
 import { RopeTables } from './rope.js';
@@ -43,7 +44,7 @@ export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Pro
 /** A WebGPU device with all that our kernels can use. */
 export async function openGpu(
   adapter: GPUAdapter,
-  { computeType }: OpenOptions,
+  { computeType, extra }: OpenOptions,
 ): Promise<{ readonly device: GPUDevice; readonly traits: Traits }> {
   const { limits, features } = adapter;
   const wanted = ['shader-f16', 'subgroups', 'chromium-experimental-subgroup-matrix'];
@@ -58,7 +59,15 @@ export async function openGpu(
       maxComputeWorkgroupSizeX: limits.maxComputeWorkgroupSizeX,
     },
   });
-  return { device, traits: traitsOf(adapter, computeType ?? (features.has('shader-f16') ? 'f16' : 'f32')) };
+  const type = computeType ?? (features.has('shader-f16') ? 'f16' : 'f32');
+  return { device, traits: { ...traitsOf(adapter, type), weights: weightsOf(extra?.weights, type) } };
+}
+
+/** The option `extra.weights`: a type of its own for the matrices of wide products. */
+function weightsOf(option: string | undefined, type: Element): Quantised | undefined {
+  if (option === undefined || option === type) return undefined;
+  if (option === 'q8' || option === 'q4') return option;
+  throw invalid('open webgpu', `extra.weights must be ${type}, q8 or q4`, option);
 }
 
 function traitsOf({ features, info, limits }: GPUAdapter, type: Element): Traits {
@@ -113,7 +122,7 @@ class WebgpuDevice implements Device {
     const memory = new Memory(device, limit, (error) => {
       this.#failure ??= error;
     });
-    this.#weights = new Weights(device, memory);
+    this.#weights = new Weights(device, memory, pipelines, type);
     this.#host = {
       device,
       type,

@@ -9,10 +9,11 @@ import {
   type WeightSource,
 } from '@dsla/spec';
 import type { Traits } from './builder.js';
-import type { Element } from './kernels/kernel.js';
+import type { Format } from './kernels/quantise.js';
 import { lower } from './lower.js';
 import type { Pipeline, Pipelines } from './pipelines.js';
 import type { Op, Program } from './program.js';
+import type { Recording } from './recording.js';
 import type { Weights } from './weights.js';
 
 /** A dispatch with its pipeline and the bind groups of the buffers it met lately. */
@@ -26,8 +27,10 @@ export class WebgpuLayer implements AttentionLayer {
   readonly graph: LayerGraph;
   readonly program: Program;
   readonly commands: readonly Command[];
-  /** By element type and name. */
+  /** By format and name. */
   readonly weights: ReadonlyMap<string, GPUBuffer>;
+  /** Of the latest runs. */
+  readonly recordings: Recording[] = [];
   readonly #release: () => void;
   disposed = false;
 
@@ -49,12 +52,13 @@ export class WebgpuLayer implements AttentionLayer {
     if (this.disposed) return;
     this.disposed = true;
     for (const { groups } of this.commands) groups.length = 0;
+    this.recordings.length = 0;
     this.#release();
   }
 }
 
 /** Where a layer keeps a weight. */
-export function weightKey(name: Weight, type: Element): string {
+export function weightKey(name: Weight, type: Format): string {
   return `${type} ${name}`;
 }
 
@@ -71,7 +75,7 @@ export async function compile(
   inferWidths(graph, shapeOf); // with its calls, whose arguments are checked too
   const program = lower(inlineCalls(graph), shapeOf, traits);
   const weights = new Map<string, GPUBuffer>();
-  const taken: { name: Weight; type: Element }[] = [];
+  const taken: { name: Weight; type: Format }[] = [];
   const release = () => {
     for (const { name, type } of taken.splice(0)) store.give(name, type);
   };

@@ -1,22 +1,32 @@
 import type { NodeOf, Weight } from '@dsla/spec';
 import { type Builder, countOf, matrix, type Operand, perElement, vector } from './builder.js';
-import { activateMul } from './kernels/elementwise.js';
-import type { Grid } from './kernels/kernel.js';
+import { accumulate, activateMul, add as sum } from './kernels/elementwise.js';
+import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
-import { linearMatrix, matrixTile } from './kernels/linear-matrix.js';
+import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
-import { linearVector, loadWidth, type VectorPart, vectorGroups } from './kernels/linear-vector.js';
+import {
+  linearVector,
+  loadWidth,
+  type VectorPart,
+  vectorGroups,
+  vectorItems,
+  vectorShape,
+} from './kernels/linear-vector.js';
+import { blockSize, dequantise, dequantiseGrid, type Format, isQuantised } from './kernels/quantise.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
 // Which kernel a product gets depends on the number of items alone, so a row does not see its neighbours: all that may serve
-// are recorded, those that do not fit get no workgroups.
+// are recorded, those that do not fit get no workgroups. The kernels for a few items also take over the norm before and the
+// addition after a product; for many items these are dispatches of their own.
 
-/** y = x W^T + b. */
+/** y = x W^T + b, or y = add + x W^T + b. */
 export interface Product {
   readonly weight: Weight;
   readonly bias?: Weight | undefined;
   readonly y: Operand;
+  readonly add?: Operand | undefined;
 }
 
 const none: Grid = [0, 0, 0];
@@ -24,15 +34,21 @@ const none: Grid = [0, 0, 0];
 /** At most as many items go to the kernels for vectors. */
 const fewItems = 64;
 
+/** A grid for a few items, or for many. */
+export function onlyFew(domain: Domain, grid: (view: View) => Grid): (view: View) => Grid {
+  return (view) => (countOf(view, domain) <= fewItems ? grid(view) : none);
+}
+
+export function onlyMany(domain: Domain, grid: (view: View) => Grid): (view: View) => Grid {
+  return (view) => (countOf(view, domain) <= fewItems ? none : grid(view));
+}
+
 /** Products of the same x, for a few items by one kernel. `replay` as in Op. */
 export function emitLinear(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
-  const wide = products.every(({ y }) => hasVectors(builder, x, y));
-  if (wide) {
-    const parts = products.map(({ y, bias }): VectorPart => ({ y, bias: bias !== undefined }));
-    emitFew(builder, x, parts, [x.ref, ...products.flatMap((product) => buffersOf(builder, product))], replay);
-  }
+  const wide = products.every(({ y }) => hasVectors(builder, x, y.width));
+  if (wide) emitFew(builder, x, products, replay);
   for (const product of products) {
-    if (!wide && hasVectors(builder, x, product.y)) emitLinear(builder, x, [product], replay);
+    if (!wide && hasVectors(builder, x, product.y.width)) emitLinear(builder, x, [product], replay);
     else emitMany(builder, x, product, replay);
   }
 }
@@ -47,10 +63,13 @@ export function emitGated(
   up: Weight,
 ): void {
   const { emit, temp, type } = builder;
-  const { domain, ref } = x;
-  const few = hasVectors(builder, x, y);
-  if (few)
-    emitFew(builder, x, [{ y, bias: false, gate: fn }], [ref, matrix(builder, gate), matrix(builder, up), y.ref]);
+  const { domain } = x;
+  const few = hasVectors(builder, x, y.width);
+  const format = formatOf(builder, x);
+  if (few) {
+    const matrices = [gate, up].map((weight) => matrix(builder, weight, format));
+    emitVectors(builder, x, [{ y, bias: false, gate: fn }], [...matrices, y.ref]);
+  }
   const halves = [gate, up].map((weight) => {
     const half: Operand = { ref: temp(y.width, type, domain), width: y.width, type, domain };
     emitMany(builder, x, { weight, y: half });
@@ -58,62 +77,109 @@ export function emitGated(
   });
   const [a, b] = halves as [Operand, Operand];
   const all = perElement(y);
-  const many = (view: View): Grid => (few && countOf(view, domain) <= fewItems ? none : all(view));
-  emit(activateMul(fn, domain, y, a, b), [a.ref, b.ref, y.ref], many);
+  emit(activateMul(fn, domain, y, a, b), [a.ref, b.ref, y.ref], few ? onlyMany(domain, all) : all);
 }
 
-function buffersOf(builder: Builder, { weight, bias, y }: Product): BufferRef[] {
-  return [matrix(builder, weight), ...(bias === undefined ? [] : [vector(bias)]), y.ref];
+/** Whether products of x with so many outputs have kernels for a few items. */
+export function hasVectors(builder: Builder, x: Pick<Operand, 'width' | 'type'>, outputs: number): boolean {
+  const { traits, type } = builder;
+  if (x.width < narrow || outputs < narrow || traits.lanes === 0 || x.type !== type) return false;
+  return x.width % loadWidth[formatOf(builder, x)] === 0;
 }
 
-function isNarrow(x: Operand, y: Operand): boolean {
-  return x.width < 64 || y.width < 64;
+const narrow = 64;
+
+/** How the matrix of a product of x is stored. */
+function formatOf({ traits, type }: Builder, x: Pick<Operand, 'width'>): Format {
+  return traits.weights && traits.lanes > 0 && x.width % blockSize === 0 ? traits.weights : type;
 }
 
-function hasVectors({ traits, type }: Builder, x: Operand, y: Operand): boolean {
-  return !isNarrow(x, y) && traits.lanes > 0 && x.type === type && x.width % loadWidth[type] === 0;
+function addOf(y: Operand, add: Operand | undefined): VectorPart['add'] {
+  return add?.ref === y.ref ? 'own' : add;
 }
 
-function emitFew(
-  { traits, emit }: Builder,
+/** Products of the same x for a few items; all must have such kernels. */
+export function emitFew(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
+  const parts = products.map(({ y, bias, add }): VectorPart => ({ y, bias: bias !== undefined, add: addOf(y, add) }));
+  const format = formatOf(builder, x);
+  const buffers = products.flatMap(({ weight, bias, add, y }) => [
+    matrix(builder, weight, format),
+    ...(bias === undefined ? [] : [vector(bias)]),
+    ...(add && add.ref !== y.ref ? [add.ref] : []),
+    y.ref,
+  ]);
+  emitVectors(builder, x, parts, buffers, replay);
+}
+
+function emitVectors(
+  builder: Builder,
   x: Operand,
   parts: readonly VectorPart[],
   buffers: readonly BufferRef[],
   replay = false,
 ): void {
+  const { traits, emit } = builder;
+  const { domain, normed } = x;
+  const source = normed?.x ?? x;
+  const sources = normed ? [source.ref, vector(normed.weight)] : [source.ref];
+  const format = formatOf(builder, x);
   let least = 1;
-  for (const items of [1, 2, 4, 8]) {
-    const shape = { items, outputs: items === 1 && !parts[0]!.gate ? 2 : 1, lanes: traits.lanes };
-    const [low, most] = [least, items === 8 ? fewItems : items];
+  const all = vectorItems(format, traits.lanes);
+  for (const items of all) {
+    const shape = vectorShape(items, traits.lanes, parts[0]!.gate !== undefined);
+    const [low, most] = [least, items === all.at(-1) ? fewItems : items];
     const groups = parts.reduce((sum, { y }) => sum + vectorGroups(y.width, shape), 0);
     const grid = (view: View): Grid => {
-      const count = countOf(view, x.domain);
+      const count = countOf(view, domain);
       return count < low || count > most ? none : [groups, Math.ceil(count / items), 1];
     };
-    emit(linearVector(x.domain, x, parts, shape), buffers, grid, replay);
+    const kernel = linearVector({ domain, x: source, format, parts, shape, eps: normed?.eps });
+    emit(kernel, [...sources, ...buffers], grid, replay);
     least = most + 1;
   }
 }
 
 /** A product of more items than a few; of any number where there are no kernels for vectors. */
-function emitMany(builder: Builder, x: Operand, product: Product, replay = false): void {
-  const { type, traits, emit } = builder;
+export function emitMany(builder: Builder, x: Operand, { weight, bias, y, add }: Product, replay = false): void {
+  const { type, traits, emit, temp } = builder;
   const { domain } = x;
-  const { y, bias } = product;
+  const vectors = hasVectors(builder, x, y.width);
+  const only = (grid: (view: View) => Grid) => (vectors ? onlyMany(domain, grid) : grid);
+  if (add) {
+    const product: Operand = { ...y, ref: temp(y.width, y.type, domain) };
+    emitMany(builder, x, { weight, bias, y: product }, replay);
+    emitSum(builder, add, product, y, only(perElement(y)));
+    return;
+  }
+  const isNarrow = x.width < narrow || y.width < narrow;
+  const format = isNarrow ? type : formatOf(builder, x);
+  const count = x.width * y.width;
+  let weights = matrix(builder, weight, format);
+  if (isQuantised(format)) {
+    const stored = weights;
+    weights = temp(count, type, 'once');
+    emit(
+      dequantise(format, type, count),
+      [stored, weights],
+      only(() => dequantiseGrid(format, count)),
+      replay,
+    );
+  }
+  const buffers = [x.ref, weights, ...(bias === undefined ? [] : [vector(bias)]), y.ref];
   const biased = bias !== undefined;
-  const buffers = [x.ref, ...buffersOf(builder, product)];
-  if (isNarrow(x, y)) {
+  if (isNarrow) {
     emit(linear(domain, y, x, type, biased), buffers, perElement(y), replay);
     return;
   }
-  const vectors = hasVectors(builder, x, y);
   const matrices = traits.matrices && vectors;
-  const tile = matrices ? matrixTile : tileSize;
-  const grid = (view: View): Grid => {
-    const count = countOf(view, domain);
-    if (vectors && count <= fewItems) return none;
-    return [Math.ceil(y.width / tile), Math.ceil(count / tile), 1];
-  };
+  const { outputs, items } = matrices ? matrixShape : { outputs: tileSize, items: tileSize };
+  const grid = (view: View): Grid => [Math.ceil(y.width / outputs), Math.ceil(countOf(view, domain) / items), 1];
   const kernel = matrices ? linearMatrix(domain, y, x, biased) : linearTiles(domain, y, x, type, biased);
-  emit(kernel, buffers, grid, replay);
+  emit(kernel, buffers, only(grid), replay);
+}
+
+/** y = a + b; y may be a. */
+export function emitSum({ emit }: Builder, a: Operand, b: Operand, y: Operand, grid: (view: View) => Grid): void {
+  if (a.ref === y.ref) emit(accumulate(y.domain, y, b), [b.ref, y.ref], grid);
+  else emit(sum(y.domain, y, a, b), [a.ref, b.ref, y.ref], grid);
 }

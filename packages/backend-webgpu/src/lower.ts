@@ -1,15 +1,15 @@
 import { inferWidths, type LayerGraph, type Node, type NodeOf, type Value, type WeightShape } from '@dsla/spec';
-import { type Builder, countOf, matrix, type Operand, perElement, result, type Traits, vector } from './builder.js';
-import { type Fusions, findFusions, reads } from './fuse.js';
+import { type Builder, matrix, type Operand, perElement, perItem, result, type Traits, vector } from './builder.js';
+import { type Fusions, findFusions } from './fuse.js';
 import * as elementwise from './kernels/elementwise.js';
 import { embed } from './kernels/embed.js';
-import type { Domain, Element, Grid } from './kernels/kernel.js';
+import type { Element } from './kernels/kernel.js';
 import { rmsNorm } from './kernels/norm.js';
+import { lowerAdd } from './lower-add.js';
 import { lowerDual, lowerFold } from './lower-dual.js';
-import { emitGated, emitLinear, type Product } from './lower-linear.js';
+import { emitGated, emitLinear, hasVectors, onlyMany, type Product } from './lower-linear.js';
 import { lowerAttention, lowerConv, lowerScan } from './lower-state.js';
-import { elideCopies, type NamedValue, type Op, type Program, place } from './program.js';
-import type { View } from './view.js';
+import { elideCopies, type NamedValue, namedValue, type Op, type Program, place, refsOf } from './program.js';
 
 /** Tape to dispatches. Small weights are float32, matrices have the compute type. */
 export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): Program {
@@ -25,15 +25,15 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     temp: (width, of = type, domain = 'token') => ({ kind: 'temp', temp: { width, type: of, domain } }),
     emit: (kernel, buffers, grid, replay = false) => void ops.push({ kernel, buffers, grid, replay }),
   };
-  const fusions = findFusions(graph);
+  const fusions = findFusions(graph, (weight) => {
+    const [outputs, width] = shapeOf(weight) as [number, number];
+    return hasVectors(builder, { width, type }, outputs);
+  });
   let vocabulary = Number.POSITIVE_INFINITY;
   graph.nodes.forEach((node, index) => {
     if (node.op === 'embed') vocabulary = Math.min(vocabulary, shapeOf(node.table)[0]!);
     if (fusions.absorbed.has(index)) return;
-    operands[index] =
-      residual(graph, index, builder) ??
-      lowerFused(builder, graph, index, fusions, operands) ??
-      lowerNode(builder, node, widths[index]!);
+    operands[index] = lowerFused(builder, graph, index, fusions, operands) ?? lowerNode(builder, node, widths[index]!);
   });
   const kept = elideCopies(ops);
   const inputs: NamedValue[] = [];
@@ -46,18 +46,22 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     kept.flatMap(({ buffers }) => buffers.flatMap((ref) => (ref.kind === 'value' ? ref.value : []))),
   );
   const replays = kept.some(({ replay }) => replay);
-  return { ops: kept, ...place(kept), inputs, outputs, values: [...values], replays, vocabulary };
+  const placed = place(kept);
+  const refs = refsOf(kept, placed.slotOf);
+  return { ops: kept, ...placed, refs, inputs, outputs, values: [...values], replays, vocabulary };
 }
 
 /** Several nodes by one kernel, if the node at `index` begins or ends such a group. */
 function lowerFused(
   builder: Builder,
-  { nodes }: LayerGraph,
+  graph: LayerGraph,
   index: Value,
-  { gated, grouped, normed }: Fusions,
+  fusions: Fusions,
   operands: (Operand | undefined)[],
 ): Operand | undefined {
   const { operand, emit } = builder;
+  const { nodes } = graph;
+  const { gated, grouped, taken } = fusions;
   const gate = gated.get(index);
   if (gate?.product) {
     const x = operand(gate.product.x);
@@ -82,16 +86,13 @@ function lowerFused(
     emitLinear(builder, x, products);
     return products[0]!.y;
   }
-  const next = normed.get(index);
-  const [node, norm] = [nodes[index]!, next === undefined ? undefined : nodes[next]!];
-  if (next === undefined || node.op !== 'add' || norm?.op !== 'rmsNorm') return undefined;
-  const [a, b] = [operand(node.a), operand(node.b)];
-  const sum = result(builder, a.width, a.domain);
-  const y = result(builder, a.width, a.domain);
-  const buffers = [a.ref, b.ref, vector(norm.weight), sum.ref, y.ref];
-  emit(rmsNorm(a.domain, y, a, norm.eps, { b, sum }), buffers, perItem(a.domain));
-  operands[next] = y;
-  return sum;
+  const node = nodes[index]!;
+  if (node.op === 'add') return lowerAdd(builder, graph, index, fusions, operands);
+  if (node.op !== 'rmsNorm' || !taken.has(index)) return undefined;
+  const [x, { weight, eps }] = [operand(node.x), node];
+  const y = result(builder, x.width, x.domain);
+  emit(rmsNorm(x.domain, y, x, eps), [x.ref, vector(weight), y.ref], onlyMany(x.domain, perItem(x.domain)));
+  return { ...y, normed: { x, weight, eps } };
 }
 
 function lowerNode(builder: Builder, node: Node, width: number): Operand | undefined {
@@ -118,15 +119,13 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
       emit(rmsNorm(x.domain, y, x, node.eps), [x.ref, vector(node.weight), y.ref], perItem(x.domain));
       return y;
     }
-    case 'add':
     case 'mul':
     case 'concat': {
       const [a, b] = [operand(node.a), operand(node.b)];
       const y = result(builder, width, a.domain);
-      const kernel =
-        node.op === 'concat' ? elementwise.concat(a.domain, y, a, b) : elementwise.binary(node.op, a.domain, y, a, b);
+      const kernel = node.op === 'concat' ? elementwise.concat : elementwise.multiply;
       // WebGPU refuses no buffer that is only read twice.
-      emit(kernel, [a.ref, b.ref, y.ref], perElement(y));
+      emit(kernel(a.domain, y, a, b), [a.ref, b.ref, y.ref], perElement(y));
       return y;
     }
     case 'slice': {
@@ -165,49 +164,24 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
       emit(elementwise.copy(x.domain, value, x), [x.ref, { kind: 'value', value }], perElement(x));
       return undefined;
     }
+    case 'add':
     case 'call':
-      throw new Error('calls are inlined before a tape is lowered');
+      throw new Error(`${node.op} is dealt with before`);
     default:
       return node satisfies never;
   }
 }
 
-/**
- * x + y written back to the same name as x: adds in place, where no later node reads the old x. WebGPU refuses one buffer
- * as input and output of a dispatch.
- */
-function residual(graph: LayerGraph, index: number, { operand, emit }: Builder): Operand | undefined {
-  const node = graph.nodes[index]!;
-  if (node.op !== 'add' || node.a === node.b) return undefined;
-  const x = operand(node.a);
-  if (x.ref.kind !== 'value') return undefined;
-  const { name } = x.ref.value;
-  const written = graph.nodes.some((other) => other.op === 'output' && other.name === name && other.x === index);
-  const sameInput = (value: Value) => {
-    const of = graph.nodes[value];
-    return of?.op === 'input' && of.name === name;
-  };
-  const readLater = graph.nodes.some((other, at) => at > index && reads(other).some(sameInput));
-  if (!written || readLater || !sameInput(node.a) || sameInput(node.b)) return undefined;
-  const added = operand(node.b);
-  emit(elementwise.accumulate(x.domain, x, added), [added.ref, x.ref], perElement(x));
-  return x;
-}
-
 function namedInput({ name, width }: NodeOf<'input'>, type: Element): NamedValue {
-  return { name, width, type, domain: 'token' };
+  return namedValue(name, width, type, 'token');
 }
 
 function namedOutput(name: string, { width, domain, type }: Operand): NamedValue {
-  return { name, width, type, domain };
+  return namedValue(name, width, type, domain);
 }
 
 function productOf(builder: Builder, { weight, bias }: NodeOf<'linear'>, { domain }: Operand): Product {
   // One entry a row: logits, worth more digits than they take.
   const type = domain === 'row' ? 'f32' : builder.type;
   return { weight, bias, y: result(builder, builder.shapeOf(weight)[0]!, domain, type) };
-}
-
-function perItem(domain: Domain): (view: View) => Grid {
-  return (view) => [countOf(view, domain), 1, 1];
 }

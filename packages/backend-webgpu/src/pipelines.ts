@@ -9,6 +9,8 @@ export interface Pipeline {
 /** Pipelines by source text, layouts by access: each made once a device. */
 export class Pipelines {
   readonly batchLayout: GPUBindGroupLayout;
+  /** For kernels that run on no batch. */
+  readonly noBatch: GPUBindGroup;
   readonly #device: GPUDevice;
   readonly #layouts = new Map<string, GPUBindGroupLayout>();
   readonly #pipelines = new Map<string, Promise<Pipeline>>();
@@ -16,6 +18,11 @@ export class Pipelines {
   constructor(device: GPUDevice) {
     this.#device = device;
     this.batchLayout = this.#layout(['read']);
+    const buffer = device.createBuffer({ label: 'no batch', size: 16, usage: 0x80 }); // STORAGE
+    this.noBatch = device.createBindGroup({
+      layout: this.batchLayout,
+      entries: [{ binding: 0, resource: { buffer } }],
+    });
   }
 
   get(kernel: Kernel): Promise<Pipeline> {

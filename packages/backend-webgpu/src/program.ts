@@ -1,5 +1,6 @@
 import type { Rope, Weight } from '@dsla/spec';
 import type { Domain, Element, Grid, Kernel } from './kernels/kernel.js';
+import type { Format } from './kernels/quantise.js';
 import type { View } from './view.js';
 
 // A lowered tape: dispatches in order, their buffers still by name.
@@ -11,8 +12,8 @@ interface Temp {
   readonly domain: Scratch;
 }
 
-/** What scratch has one entry for. */
-export type Scratch = Domain | 'past' | 'split';
+/** What scratch has one entry for; `once`: one whatever the batch. */
+export type Scratch = Domain | 'past' | 'split' | 'chunk' | 'once';
 
 /** A named value of the step, [tokens or rows of the batch, width]. */
 export interface NamedValue {
@@ -20,10 +21,16 @@ export interface NamedValue {
   readonly width: number;
   readonly type: Element;
   readonly domain: Domain;
+  /** All of them. */
+  readonly key: string;
+}
+
+export function namedValue(name: string, width: number, type: Element, domain: Domain): NamedValue {
+  return { name, width, type, domain, key: `${name} ${width} ${domain} ${type}` };
 }
 
 export type BufferRef =
-  | { readonly kind: 'weight'; readonly name: Weight; readonly type: Element }
+  | { readonly kind: 'weight'; readonly name: Weight; readonly type: Format }
   | { readonly kind: 'state'; readonly state: string; readonly part: number }
   /** [1] u32: the capacity of a state in tokens. */
   | { readonly kind: 'info'; readonly state: string }
@@ -51,10 +58,35 @@ export interface Program {
   readonly outputs: readonly NamedValue[];
   /** Those among the buffers of the ops. */
   readonly values: readonly NamedValue[];
-  /** Whether any op does. */
+  /** The buffers of the ops other than weights, each once. */
+  readonly refs: readonly BufferRef[];
+  /** Whether any op replays. */
   readonly replays: boolean;
   /** Embeds token ids below this number. */
   readonly vocabulary: number;
+}
+
+/** Buffers that a run may find changed, each once. */
+export function refsOf(ops: readonly Op[], slotOf: Program['slotOf']): BufferRef[] {
+  const refs = new Map<unknown, BufferRef>();
+  const nameOf = (ref: BufferRef): unknown => {
+    switch (ref.kind) {
+      case 'weight':
+        return undefined;
+      case 'state':
+        return `state ${ref.part} ${ref.state}`;
+      case 'info':
+        return `info ${ref.state}`;
+      case 'rope':
+        return `rope ${ref.key}`;
+      case 'temp':
+        return slotOf.get(ref.temp);
+      case 'value':
+        return ref.value;
+    }
+  };
+  for (const ref of ops.flatMap(({ buffers }) => buffers)) if (ref.kind !== 'weight') refs.set(nameOf(ref), ref);
+  return [...refs.values()];
 }
 
 export const elementBytes: Readonly<Record<Element, number>> = { f32: 4, f16: 2 };
@@ -72,7 +104,7 @@ export function place(ops: readonly Op[]): Pick<Program, 'slots' | 'slotOf'> {
     for (const ref of op.buffers) {
       if (ref.kind !== 'temp' || slotOf.has(ref.temp)) continue;
       let slot = busyUntil.findIndex((last) => last < index);
-      if (slot < 0) slot = slots.push({ token: 0, row: 0, past: 0, split: 0 }) - 1;
+      if (slot < 0) slot = slots.push({ token: 0, row: 0, past: 0, split: 0, chunk: 0, once: 0 }) - 1;
       busyUntil[slot] = lastUse.get(ref.temp)!;
       slotOf.set(ref.temp, slot);
       const { domain, width, type } = ref.temp;

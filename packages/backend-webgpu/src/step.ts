@@ -10,13 +10,14 @@ import {
 } from '@dsla/spec';
 import { disposed, invalid, WebgpuBuffer } from './buffer.js';
 import type { Memory, Pool } from './buffers.js';
-import type { Element, Grid } from './kernels/kernel.js';
-import { type Command, WebgpuLayer, weightKey } from './layer.js';
+import type { Element } from './kernels/kernel.js';
+import { WebgpuLayer, weightKey } from './layer.js';
 import type { Pipeline } from './pipelines.js';
-import { type BufferRef, elementBytes, type NamedValue, type Program } from './program.js';
+import { type BufferRef, elementBytes, type NamedValue, namedValue, type Program } from './program.js';
+import { type Dispatch, encode, recall, record } from './recording.js';
 import type { RopeTables } from './rope.js';
 import { WebgpuState } from './state.js';
-import { type View, Views } from './view.js';
+import { Views } from './view.js';
 
 /** What a step needs of its device. */
 export interface StepHost {
@@ -38,16 +39,8 @@ interface Held extends NamedValue {
   readonly buffer: WebgpuBuffer;
 }
 
-/** A recorded dispatch. */
-interface Dispatch {
-  readonly pipeline: GPUComputePipeline;
-  readonly view: GPUBindGroup;
-  readonly group: GPUBindGroup;
-  readonly grid: Grid;
-}
-
-/** So many dispatches go to the queue at once: the device works on them while the host encodes the next. */
-const portion = 64;
+/** Most dispatches that go to the queue at once, and the first: the device works on them while the host encodes the next. */
+const [portion, firstPortion] = [64, 8];
 
 /** Records dispatches; nothing reaches the queue before the submit. */
 export class WebgpuStep implements Step {
@@ -91,10 +84,19 @@ export class WebgpuStep implements Step {
     const past = program.replays ? this.#views.past(rows) : view;
     const scratch = program.slots.map((slot, index) => {
       const { token, row, split } = view.capacity;
-      const bytes = [token * slot.token, row * slot.row, split * slot.split, past.capacity.token * slot.past];
+      const chunks = Math.max(view.capacity.chunk, past.capacity.chunk);
+      const bytes = [
+        token * slot.token,
+        row * slot.row,
+        split * slot.split,
+        chunks * slot.chunk,
+        past.capacity.token * slot.past,
+        slot.once,
+      ];
       return this.#host.scratch(index, Math.max(...bytes));
     });
-    const resolve = (ref: BufferRef, of: View): GPUBuffer => {
+    const positions = Math.max(view.positions, past.positions);
+    const resolve = (ref: BufferRef): GPUBuffer => {
       switch (ref.kind) {
         case 'weight':
           return layer.weights.get(weightKey(ref.name, ref.type))!;
@@ -103,14 +105,18 @@ export class WebgpuStep implements Step {
         case 'info':
           return stores.get(ref.state)!.info;
         case 'rope':
-          return this.#host.ropes.get(ref.key, ref.rope, of.positions);
+          return this.#host.ropes.get(ref.key, ref.rope, positions);
         case 'temp':
           return scratch[program.slotOf.get(ref.temp)!]!;
         case 'value':
           return bound.get(ref.value)!;
       }
     };
-    for (const command of layer.commands) this.#record(command, command.op.replay ? past : view, resolve);
+    const buffers = program.refs.map(resolve);
+    const recording =
+      recall(layer.recordings, view, past, buffers) ??
+      record(this.#host.device, layer, { view, past, buffers }, resolve);
+    this.#dispatches.push(...recording.dispatches);
   }
 
   value(name: string): DeviceBuffer {
@@ -130,8 +136,9 @@ export class WebgpuStep implements Step {
     this.#submitted = true;
     let encoder = this.#encoder;
     this.#encoder = undefined;
-    for (let at = 0; at < this.#dispatches.length; at += portion) {
-      encode(encoder, this.#dispatches.slice(at, at + portion));
+    let size = firstPortion;
+    for (let at = 0; at < this.#dispatches.length; at += size, size = Math.min(2 * size, portion)) {
+      encode(encoder, this.#dispatches.slice(at, at + size));
       device.queue.submit([encoder.finish()]);
       encoder = device.createCommandEncoder();
     }
@@ -150,24 +157,8 @@ export class WebgpuStep implements Step {
     this.#views.release();
   }
 
-  #record({ op, pipeline, groups }: Command, view: View, resolve: (ref: BufferRef, view: View) => GPUBuffer): void {
-    const grid = op.grid(view);
-    if (grid.includes(0)) return;
-    const buffers = op.buffers.map((ref) => resolve(ref, view));
-    let found = groups.find((known) => known.buffers.every((buffer, index) => buffer === buffers[index]));
-    if (!found) {
-      const entries = buffers.map((buffer, binding) => ({ binding, resource: { buffer } }));
-      found = { buffers, group: this.#host.device.createBindGroup({ layout: pipeline.layout, entries }) };
-      // A handful: the buffers of a prompt and of a token, times the steps in flight.
-      if (groups.length >= 8) groups.shift();
-      groups.push(found);
-    }
-    this.#dispatches.push({ pipeline: pipeline.pipeline, view: view.group, group: found.group, grid });
-  }
-
   /** Buffers of a program's named values; makes those that it writes first. */
   #bind(layer: string, { values, inputs, outputs }: Program): Map<NamedValue, GPUBuffer> {
-    const key = ({ name, width, domain, type }: NamedValue) => `${name} ${width} ${domain} ${type}`;
     const byKey = new Map<string, GPUBuffer>();
     for (const input of inputs) {
       const value = this.#values.get(input.name);
@@ -177,15 +168,15 @@ export class WebgpuStep implements Step {
         throw invalid(where, `value ${input.name} must be ${input.width} wide`, value.width);
       if (value.domain !== input.domain)
         throw invalid(where, `value ${input.name} must have one entry a token`, 'one entry a row');
-      byKey.set(key(input), value.buffer.buffer);
+      byKey.set(input.key, value.buffer.buffer);
     }
     for (const output of outputs) {
       const old = this.#values.get(output.name);
-      const value = old && key(old) === key(output) ? old : this.#make(output);
+      const value = old?.key === output.key ? old : this.#make(output);
       this.#values.set(output.name, value);
-      byKey.set(key(output), value.buffer.buffer);
+      byKey.set(output.key, value.buffer.buffer);
     }
-    return new Map(values.map((value) => [value, byKey.get(key(value))!]));
+    return new Map(values.map((value) => [value, byKey.get(value.key)!]));
   }
 
   #make(value: NamedValue): Held {
@@ -213,7 +204,7 @@ export class WebgpuStep implements Step {
   /** A copy of a caller's value, which layers may overwrite, in the compute type. */
   #take(name: string, given: WebgpuBuffer): void {
     const { type, device, cast } = this.#host;
-    const value = this.#make({ name, width: given.shape[1]!, type, domain: 'token' });
+    const value = this.#make(namedValue(name, given.shape[1]!, type, 'token'));
     this.#values.set(name, value);
     if (given.bytes === 0) return;
     if (given.dtype === type) {
@@ -278,15 +269,4 @@ export class WebgpuStep implements Step {
     }
     return stores;
   }
-}
-
-function encode(encoder: GPUCommandEncoder, dispatches: readonly Dispatch[]): void {
-  const pass = encoder.beginComputePass();
-  for (const { pipeline, view, group, grid } of dispatches) {
-    pass.setPipeline(pipeline);
-    pass.setBindGroup(0, view);
-    pass.setBindGroup(1, group);
-    pass.dispatchWorkgroups(...grid);
-  }
-  pass.end();
 }

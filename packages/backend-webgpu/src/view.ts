@@ -1,6 +1,6 @@
 import type { Row, StepBatch } from '@dsla/spec';
 import type { Pool } from './buffers.js';
-import { shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
+import { chunkTokens, shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
 
 /** The rows of one run, as data that every kernel reads (see kernels/kernel.ts). */
 export interface View {
@@ -8,12 +8,15 @@ export interface View {
   readonly rows: number;
   readonly tokens: number;
   readonly tiles: number;
+  readonly chunks: number;
   readonly splits: number;
   readonly singles: number;
+  /** Equal for views whose grids are equal. */
+  readonly shape: string;
   /** Highest position + 1. */
   readonly positions: number;
   /** What values and scratch are sized for. */
-  readonly capacity: { readonly token: number; readonly row: number; readonly split: number };
+  readonly capacity: { readonly token: number; readonly row: number; readonly split: number; readonly chunk: number };
 }
 
 /** What a row contributes: `count` tokens from `past` on, the first at index `start` of the step. */
@@ -82,7 +85,7 @@ export class Views {
   }
 
   #make(rows: readonly Stretch[], capacity: number): View {
-    const { words, tokens, tiles, splits, singles } = encode(rows, this.#batch.ids);
+    const { words, tokens, tiles, chunks, splits, singles } = encode(rows, this.#batch.ids);
     const buffer = this.#pool.take('batch', words.byteLength);
     this.#buffers.push(buffer);
     this.#device.queue.writeBuffer(buffer, 0, words);
@@ -91,10 +94,12 @@ export class Views {
       rows: rows.length,
       tokens,
       tiles,
+      chunks,
       splits,
       singles,
+      shape: [rows.length, tokens, tiles, chunks, splits, singles].join(),
       positions: rows.reduce((max, { past, count }) => Math.max(max, past + count), 0),
-      capacity: { token: capacity, row: this.#batch.rows.length, split: splits },
+      capacity: { token: capacity, row: this.#batch.rows.length, split: splits, chunk: chunks },
     };
   }
 }
@@ -114,6 +119,7 @@ interface Encoded {
   readonly words: Uint32Array<ArrayBuffer>;
   readonly tokens: number;
   readonly tiles: number;
+  readonly chunks: number;
   readonly splits: number;
   readonly singles: number;
 }
@@ -154,8 +160,12 @@ function encode(rows: readonly Stretch[], ids: Int32Array): Encoded {
   rows.forEach(({ past, start, count, index }, row) => {
     put(index, row, Math.max(past + count - 1, 0), count > 0 ? start + count - 1 : 0);
   });
+  let chunks = 0;
   rows.forEach(({ count }, row) => {
-    if (long[row]) for (let t = 0; t < count; t += tileTokens) put(row, t, Math.min(tileTokens, count - t), 0);
+    if (!long[row]) return;
+    for (let t = 0; t < count; t += tileTokens)
+      put(row, t, Math.min(tileTokens, count - t), chunks + Math.floor(t / chunkTokens));
+    chunks += Math.ceil(count / chunkTokens);
   });
   const listed: { token: number; first: number; count: number }[] = [];
   let token = 0;
@@ -170,5 +180,5 @@ function encode(rows: readonly Stretch[], ids: Int32Array): Encoded {
     }
   });
   for (const { token: of, first, count } of listed) put(of, first, count, 0);
-  return { words, tokens, tiles, splits, singles };
+  return { words, tokens, tiles, chunks, splits, singles };
 }

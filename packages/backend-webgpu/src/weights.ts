@@ -1,24 +1,31 @@
-import { bytesPerElement, elementCount, type Weight, type WeightSource } from '@dsla/spec';
+import { elementCount, type Weight, type WeightSource } from '@dsla/spec';
 import type { Memory } from './buffers.js';
 import type { Element } from './kernels/kernel.js';
+import { bytesOf, type Format, isQuantised, pairsGrid, type Quantised, quantise } from './kernels/quantise.js';
+import type { Pipelines } from './pipelines.js';
 
 interface Shared {
   readonly buffer: Promise<GPUBuffer>;
   users: number;
 }
 
-/** Weights on the device, shared by name and element type, freed with their last user. */
+/** Weights on the device, shared by name and format, freed with their last user. */
 export class Weights {
   readonly #device: GPUDevice;
   readonly #memory: Memory;
+  readonly #pipelines: Pipelines;
+  /** What quantised weights are made from. */
+  readonly #type: Element;
   readonly #shared = new Map<string, Shared>();
 
-  constructor(device: GPUDevice, memory: Memory) {
+  constructor(device: GPUDevice, memory: Memory, pipelines: Pipelines, type: Element) {
     this.#device = device;
     this.#memory = memory;
+    this.#pipelines = pipelines;
+    this.#type = type;
   }
 
-  async take(source: WeightSource, name: Weight, type: Element): Promise<GPUBuffer> {
+  async take(source: WeightSource, name: Weight, type: Format): Promise<GPUBuffer> {
     const key = `${type} ${name}`;
     let shared = this.#shared.get(key);
     if (!shared) {
@@ -34,7 +41,7 @@ export class Weights {
     }
   }
 
-  give(name: Weight, type: Element): void {
+  give(name: Weight, type: Format): void {
     const key = `${type} ${name}`;
     const shared = this.#shared.get(key);
     if (!shared || --shared.users > 0) return;
@@ -42,10 +49,16 @@ export class Weights {
     void shared.buffer.then((buffer) => this.#memory.give(buffer));
   }
 
-  async #load(source: WeightSource, name: Weight, type: Element): Promise<GPUBuffer> {
-    const bytes = elementCount(source.spec(name).shape) * bytesPerElement[type];
-    const buffer = this.#memory.take(`weight ${name}`, bytes);
+  async #load(source: WeightSource, name: Weight, type: Format): Promise<GPUBuffer> {
+    const count = elementCount(source.spec(name).shape);
+    const buffer = this.#memory.take(`weight ${name}`, bytesOf(type, count));
     try {
+      if (isQuantised(type)) {
+        const plain = await this.#load(source, name, this.#type);
+        await this.#quantise(type, plain, buffer, count);
+        this.#memory.give(plain);
+        return buffer;
+      }
       const { data } = await source.read(name, type);
       await this.#write(buffer, new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
       return buffer;
@@ -53,6 +66,19 @@ export class Weights {
       this.#memory.give(buffer);
       throw error;
     }
+  }
+
+  async #quantise(format: Quantised, from: GPUBuffer, to: GPUBuffer, count: number): Promise<void> {
+    const { pipeline, layout } = await this.#pipelines.get(quantise(format, this.#type, count));
+    const entries = [from, to].map((buffer, binding) => ({ binding, resource: { buffer } }));
+    const encoder = this.#device.createCommandEncoder();
+    const pass = encoder.beginComputePass();
+    pass.setPipeline(pipeline);
+    pass.setBindGroup(0, this.#pipelines.noBatch);
+    pass.setBindGroup(1, this.#device.createBindGroup({ layout, entries }));
+    pass.dispatchWorkgroups(...pairsGrid(count));
+    pass.end();
+    this.#device.queue.submit([encoder.finish()]);
   }
 
   // Dawn copies what it is given: waiting after every piece bounds the copies to one piece.

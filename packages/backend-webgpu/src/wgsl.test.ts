@@ -65,6 +65,8 @@ const mixers: Mixers = {
 
 const devices: Record<string, Traits> = {
   'float16 with matrices': { type: 'f16', lanes: 32, matrices: true },
+  'float16 with matrices, 8 bits': { type: 'f16', lanes: 32, matrices: true, weights: 'q8' },
+  'float16 with matrices, 4 bits': { type: 'f16', lanes: 32, matrices: true, weights: 'q4' },
   'float16 with subgroups': { type: 'f16', lanes: 16, matrices: false },
   'plain float16': { type: 'f16', lanes: 0, matrices: false },
   'float32 with subgroups': { type: 'f32', lanes: 32, matrices: false },
@@ -126,7 +128,21 @@ describe('emitted WGSL', () => {
     const half = (width: number) => ({ width, type: 'f16' }) as const;
     const shape = { heads: 8, kvHeads: 2, headDim: 64, scale: 0.125 };
     const kernels = [
-      linearVector('token', half(128), [{ y: half(64), bias: true }], { items: 2, outputs: 1, lanes: 32 }),
+      linearVector({
+        domain: 'token',
+        x: half(128),
+        format: 'f16',
+        parts: [{ y: half(64), bias: true }],
+        shape: { items: 2, rows: 1, team: 2, lanes: 32 },
+      }),
+      linearVector({
+        domain: 'token',
+        x: half(128),
+        format: 'q4',
+        parts: [{ y: half(64), bias: false, gate: 'silu' }],
+        shape: { items: 1, rows: 2, team: 1, lanes: 32 },
+        eps: 1e-5,
+      }),
       linearMatrix('token', half(64), half(128), false),
       splitAttention(shape, 'f16'),
       tileAttention(shape),

@@ -26,9 +26,12 @@ ${statements}`,
   });
 }
 
-export function binary(op: 'add' | 'mul', domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
-  const sign = op === 'add' ? '+' : '*';
-  return elementwise(op, domain, y, [a, b], `  y[at] = ${y.type}(f32(a[at]) ${sign} f32(b[at]));`);
+export function add(domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
+  return elementwise('add', domain, y, [a, b], `  y[at] = ${y.type}(f32(a[at]) + f32(b[at]));`);
+}
+
+export function multiply(domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
+  return elementwise('mul', domain, y, [a, b], `  y[at] = ${y.type}(f32(a[at]) * f32(b[at]));`);
 }
 
 /** y += a, for a residual stream that stays where it is. */

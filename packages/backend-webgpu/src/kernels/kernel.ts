@@ -67,7 +67,7 @@ ${main}
 
 // What view.ts writes. Entry 0 counts and entry 1 locates rows, tokens, last tokens, tiles; entries 2 and 3 splits and singles.
 // A row is (slot, past, first token in the step, count); a token is (index in the step, row, position, id); a last token is
-// (row in the batch, row, position, index in the step). Long rows are cut into tiles (row, first token within it, count, 0);
+// (row in the batch, row, position, index in the step). Long rows are cut into tiles (row, first token within it, count, chunk that it is in);
 // the tokens of short rows are singles (token, first split, splits, 0) whose keys are cut into splits (token, first key, 0, 0).
 const prelude = `@group(0) @binding(0) var<storage, read> batch: array<vec4u>;
 fn row_at(i: u32) -> vec4u { return batch[batch[1].x + i]; }
@@ -83,6 +83,8 @@ export const itemAt: Readonly<Record<Domain, string>> = { token: 'token_at', row
 
 /** Tokens of a tile. */
 export const tileTokens = 64;
+/** Tokens of a chunk: some tiles of one row. */
+export const chunkTokens = 256;
 /** A row of at most as many tokens is short. */
 export const shortRow = 8;
 /** Keys of a split. */
