@@ -1,5 +1,3 @@
-import { createRequire } from 'node:module';
-
 /** WebGPU for Node: Dawn, if the package `webgpu` is there. */
 interface Dawn {
   create(options: string[]): Gpu;
@@ -19,6 +17,8 @@ interface Adapter {
  * was `asked` for.
  */
 export async function findAdapter(asked: boolean): Promise<{ readonly obstacle?: string }> {
+  if (process.platform === 'linux' && !loads('libvulkan.so.1'))
+    return { obstacle: 'Dawn needs the Vulkan loader libvulkan.so.1 (libvulkan1) and a driver; it does not load' };
   try {
     const { create, globals } = (await import('webgpu')) as unknown as Dawn;
     const scope = globalThis as { navigator?: { gpu?: Gpu } };
@@ -37,16 +37,22 @@ export async function findAdapter(asked: boolean): Promise<{ readonly obstacle?:
       obstacle: `its only adapter computes on the CPU (${description}); ask for engine webgpu to use it all the same`,
     };
   } catch (error) {
+    if (isMissing(error)) return { obstacle: 'the package webgpu is not installed; run `npm install webgpu@0.6.2`' };
     return { obstacle: `Dawn does not load (${(error as Error).message.split('\n')[0]})` };
   }
 }
 
-/** Whether a package can be found from here. */
-export function installed(name: string): boolean {
+/** Whether the system has a library. Asked before Dawn is, which prints its own complaint past `process.stderr`. */
+function loads(library: string): boolean {
   try {
-    createRequire(import.meta.url).resolve(name);
-    return true;
-  } catch {
-    return false;
+    process.dlopen({ exports: {} }, library);
+  } catch (error) {
+    return /self-register/.test((error as Error).message); // loaded, and no addon
   }
+  return true;
+}
+
+/** Whether an import failed because the package is not there. */
+export function isMissing(error: unknown): boolean {
+  return (error as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND';
 }

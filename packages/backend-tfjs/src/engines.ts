@@ -2,7 +2,7 @@ import { createRequire } from 'node:module';
 import { dirname, sep } from 'node:path';
 import { DslaError } from '@dsla/spec';
 import * as tf from '@tensorflow/tfjs-core';
-import { findAdapter, installed } from './dawn.js';
+import { findAdapter, isMissing } from './dawn.js';
 import { registerGradients } from './kernel-gradients.js';
 
 /** In order of preference. */
@@ -39,19 +39,17 @@ export function enginesToTry(wanted: string | undefined): readonly EngineName[] 
 
 /** Why an engine cannot run here, in sentences. `asked`: the user named it, so a software adapter will do. */
 export async function engineObstacles(name: EngineName, asked: boolean): Promise<string[]> {
+  if (name === 'wasm' || name === 'cpu') return []; // dependencies of this package
   if (name === 'webgpu') {
-    if (!installed('@tensorflow/tfjs-backend-webgpu') || !installed('webgpu'))
-      return ['webgpu: @tensorflow/tfjs-backend-webgpu and webgpu are not installed; run `npm install` with both'];
-    const { obstacle } = await findAdapter(asked);
-    return obstacle === undefined ? [] : [`webgpu: ${obstacle}`];
+    const { obstacle } = await findAdapter(asked); // first: the engine looks for `navigator.gpu` once, on import
+    if (obstacle !== undefined) return [`webgpu: ${obstacle}`];
   }
-  if (name === 'wasm' || name === 'cpu') return [];
-  const module = `@tensorflow/${name}`;
-  if (!installed(module)) return [`${name}: ${module} is not installed; run \`npm install ${module}\``];
+  const module = name === 'webgpu' ? '@tensorflow/tfjs-backend-webgpu' : `@tensorflow/${name}`;
   try {
-    await import(module);
+    await load(name);
     return [];
   } catch (error) {
+    if (isMissing(error)) return [`${name}: ${module} is not installed; run \`npm install ${module}\``];
     // Its installer downloads a library; without a network the package is there and the library is not.
     return [`${name}: ${module} does not load (${(error as Error).message.split('\n')[0]})`];
   }
@@ -100,6 +98,8 @@ async function load(name: EngineName): Promise<void> {
     case 'webgpu':
       await findAdapter(true);
       await import('@tensorflow/tfjs-backend-webgpu');
+      // Else it computes on the host what two small host tensors make, however large (a mask).
+      tf.env().set('WEBGPU_CPU_FORWARD', false);
       return;
     default: {
       const module = `@tensorflow/${name}`;

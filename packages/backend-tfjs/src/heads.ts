@@ -36,8 +36,7 @@ export function mergeKeys(k: Tensor, rows: number): Tensor {
 
 /** [kvHeads | heads, ...] once for every row: [rows*kvHeads, group, ...]. */
 export function perRow(x: Tensor, rows: number, kvHeads: number): Tensor {
-  const rest = x.shape.slice(1);
-  const grouped = tf.reshape(x, [1, kvHeads, x.shape[0]! / kvHeads, ...rest]);
-  const tiled = rows === 1 ? grouped : tf.tile(grouped, [rows, ...grouped.shape.slice(1).map(() => 1)]);
-  return tf.reshape(tiled, [rows * kvHeads, x.shape[0]! / kvHeads, ...rest]);
+  const shape = [rows * kvHeads, x.shape[0]! / kvHeads, ...x.shape.slice(1)];
+  if (rows === 1) return tf.reshape(x, shape);
+  return tf.reshape(tf.tile(tf.reshape(x, [1, x.size]), [rows, 1]), shape);
 }

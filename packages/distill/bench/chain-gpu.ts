@@ -3,17 +3,27 @@
 //     --target=node20 --conditions=@dsla/source --external:webgpu --outfile=chain-gpu.mjs \
 //     --banner:js="import { createRequire as r } from 'node:module'; const require = r(import.meta.url);"
 //   node chain-gpu.mjs settings.json out
-// For the webgpu engine the host needs the package `webgpu` in node_modules beside the file, and an entry by which the engine
-// is found there: node_modules/@tensorflow/tfjs-backend-webgpu/{package.json,index.js}, which may be empty ({} and nothing).
+// For the webgpu engine the host needs the package `webgpu` in node_modules beside the file.
 // Settings: { "base": folder, "data": path, "heldOut"?: path, "order"?: path, "level": n, "engine"?: name, "mixer"?: options,
 //   "name"?: of the mixer, "published"?: true, "recipe"?: what differs from the default, with "match" and "logits" inside }
+import { execFileSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
 import { join } from 'node:path';
 import { tfjsBackend } from '@dsla/backend-tfjs';
 import type { MixerOptions } from '@dsla/models';
 import { parseOrder } from '@dsla/policy';
 import { isTrainingDevice } from '@dsla/spec';
-import { chain, foldableRecipe, openStudent, openText, partOf, publishedRecipe, type Recipe } from '../src/index.js';
+import {
+  chain,
+  foldableRecipe,
+  type LevelResult,
+  openStudent,
+  openText,
+  partOf,
+  publishedRecipe,
+  type Recipe,
+} from '../src/index.js';
 
 interface Settings {
   readonly base: string;
@@ -56,9 +66,42 @@ await using student = await openStudent(base, { device, mixer: { name, options }
 
 const started = performance.now();
 let tokens = 0;
-let deviceBytes = 0;
+let levels: readonly LevelResult[] = [];
+/** What the driver says of the GPU: name, driver, memory in use in MiB; nothing without one. */
+const gpu = smi('name,driver_version');
+let gpuMiB = 0;
 const losses: (readonly [task: string, step: number, loss: number])[] = [];
-const levels = await chain(student, {
+
+/** Also after every level, so that a run that is cut short has its figures. */
+function writeResult(): void {
+  const seconds = (performance.now() - started) / 1000;
+  const result = {
+    settings,
+    recipe,
+    device: device.description,
+    host: { cpu: cpus()[0]?.model, cores: cpus().length, node: process.version, gpu },
+    seconds,
+    tokens,
+    tokensPerSecond: tokens / seconds,
+    gpuMiB,
+    residentBytes: process.resourceUsage().maxRSS * 1024,
+    levels,
+    losses,
+  };
+  writeFileSync(join(out!, 'result.json'), `${JSON.stringify(result)}\n`);
+}
+
+function smi(query: string): string | undefined {
+  try {
+    return execFileSync('nvidia-smi', [`--query-gpu=${query}`, '--format=csv,noheader,nounits'], {
+      encoding: 'utf8',
+    }).trim();
+  } catch {
+    return undefined;
+  }
+}
+
+levels = await chain(student, {
   order: parseOrder(read(orderFile), orderFile, student.description.convertible),
   level,
   recipe,
@@ -68,30 +111,20 @@ const levels = await chain(student, {
   resume: true,
   onProgress(event) {
     if (event.kind !== 'step') {
-      console.log(JSON.stringify(event));
+      console.log(`${((performance.now() - started) / 1000).toFixed(1)} s`, JSON.stringify(event));
+      gpuMiB = Math.max(gpuMiB, Number(smi('memory.used') ?? 0));
+      if (event.kind === 'level') levels = [...levels, event.result];
+      writeResult();
       return;
     }
     const stage = recipe[event.task.endsWith('match') ? 'match' : 'logits'];
     tokens += stage.rows * stage.accumulate * recipe.tokens;
-    deviceBytes = Math.max(deviceBytes, device.memory().bytes);
     losses.push([event.task, event.step, event.loss]);
     if (event.step % 25 === 0) {
       console.log(event.task, event.step, event.loss.toPrecision(4), `${event.secondsLeft.toFixed(0)} s left`);
     }
   },
 });
-const seconds = (performance.now() - started) / 1000;
-const result = {
-  settings,
-  recipe,
-  device: device.description,
-  seconds,
-  tokens,
-  tokensPerSecond: tokens / seconds,
-  deviceBytes,
-  residentBytes: process.resourceUsage().maxRSS * 1024,
-  levels,
-  losses,
-};
-writeFileSync(join(out, 'result.json'), `${JSON.stringify(result, null, 1)}\n`);
-console.log(`${seconds.toFixed(1)} s, ${(tokens / seconds).toFixed(0)} tokens/s`);
+writeResult();
+console.log(`${((performance.now() - started) / 1000).toFixed(1)} s`);
+process.exit(0); // Dawn keeps the process alive

@@ -61,9 +61,10 @@ export async function evaluate(
   };
 }
 
-/** The windows of an array of them. */
+/** Stretches of so many tokens; the last one may be shorter. */
 export function windowsOf(ids: Int32Array, tokens: number): Int32Array[] {
-  return Array.from({ length: ids.length / tokens }, (_, index) => ids.subarray(index * tokens, (index + 1) * tokens));
+  const count = Math.ceil(ids.length / tokens);
+  return Array.from({ length: count }, (_, index) => ids.subarray(index * tokens, (index + 1) * tokens));
 }
 
 /** Values of a named output of one forward pass over a window, [tokens, width]. */
@@ -85,7 +86,7 @@ export function disposeAll(buffers: Named<DeviceBuffer>): void {
   for (const buffer of Object.values(buffers)) buffer[Symbol.dispose]();
 }
 
-export interface Divergence {
+interface Divergence {
   readonly kl: number;
   /** Cross-entropies. */
   readonly own: number;
@@ -93,7 +94,7 @@ export interface Divergence {
 }
 
 /** One window; means over its tokens. */
-export async function diverge(student: Student, hybrid: TrainableLayer, ids: Int32Array): Promise<Divergence> {
+async function diverge(student: Student, hybrid: TrainableLayer, ids: Int32Array): Promise<Divergence> {
   const batch = { rows: 1, tokens: ids.length, ids };
   const wanted = await outputOf(student, student.teacher, batch, 'logits');
   const got = await outputOf(student, hybrid, batch, 'logits');
@@ -104,21 +105,35 @@ export async function diverge(student: Student, hybrid: TrainableLayer, ids: Int
       Float32Array,
       Float32Array,
     ];
-    const [zp, zq] = [logSum(p), logSum(q)];
-    for (let i = 0; i < width; i++) kl += Math.exp(p[i]! - zp) * (p[i]! - zp - q[i]! + zq);
+    const { divergence, logSums } = compare(p, q);
+    kl += divergence;
     if (token + 1 === ids.length) break;
     const next = ids[token + 1]!;
-    own += zq - q[next]!;
-    teacher += zp - p[next]!;
+    own += logSums[1] - q[next]!;
+    teacher += logSums[0] - p[next]!;
   }
   return { kl: kl / ids.length, own: own / (ids.length - 1), teacher: teacher / (ids.length - 1) };
 }
 
-/** log sum exp */
-function logSum(logits: Float32Array): number {
+/** KL(softmax(p) || softmax(q)), and log sum exp of both. */
+function compare(
+  p: Float32Array,
+  q: Float32Array,
+): { readonly divergence: number; readonly logSums: [number, number] } {
+  const [mostP, mostQ] = [p, q].map((logits) => most(logits)) as [number, number];
+  let [sumP, sumQ, apart] = [0, 0, 0];
+  for (let i = 0; i < p.length; i++) {
+    const share = Math.exp(p[i]! - mostP);
+    sumP += share;
+    sumQ += Math.exp(q[i]! - mostQ);
+    apart += share * (p[i]! - q[i]!);
+  }
+  const logSums: [number, number] = [mostP + Math.log(sumP), mostQ + Math.log(sumQ)];
+  return { divergence: apart / sumP - logSums[0] + logSums[1], logSums };
+}
+
+function most(logits: Float32Array): number {
   let most = Number.NEGATIVE_INFINITY;
   for (const logit of logits) if (logit > most) most = logit;
-  let sum = 0;
-  for (const logit of logits) sum += Math.exp(logit - most);
-  return most + Math.log(sum);
+  return most;
 }

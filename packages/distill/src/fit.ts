@@ -60,7 +60,7 @@ export async function fit(trial: Trial, options: FitOptions): Promise<FitState> 
     if (!Number.isFinite(loss) || !Number.isFinite(norm)) diverged(`${where}, step ${state.step + 1}`, loss, gradients);
     const rate = rateAt(state.step, { peak: stage.rate, warmUp, steps: stage.steps, floor: stage.floor });
     const clipped = scaled(gradients, Math.min(1, stage.clip / (norm + 1e-6)));
-    state.values = adamW(state.values, clipped, state.adam, rate, stage.adam);
+    state.values = adamW(state.values, clipped, state.adam, (name) => rate * factorOf(name, recipe.rates), stage.adam);
     layer.assign(state.values);
     state.step += 1;
     onStep?.({ step: state.step, steps: stage.steps, loss, norm, rate });
@@ -78,6 +78,11 @@ async function begin(trial: Trial, heldOut: Int32Array): Promise<FitState> {
   const values = Object.fromEntries(entries) as Named<HostTensor>;
   const before = await trial.misfit(heldOut);
   return { step: 0, before, best: { misfit: before, values }, waited: 0, values, adam: adamWState(values) };
+}
+
+/** Of a weight's rate, by the end of its name. */
+function factorOf(name: string, rates: Recipe['rates']): number {
+  return Object.entries(rates ?? {}).find(([end]) => name.endsWith(`.${end}`))?.[1] ?? 1;
 }
 
 /** Means over the micro-batches of a step. */

@@ -33,7 +33,12 @@ describe('adamW', () => {
       const norm = globalNorm(gradient);
       expect(norm).toBeCloseTo(norms[step]!, 6);
       const clipped = scaled(gradient, Math.min(1, 1 / (norm + 1e-6)));
-      weights = adamW(weights, clipped, state, rates[step]!, { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, decay: 0.1 });
+      weights = adamW(weights, clipped, state, () => rates[step]!, {
+        beta1: 0.9,
+        beta2: 0.95,
+        epsilon: 1e-8,
+        decay: 0.1,
+      });
       for (const name of ['w', 'b'] as const) {
         for (const [i, value] of want[step]![name].entries()) expect(weights[name]!.data[i]).toBeCloseTo(value, 6);
       }
@@ -44,8 +49,17 @@ describe('adamW', () => {
   it('leaves its inputs alone, so that the best values seen can be kept', () => {
     const before = { w: matrix(1, 2, 3, 4) };
     const options = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, decay: 0 };
-    adamW(before, { w: matrix(1, 1, 1, 1) }, adamWState(before), 0.1, options);
+    adamW(before, { w: matrix(1, 1, 1, 1) }, adamWState(before), () => 0.1, options);
     expect([...before.w.data]).toEqual([1, 2, 3, 4]);
+  });
+
+  it('takes every weight at its own rate', () => {
+    const before = { slow: vector(1, 2, 3), fast: vector(1, 2, 3) };
+    const gradient = { slow: vector(1, 1, 1), fast: vector(1, 1, 1) };
+    const options = { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, decay: 0 };
+    const { slow, fast } = adamW(before, gradient, adamWState(before), (name) => (name === 'fast' ? 0.5 : 0), options);
+    expect([...slow!.data]).toEqual([1, 2, 3]);
+    expect([...fast!.data]).toEqual([0.5, 1.5, 2.5].map((x) => expect.closeTo(x, 6))); // the first step is the rate itself
   });
 
   it('refuses weights that are not f32', () => {

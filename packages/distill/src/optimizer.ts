@@ -38,18 +38,19 @@ export function adamWState(weights: Named<HostTensor>): AdamWState {
   return { step: 0, first: zeros(), second: zeros() };
 }
 
-/** One step of AdamW (Loshchilov and Hutter 2019, algorithm 2): new values; the state is updated in place. */
+/** One step of AdamW (Loshchilov and Hutter 2019, algorithm 2), at a rate by name: new values; the state is updated in place. */
 export function adamW(
   weights: Named<HostTensor>,
   gradients: Named<HostTensor>,
   state: AdamWState,
-  rate: number,
+  rateOf: (name: string) => number,
   { beta1, beta2, epsilon, decay }: AdamWOptions,
 ): Named<HostTensor> {
   state.step += 1;
   const [correct1, correct2] = [1 - beta1 ** state.step, 1 - beta2 ** state.step];
   return mapTensors(weights, (values, name, shape) => {
     const [first, second, gradient] = [state.first.get(name)!, state.second.get(name)!, gradients[name]!.data];
+    const rate = rateOf(name);
     const keep = shape.length >= 2 ? 1 - rate * decay : 1;
     return values.map((value, i) => {
       const g = gradient[i]!;

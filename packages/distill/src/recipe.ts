@@ -36,6 +36,8 @@ export interface Recipe {
   readonly together: 'chained' | 'independent' | 'joint';
   /** Weights to tune, by what follows the mixer's name: `gate`, `mix`, `log_weight`, `feature`, ...; left out: all. */
   readonly train?: readonly string[];
+  /** Factors of the rate for weights whose names end so; 1 for others. */
+  readonly rates?: Readonly<Record<string, number>>;
   /** Tokens of a window. */
   readonly tokens: number;
   /** Windows on which everything is judged; never trained on. */
@@ -57,6 +59,8 @@ export const foldableRecipe: Recipe = {
   match: { ...stage, loss: 'mse', separation: 0.01, octaves: 3 },
   logits: { ...stage, rate: 2e-3 },
   together: 'chained',
+  // One number a head that has far to go: the best log weight of a layer lies anywhere from -9 to -3.
+  rates: { log_weight: 10, mix: 10, 'gate.bias': 10 },
   tokens: 1024,
   heldOut: 8,
   seed: 0,
@@ -71,6 +75,7 @@ export const foldableRecipe: Recipe = {
  */
 export const publishedRecipe: Recipe = {
   ...foldableRecipe,
+  rates: {},
   match: { ...stage, rate: 1e-4, floor: 0.5, loss: 'kl', separation: 0.001 },
   logits: { ...stage, steps: 0 },
 };

@@ -1,6 +1,6 @@
 import type { Plan } from '@dsla/models';
 import { DslaError, type Gradients, type Loss, Scope, type TrainableLayer, type Weight } from '@dsla/spec';
-import { disposeAll, diverge, outputOf, windowsOf } from './evaluate.js';
+import { disposeAll, outputOf, windowsOf } from './evaluate.js';
 import { gateCosine, separation } from './gates.js';
 import type { Recipe } from './recipe.js';
 import type { Student } from './student.js';
@@ -73,10 +73,10 @@ export async function matchTrial(
     },
     async misfit(ids) {
       let [error, power] = [0, 0];
-      for (const window of windowsOf(ids, tokens)) {
-        const one = await misfits(window);
-        error += one.error;
-        power += one.power;
+      for (const group of windowsOf(ids, tokens * recipe.match.rows)) {
+        const one = await misfits(group);
+        error += one.error * group.length;
+        power += one.power * group.length;
       }
       return error / power;
     },
@@ -95,25 +95,31 @@ export async function logitsTrial(
   const { device, weights, description, teacher } = student;
   const { tokens } = recipe;
   const names = trainable(student, layers, recipe);
-  const layer = await device.compileTrainable(modelTape(description, plan), weights, names, signal);
+  const tape = modelTape(description, plan);
+  await using scope = new Scope();
+  const layer = scope.use(await device.compileTrainable(tape, weights, names, signal));
+  const judge = scope.use(await device.compileTrainable(tape, weights, [], signal)); // its losses need no backward pass
+  const kl = async (of: TrainableLayer, ids: Int32Array): Promise<Gradients> => {
+    const batch = { rows: ids.length / tokens, tokens, ids };
+    const outputs = teacher.forward(batch);
+    try {
+      return await of.gradients(batch, [{ kind: 'kl', output: 'logits', teacher: outputs.logits! }]);
+    } finally {
+      disposeAll(outputs);
+    }
+  };
+  const held = scope.move();
   return {
     layer,
-    async gradients(ids) {
-      const batch = { rows: ids.length / tokens, tokens, ids };
-      const outputs = teacher.forward(batch);
-      try {
-        return await layer.gradients(batch, [{ kind: 'kl', output: 'logits', teacher: outputs.logits! }]);
-      } finally {
-        disposeAll(outputs);
-      }
-    },
+    gradients: (ids) => kl(layer, ids),
     async misfit(ids) {
-      const windows = windowsOf(ids, tokens);
       let sum = 0;
-      for (const window of windows) sum += (await diverge(student, layer, window)).kl;
-      return sum / windows.length;
+      for (const group of windowsOf(ids, tokens * recipe.logits.rows)) {
+        sum += (await kl(judge, group)).loss * group.length;
+      }
+      return sum / ids.length;
     },
-    [Symbol.asyncDispose]: async () => layer[Symbol.dispose](),
+    [Symbol.asyncDispose]: () => held[Symbol.asyncDispose](),
   };
 }
 

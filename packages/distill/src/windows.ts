@@ -3,6 +3,7 @@ import { DslaError } from '@dsla/spec';
 import { uniformInt } from 'pure-rand/distribution/uniformInt';
 import { xoroshiro128plus } from 'pure-rand/generator/xoroshiro128plus';
 import type { TextSource } from './source.js';
+import { encodeByWord } from './words.js';
 
 /** Where a stream of windows stands: plain numbers, from which it goes on exactly. */
 export interface Position {
@@ -45,6 +46,7 @@ export async function openWindows(
   { tokens, seed, position = { block: 0, skip: 0 }, blockBytes = 2 ** 16 }: WindowOptions,
 ): Promise<Windows> {
   const { bos } = tokenizer;
+  const encode = encodeByWord(tokenizer);
   const wanted = tokens - (bos === undefined ? 0 : 1);
   if (!(Number.isInteger(wanted) && wanted > 0)) {
     throw new DslaError('E_INPUT', { where: 'windows', rule: 'tokens must be an integer of at least 2', got: tokens });
@@ -55,7 +57,7 @@ export async function openWindows(
   let next = position.block;
 
   const load = async (used: number): Promise<number> => {
-    const ids = tokenizer.encode(await blockText(source, shuffled(next), blockBytes), { bos: false });
+    const ids = encode(await blockText(source, shuffled(next), blockBytes));
     if (used > ids.length) {
       const rule = `the position must lie within block ${next} of ${ids.length} tokens`;
       throw new DslaError('E_FORMAT', { where: source.name, rule, got: used, cure: 'Use the data it was made with.' });

@@ -39,8 +39,8 @@ export function fromChunks(x: Tensor, heads: number, tokens: number): Tensor {
 }
 
 /**
- * S' = decay S + k^T v, chunk after chunk. k [M, n, C, K], v [M, n, C, V], decay of a whole chunk [M, n, K],
- * initial [M, K, V] (zeros where absent). Returns the state that enters every chunk [M, n, K, V], and the last [M, K, V].
+ * S' = decay S + k^T v, chunk after chunk. k [M, n, C, K], v [M, n, C, V]; log decay of a whole chunk [M, n, G], each for K / G
+ * rows; initial [M, K, V] (zeros where absent). Returns the state that enters every chunk [M, n, K, V], and the last [M, K, V].
  */
 export function enteringStates(
   k: Tensor,
@@ -49,14 +49,9 @@ export function enteringStates(
   initial: Tensor | undefined,
 ): { readonly entering: Tensor; readonly last: Tensor } {
   const writes = tf.matMul(k, v, true); // [M, n, K, V]
-  const [m, n, width, columns] = writes.shape as [number, number, number, number];
-  let state = initial ?? tf.zeros([m, width, columns]);
-  const entering: Tensor[] = [];
-  for (let chunk = 0; chunk < n; chunk++) {
-    entering.push(state);
-    state = tf.add(tf.mul(state, column(decay, chunk)), part(writes, chunk));
-  }
-  return { entering: tf.stack(entering, 1), last: state };
+  const [, n] = writes.shape as [number, number];
+  const states = carried(tf.concat([edge(initial, writes), writes], 1), decay, false); // S_j gathers pieces 0 to j
+  return { entering: chunks(states, 0, n), last: tf.squeeze(chunks(states, n, 1), [1]) };
 }
 
 /**
@@ -70,17 +65,12 @@ function leavingGradients(
   last: Tensor | undefined,
 ): { readonly leaving: Tensor; readonly first: Tensor } {
   const reads = tf.matMul(q, dy, true); // [M, n, K, V]
-  const [m, n, width, columns] = reads.shape as [number, number, number, number];
-  let gradient = last ?? tf.zeros([m, width, columns]);
-  const leaving: Tensor[] = [];
-  for (let chunk = n - 1; chunk >= 0; chunk--) {
-    leaving.unshift(gradient);
-    gradient = tf.add(tf.mul(gradient, column(decay, chunk)), part(reads, chunk));
-  }
-  return { leaving: tf.stack(leaving, 1), first: gradient };
+  const [, n] = reads.shape as [number, number];
+  const gradients = carried(tf.concat([reads, edge(last, reads)], 1), decay, true); // of S_j: pieces j to n
+  return { leaving: chunks(gradients, 1, n), first: tf.squeeze(chunks(gradients, 0, 1), [1]) };
 }
 
-/** What crosses chunks gives to the gradients of its factors; `end` is the gradient by the log decay of a whole chunk [M, n, K]. */
+/** What crosses chunks gives to the gradients of its factors; `end` is the gradient by the log decay of a whole chunk [M, n, G]. */
 export function crossingGradients(
   { q, k, v, decay }: { readonly q: Tensor; readonly k: Tensor; readonly v: Tensor; readonly decay: Tensor },
   dy: Tensor,
@@ -99,19 +89,45 @@ export function crossingGradients(
     dq: tf.matMul(dy, entering, false, true),
     dk: tf.matMul(v, leaving, false, true),
     dv: tf.matMul(k, leaving),
-    end: tf.mul(decay, tf.sum(tf.mul(entering, leaving), -1)),
+    end: tf.mul(tf.exp(decay), tf.sum(tf.reshape(tf.mul(entering, leaving), [...decay.shape, -1]), -1)),
     dInitial: first,
   };
 }
 
-/** Chunk of x [M, n, a, b] as [M, a, b]. */
-function part(x: Tensor, chunk: number): Tensor {
-  const [m, , a, b] = x.shape as [number, number, number, number];
-  return tf.reshape(tf.slice(x, [0, chunk, 0, 0], [-1, 1, -1, -1]), [m, a, b]);
+/** The smallest log decay of a chunk that leaves anything in float32; limits the sums over chunks. */
+const strongest = -104;
+
+/**
+ * Every piece x_i [M, n + 1, K, V] carried to every later place j, decayed by the chunks i to j - 1 between them, and summed
+ * there: one triangular product a row of equal decay. `back`: to every earlier place.
+ */
+function carried(x: Tensor, decay: Tensor, back: boolean): Tensor {
+  const [m, places, k, v] = x.shape as [number, number, number, number];
+  const groups = decay.shape[2]!;
+  const logs = tf.pad(tf.maximum(decay, strongest), [
+    [0, 0],
+    [1, 0],
+    [0, 0],
+  ]);
+  const prefix = tf.transpose(tf.cumsum(logs, 1), [0, 2, 1]); // [M, G, n + 1]
+  const between = tf.minimum(tf.sub(tf.expandDims(prefix, 3), tf.expandDims(prefix, 2)), 0);
+  const factors = tf.mul(tf.exp(between), lowerTriangle(places)); // from place i (column) to j (row)
+  const rows = tf.transpose(tf.reshape(x, [m, places, groups, (k / groups) * v]), [0, 2, 1, 3]);
+  return tf.reshape(tf.transpose(tf.matMul(factors, rows, back), [0, 2, 1, 3]), [m, places, k, v]);
 }
 
-/** Chunk of x [M, n, a] as [M, a, 1]. */
-function column(x: Tensor, chunk: number): Tensor {
-  const [m, , a] = x.shape as [number, number, number];
-  return tf.reshape(tf.slice(x, [0, chunk, 0], [-1, 1, -1]), [m, a, 1]);
+/** 1 on and below the diagonal, 0 above. */
+export function lowerTriangle(size: number): Tensor {
+  const index = tf.range(0, size);
+  return tf.cast(tf.lessEqual(tf.expandDims(index, 0), tf.expandDims(index, 1)), 'float32');
+}
+
+/** A state [M, K, V] as a place of its own beside pieces [M, n, K, V]; zeros where absent. */
+function edge(state: Tensor | undefined, pieces: Tensor): Tensor {
+  const [m, , k, v] = pieces.shape as [number, number, number, number];
+  return state ? tf.expandDims(state, 1) : tf.zeros([m, 1, k, v]);
+}
+
+function chunks(x: Tensor, from: number, count: number): Tensor {
+  return tf.slice(x, [0, from, 0, 0], [-1, count, -1, -1]);
 }

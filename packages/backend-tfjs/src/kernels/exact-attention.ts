@@ -13,8 +13,10 @@ export interface Places {
   readonly window?: number | undefined;
 }
 
-/** Queries that are worked on together: their scores are the largest temporary, [M, R*128, keys]. */
-const block = 128;
+/** Fewest queries that are worked on together: their scores are the largest temporary, [M, R*128, keys]. */
+const shortest = 128;
+/** On a GPU a call costs more than the pairs that it could have left out: blocks grow until their scores take 128 MB, what every adapter binds. */
+const gpuScores = 2 ** 25;
 
 /**
  * Causal attention before its division: [sum of e^(s - m) v, sum of e^(s - m)], s = q.k, m = max s.
@@ -27,7 +29,7 @@ export function exactAttention(q: Tensor, k: Tensor, v: Tensor, places: Places):
     ([q, k, v]) => {
       const values = tf.concat([v, tf.ones([...v.shape.slice(0, 2), 1])], 2);
       return tf.concat(
-        blocks(q.shape[2]!).map((range) =>
+        blocks(q, k, places).map((range) =>
           tf.tidy(() => {
             const { weights, values: own } = score(q, k, values, places, range);
             return unrows(tf.matMul(weights, own), q.shape[1]!);
@@ -40,7 +42,7 @@ export function exactAttention(q: Tensor, k: Tensor, v: Tensor, places: Places):
       const values = tf.concat([v, tf.ones([...v.shape.slice(0, 2), 1])], 2);
       const dq: Tensor[] = [];
       let sums = [tf.zerosLike(k), tf.zerosLike(v)] as const;
-      for (const range of blocks(q.shape[2]!)) {
+      for (const range of blocks(q, k, places)) {
         const own = tf.tidy(() => gradient(q, k, values, places, range, dy, sums));
         tf.dispose([...sums]);
         dq.push(own[0]);
@@ -56,7 +58,14 @@ interface Range {
   readonly to: number;
 }
 
-function blocks(tokens: number): Range[] {
+function blocks(q: Tensor, k: Tensor, { window, sinks }: Places): Range[] {
+  const [m, heads, tokens] = q.shape as [number, number, number];
+  const keys = (queries: number) =>
+    window === undefined ? k.shape[1]! : Math.min(k.shape[1]!, queries + window + sinks);
+  let block = shortest;
+  if (tf.getBackend() === 'webgpu') {
+    while (block < tokens && m * heads * 2 * block * keys(2 * block) <= gpuScores) block *= 2;
+  }
   return Array.from({ length: Math.ceil(tokens / block) }, (_, index) => ({
     from: index * block,
     to: Math.min(tokens, (index + 1) * block),

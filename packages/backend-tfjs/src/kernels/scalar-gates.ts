@@ -1,6 +1,6 @@
 import type { Tensor } from '@tensorflow/tfjs-core';
 import * as tf from '@tensorflow/tfjs-core';
-import { chunkLength, crossingGradients, enteringStates, fromChunks, toChunks } from './chunk-state.js';
+import { chunkLength, crossingGradients, enteringStates, fromChunks, lowerTriangle, toChunks } from './chunk-state.js';
 
 /**
  * Gated linear attention with S states that decay by one number a head each, read as one mixture:
@@ -74,12 +74,12 @@ export function scalarBackward(x: ScalarGated, dy: Tensor, dLast?: Tensor): Scal
     const inner = tf.sub(tf.sum(square, 3), tf.sum(square, 2)); // to the query's prefix, from the key's: [M, n, C]
     const mixedRead = tf.sum(tf.mul(readByHead, tf.reshape(ownMix, [m, 1, heads, 1])), 2); // [M, n, C]
     const write = tf.sum(tf.mul(tf.mul(k, fade[state]!), dWideK), -1); // [M, n, C]
-    const end = tf.slice(cross.end, [0, 0, state * width], [-1, -1, width]); // [M, n, K]
+    const end = tf.slice(cross.end, [0, 0, state], [-1, -1, 1]); // [M, n, 1]
     dDecay.push(
       tf.addN([
         tf.cumsum(tf.add(inner, mixedRead), 2, false, true), // a gate is part of the prefix of every later token
         tf.cumsum(write, 2, true), // and decays what every earlier token wrote
-        tf.tile(tf.sum(end, -1, true), [1, 1, chunk]), // and what entered the chunk
+        tf.tile(end, [1, 1, chunk]), // and what entered the chunk
       ]),
     );
   }
@@ -105,19 +105,18 @@ export function scalarState({ k, v, decay, initial }: Omit<ScalarGated, 'q' | 'm
 
 /** Factors by state, from the log decays [M, S, T] and k by chunks [M, n, C, K]. */
 function fading(k: Tensor, decay: Tensor, chunk: number) {
-  const [m, n, , width] = k.shape as [number, number, number, number];
+  const [m, n] = k.shape as [number, number];
   const [, states, tokens] = decay.shape as [number, number, number];
   const prefixes = tf.split(decay, states, 1).map((own) => {
     return tf.cumsum(toChunks(tf.reshape(own, [m, 1, tokens, 1]), chunk), 2); // [M, n, C, 1]
   });
   const wholes = prefixes.map((prefix) => tf.slice(prefix, [0, 0, chunk - 1, 0], [-1, -1, 1, 1])); // [M, n, 1, 1]
   const fade = prefixes.map((prefix, state) => tf.exp(tf.sub(wholes[state]!, prefix)));
-  const ends = wholes.map((whole) => tf.tile(tf.exp(tf.reshape(whole, [m, n, 1])), [1, 1, width]));
   return {
     prefixes,
     fade, // from a token to the chunk's end: [M, n, C, 1]
     wideK: joined(fade.map((factor) => tf.mul(k, factor))), // [M, n, C, S*K]
-    end: joined(ends), // of the whole chunk: [M, n, S*K]
+    end: tf.reshape(joined(wholes), [m, n, states]), // log decay of the whole chunk
   };
 }
 
@@ -130,7 +129,7 @@ function split({ q, k, v, decay, mix }: ScalarGated) {
   const kc = toChunks(tf.expandDims(k, 1), chunk); // [M, n, C, K]
   const n = qc.shape[1]!;
   const square = [m, n, heads * chunk, chunk];
-  const lower = tf.linalg.bandPart(tf.ones([chunk, chunk]), -1, 0);
+  const lower = lowerTriangle(chunk);
   const { prefixes, fade, wideK, end } = fading(kc, decay, chunk);
 
   const grow = prefixes.map((prefix) => tf.exp(prefix)); // from the chunk's start to a token: [M, n, C, 1]

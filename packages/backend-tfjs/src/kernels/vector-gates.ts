@@ -94,7 +94,7 @@ function fading(k: Tensor, decay: Tensor, chunk: number) {
   const prefix = tf.cumsum(toChunks(tf.expandDims(decay, 1), chunk), 2); // [M, n, C, K]
   const last = tf.slice(prefix, [0, 0, chunk - 1, 0], [-1, -1, 1, -1]); // [M, n, 1, K]
   const fade = tf.exp(tf.sub(last, prefix)); // from a token to the chunk's end
-  return { prefix, fade, wideK: tf.mul(k, fade), end: tf.reshape(tf.exp(last), [m, n, width]) };
+  return { prefix, fade, wideK: tf.mul(k, fade), end: tf.reshape(last, [m, n, width]) };
 }
 
 type Chunks = ReturnType<typeof split>;
