@@ -6,6 +6,9 @@ const copySource = 4;
 const copyTarget = 8;
 const mapRead = 1;
 
+/** Largest buffer for reads that is kept, in bytes. */
+const keptStaging = 2 ** 23;
+
 /** Every buffer of a device: counted, refused beyond the limit, destroyed only when no recorded step can name it. */
 export class Memory {
   buffers = 0;
@@ -14,6 +17,8 @@ export class Memory {
   readonly #limit: number;
   readonly #fail: (error: Error) => void;
   readonly #retired: GPUBuffer[] = [];
+  /** For reads, a few at most, on the host. */
+  readonly #staging: GPUBuffer[] = [];
   #recording = 0;
 
   /** `limit`: bytes that may be held; `fail` hears of an allocation that the driver refused later. */
@@ -62,16 +67,24 @@ export class Memory {
   /** Bytes of a buffer as they are after everything submitted so far. */
   async read(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
     const size = Math.ceil(bytes / 4) * 4;
-    const staging = this.#device.createBuffer({ label: 'read', size: Math.max(size, 4), usage: mapRead | copyTarget });
+    const index = this.#staging.findIndex((free) => free.size >= size);
+    const staging = index < 0 ? this.#stage(size) : this.#staging.splice(index, 1)[0]!;
     const encoder = this.#device.createCommandEncoder();
     encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
     this.#device.queue.submit([encoder.finish()]);
     try {
-      await staging.mapAsync(1);
-      return staging.getMappedRange().slice(0, bytes);
+      await staging.mapAsync(1, 0, Math.max(size, 4));
+      return staging.getMappedRange(0, Math.max(size, 4)).slice(0, bytes);
     } finally {
-      staging.destroy();
+      staging.unmap();
+      if (staging.size <= keptStaging && this.#staging.length < 4) this.#staging.push(staging);
+      else staging.destroy();
     }
+  }
+
+  #stage(bytes: number): GPUBuffer {
+    const size = 2 ** Math.ceil(Math.log2(Math.max(bytes, 256)));
+    return this.#device.createBuffer({ label: 'read', size, usage: mapRead | copyTarget });
   }
 }
 

@@ -23,6 +23,7 @@ import { disposed, invalid, WebgpuBuffer } from './buffer.js';
 import { Memory, Pool } from './buffers.js';
 import type { Traits } from './builder.js';
 import { cast } from './kernels/cast.js';
+import { drawTokens, takeTokens } from './kernels/draw.js';
 import type { Element } from './kernels/kernel.js';
 import type { Quantised } from './kernels/quantise.js';
 import { compile } from './layer.js';
@@ -38,7 +39,8 @@ export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Pro
   const { device, traits } = await openGpu(adapter, options);
   const pipelines = new Pipelines(device);
   const casting = traits.type === 'f32' ? undefined : await pipelines.get(cast(traits.type, 'f32'));
-  return new WebgpuDevice(adapter, device, traits, pipelines, casting, limit);
+  const taking = await pipelines.get(takeTokens());
+  return new WebgpuDevice(adapter, device, traits, pipelines, casting, taking, limit);
 }
 
 /** A WebGPU device with all that our kernels can use. */
@@ -100,6 +102,7 @@ class WebgpuDevice implements Device {
   readonly #traits: Traits;
   readonly #pipelines: Pipelines;
   readonly #weights: Weights;
+  readonly #drawing = new Map<number, Pipeline>();
   readonly #scratch: GPUBuffer[] = [];
   readonly #host: StateHost & StepHost;
   #failure: Error | undefined;
@@ -111,6 +114,7 @@ class WebgpuDevice implements Device {
     traits: Traits,
     pipelines: Pipelines,
     casting: Pipeline | undefined,
+    taking: Pipeline,
     limit: number,
   ) {
     const { type } = traits;
@@ -131,6 +135,9 @@ class WebgpuDevice implements Device {
       ropes: new RopeTables(device, memory),
       batchLayout: pipelines.batchLayout,
       cast: casting,
+      taking,
+      drawing: this.#drawing,
+      noBatch: pipelines.noBatch,
       scratch: (slot, bytes) => this.#scratchOf(slot, bytes),
       check: (where) => this.#check(where),
     };
@@ -160,7 +167,10 @@ class WebgpuDevice implements Device {
     this.#check('compile');
     const [reason] = this.unsupported(graph);
     if (reason) throw new DslaError('E_UNSUPPORTED', { where: 'compile on webgpu', rule: reason });
-    return await compile(graph, weights, this.#traits, this.#pipelines, this.#weights, signal);
+    const layer = await compile(graph, weights, this.#traits, this.#pipelines, this.#weights, signal);
+    const logits = layer.program.outputs.find(({ name, domain }) => name === 'logits' && domain === 'row');
+    if (logits) this.#drawing.set(logits.width, await this.#pipelines.get(drawTokens(logits.width)));
+    return layer;
   }
 
   createState(spec: StateSpec, slots: number, tokens: number): StateStore {

@@ -1,5 +1,6 @@
 import type { Grid } from './kernels/kernel.js';
 import type { Command } from './layer.js';
+import type { Pipeline } from './pipelines.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
@@ -63,6 +64,18 @@ export function record(
   const made = { ...views, dispatches };
   push(recordings, made);
   return made;
+}
+
+/** A dispatch of its own. */
+export function dispatchOf(
+  device: GPUDevice,
+  { pipeline, layout }: Pipeline,
+  view: GPUBindGroup,
+  buffers: readonly GPUBuffer[],
+  grid: Grid,
+): Dispatch {
+  const entries = buffers.map((buffer, binding) => ({ binding, resource: { buffer } }));
+  return { pipeline, view, group: device.createBindGroup({ layout, entries }), grid };
 }
 
 function push<T>(list: T[], item: T): void {

@@ -1,6 +1,8 @@
 import {
   type AttentionLayer,
   type DeviceBuffer,
+  type Draw,
+  type DType,
   elementCount,
   type Named,
   type StateStore,
@@ -10,11 +12,11 @@ import {
 } from '@dsla/spec';
 import { disposed, invalid, WebgpuBuffer } from './buffer.js';
 import type { Memory, Pool } from './buffers.js';
-import type { Element } from './kernels/kernel.js';
+import type { Element, Grid } from './kernels/kernel.js';
 import { WebgpuLayer, weightKey } from './layer.js';
 import type { Pipeline } from './pipelines.js';
 import { type BufferRef, elementBytes, type NamedValue, namedValue, type Program } from './program.js';
-import { type Dispatch, encode, recall, record } from './recording.js';
+import { type Dispatch, dispatchOf, encode, recall, record } from './recording.js';
 import type { RopeTables } from './rope.js';
 import { WebgpuState } from './state.js';
 import { Views } from './view.js';
@@ -29,6 +31,10 @@ export interface StepHost {
   readonly batchLayout: GPUBindGroupLayout;
   /** Kernel that changes the element type of a whole buffer, where the compute type is not f32. */
   readonly cast?: Pipeline | undefined;
+  readonly noBatch: GPUBindGroup;
+  /** Kernels that draw tokens, by vocabulary, and the one that takes them. */
+  readonly drawing: ReadonlyMap<number, Pipeline>;
+  readonly taking: Pipeline;
   /** Scratch, shared by all programs: work on the queue is ordered. */
   scratch(slot: number, bytes: number): GPUBuffer;
   /** @throws DslaError when the device is gone */
@@ -49,8 +55,11 @@ export class WebgpuStep implements Step {
   readonly #views: Views;
   readonly #values = new Map<string, Held>();
   readonly #made: WebgpuBuffer[] = [];
+  readonly #release: (() => void)[] = [];
   #encoder: GPUCommandEncoder | undefined;
   readonly #dispatches: Dispatch[] = [];
+  /** Of the caller, in place of the batch's. */
+  #ids: WebgpuBuffer | undefined;
   #submitted = false;
   #gone = false;
 
@@ -62,7 +71,10 @@ export class WebgpuStep implements Step {
     this.#encoder = host.device.createCommandEncoder();
     host.memory.beginRecording();
     try {
-      for (const [name, buffer] of given) this.#take(name, buffer);
+      for (const [name, buffer] of given) {
+        if (name === 'ids') this.#ids = buffer;
+        else this.#take(name, buffer);
+      }
     } catch (error) {
       this[Symbol.dispose]();
       throw error;
@@ -127,6 +139,25 @@ export class WebgpuStep implements Step {
     return value.buffer;
   }
 
+  draw(draws: readonly Draw[]): void {
+    if (this.#gone) throw disposed('step');
+    if (!this.#encoder) throw invalid('step', 'tokens must be drawn before submit', 'a draw after it');
+    const { device, pool, drawing } = this.#host;
+    const logits = this.#values.get('logits');
+    const pipeline = logits?.domain === 'row' && drawing.get(logits.width);
+    if (!logits || !pipeline)
+      throw invalid('step draw', 'an earlier run must have written logits of the last tokens', logits);
+    const words = wordsOf(draws, this.#batch.rows.length);
+    const given = pool.take('draws', words.byteLength);
+    this.#release.push(() => pool.give('draws', given));
+    device.queue.writeBuffer(given, 0, words);
+    const ids = this.#make(namedValue('ids', 1, 'f32', 'row'), 'i32');
+    this.#values.set('ids', ids);
+    const entries = [logits.buffer.buffer, given, ids.buffer.buffer];
+    const grid: Grid = [draws.length, 1, 1];
+    this.#dispatches.push(dispatchOf(device, pipeline, this.#views.step().group, entries, grid));
+  }
+
   async submit(signal?: AbortSignal): Promise<void> {
     if (this.#gone) throw disposed('step');
     throwIfAborted(signal, 'submit');
@@ -136,6 +167,7 @@ export class WebgpuStep implements Step {
     this.#submitted = true;
     let encoder = this.#encoder;
     this.#encoder = undefined;
+    if (this.#ids) encode(encoder, this.#takeIds(this.#ids));
     let size = firstPortion;
     for (let at = 0; at < this.#dispatches.length; at += size, size = Math.min(2 * size, portion)) {
       encode(encoder, this.#dispatches.slice(at, at + size));
@@ -154,6 +186,7 @@ export class WebgpuStep implements Step {
     this.#encoder = undefined;
     if (!this.#submitted) this.#host.memory.endRecording();
     for (const buffer of this.#made.splice(0).reverse()) buffer[Symbol.dispose]();
+    for (const release of this.#release.splice(0)) release();
     this.#views.release();
   }
 
@@ -179,13 +212,21 @@ export class WebgpuStep implements Step {
     return new Map(values.map((value) => [value, byKey.get(value.key)!]));
   }
 
-  #make(value: NamedValue): Held {
+  /** Before all else: ids on the device into what the kernels read. */
+  #takeIds({ buffer }: WebgpuBuffer): Dispatch[] {
+    const { device, taking, noBatch } = this.#host;
+    return this.#views
+      .steps()
+      .map((view) => dispatchOf(device, taking, noBatch, [buffer, view.buffer], [Math.ceil(view.tokens / 64), 1, 1]));
+  }
+
+  #make(value: NamedValue, dtype: DType = value.type): Held {
     const count = value.domain === 'token' ? this.#batch.ids.length : this.#batch.rows.length;
     const shape = [count, value.width];
     const bytes = elementCount(shape) * elementBytes[value.type];
     const pool = `value ${value.name}`;
     const own = this.#host.pool.take(pool, bytes);
-    const buffer = new WebgpuBuffer(pool, value.type, shape, bytes, own, (free) => this.#host.pool.give(pool, free));
+    const buffer = new WebgpuBuffer(pool, dtype, shape, bytes, own, (free) => this.#host.pool.give(pool, free));
     this.#made.push(buffer);
     return { ...value, buffer };
   }
@@ -196,7 +237,9 @@ export class WebgpuStep implements Step {
     const { shape, dtype } = buffer;
     const tokens = this.#batch.ids.length;
     if (shape.length !== 2 || shape[0] !== tokens) throw invalid(where, `must be [${tokens}, width]`, shape);
-    if (dtype !== 'f32' && dtype !== this.#host.type) throw invalid(where, `must be f32 or ${this.#host.type}`, dtype);
+    if (name === 'ids' && (dtype !== 'i32' || shape[1] !== 1)) throw invalid(where, 'must be [tokens, 1] i32', dtype);
+    if (name !== 'ids' && dtype !== 'f32' && dtype !== this.#host.type)
+      throw invalid(where, `must be f32 or ${this.#host.type}`, dtype);
     buffer.buffer; // throws when disposed
     return buffer;
   }
@@ -230,7 +273,7 @@ export class WebgpuStep implements Step {
   }
 
   #checkIds(layer: string, vocabulary: number, rows: readonly number[] | undefined): void {
-    if (!Number.isFinite(vocabulary)) return;
+    if (!Number.isFinite(vocabulary) || this.#ids) return;
     let first = 0;
     this.#batch.rows.forEach(({ count }, row) => {
       const ids = this.#batch.ids.subarray(first, first + count);
@@ -269,4 +312,15 @@ export class WebgpuStep implements Step {
     }
     return stores;
   }
+}
+
+/** [rows, 4] as kernels/draw.ts reads them. */
+function wordsOf(draws: readonly Draw[], rows: number): Float32Array<ArrayBuffer> {
+  if (draws.length !== rows) throw invalid('step draw', `must get one draw a row, ${rows}`, draws.length);
+  const all = draws.flatMap(({ temperature, topK = 2 ** 31, topP = 1, uniform }) => {
+    const sound = temperature >= 0 && topK >= 1 && topP > 0 && topP <= 1 && uniform >= 0 && uniform < 1;
+    if (!sound) throw invalid('step draw', 'options must be in range', { temperature, topK, topP, uniform });
+    return [temperature, topK, topP, uniform];
+  });
+  return Float32Array.from(all);
 }

@@ -5,6 +5,7 @@ import { chunkTokens, shortRow, splitKeys, tileTokens } from './kernels/kernel.j
 /** The rows of one run, as data that every kernel reads (see kernels/kernel.ts). */
 export interface View {
   readonly group: GPUBindGroup;
+  readonly buffer: GPUBuffer;
   readonly rows: number;
   readonly tokens: number;
   readonly tiles: number;
@@ -70,6 +71,11 @@ export class Views {
     });
   }
 
+  /** All that were made of the new tokens. */
+  steps(): View[] {
+    return [...this.#known].filter(([key]) => key.startsWith('step')).map(([, view]) => view);
+  }
+
   release(): void {
     for (const buffer of this.#buffers.splice(0).reverse()) this.#pool.give('batch', buffer);
   }
@@ -90,6 +96,7 @@ export class Views {
     this.#buffers.push(buffer);
     this.#device.queue.writeBuffer(buffer, 0, words);
     return {
+      buffer,
       group: groupOf(this.#device, this.#layout, buffer),
       rows: rows.length,
       tokens,

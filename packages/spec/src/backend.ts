@@ -46,7 +46,10 @@ export interface Device extends AsyncDisposable {
   createState(spec: StateSpec, slots: number, tokens: number): StateStore;
   upload(tensor: HostTensor): DeviceBuffer;
   download(buffer: DeviceBuffer): Promise<HostTensor>;
-  /** `values`: named inputs of the step's first layers, [N, width] each; owned by the caller. */
+  /**
+   * `values`: named inputs of the step's first layers, [N, width] each; owned by the caller. Where steps can draw, `ids`
+   * [N, 1] i32 replaces the ids of the batch, which then are not read.
+   */
   beginStep(batch: StepBatch, values?: Named<DeviceBuffer>): Step;
   memory(): { readonly buffers: number; readonly bytes: number };
 }
@@ -99,6 +102,18 @@ export interface StepBatch {
   readonly rows: readonly Row[];
 }
 
+/** How the next token of a row is drawn from its logits. */
+export interface Draw {
+  /** Divides the logits; 0 takes the most likely token, the first of equals. */
+  readonly temperature: number;
+  /** Only the k most likely tokens, and those equal to the last of them. */
+  readonly topK?: number | undefined;
+  /** Of these only the most likely ones that reach this probability together, and those equal to the last. */
+  readonly topP?: number | undefined;
+  /** In [0, 1): the token, by id, at which the sum of probabilities exceeds it. */
+  readonly uniform: number;
+}
+
 /** Records, then submits. The step holds the named values that flow from layer to layer. */
 export interface Step extends Disposable {
   /**
@@ -109,4 +124,9 @@ export interface Step extends Disposable {
   /** A named value; its content may be downloaded after submit. @throws DslaError E_INPUT when nothing wrote it. */
   value(name: string): DeviceBuffer;
   submit(signal?: AbortSignal): Promise<void>;
+  /**
+   * Where a backend can: draws a token a row from the value `logits`, [rows, vocabulary], and writes the value `ids`, [rows, 1]
+   * i32. The next step may take it before it was downloaded.
+   */
+  draw?(draws: readonly Draw[]): void;
 }
