@@ -3,8 +3,9 @@ import { type Builder, type Operand, perElement, result, ropeRef, vector } from 
 import { keep } from './kernels/cache.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import * as dual from './kernels/dual-linear-attention.js';
+import * as chunks from './kernels/dual-matrices.js';
 import { replayCache } from './kernels/fold-state.js';
-import { type Grid, tileTokens } from './kernels/kernel.js';
+import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
 import { windowAttention } from './kernels/softmax-attention.js';
 import { emitLinear } from './lower-linear.js';
@@ -28,11 +29,15 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
   const entered = lowerEntering(builder, shape, stream, node.state, false);
   const phi = lowerQueries(builder, shape, q);
   const sums = builder.temp(heads * dual.columnsOf(form), 'f32');
-  lowerStates(builder, shape, entered, node.state, { phi, mix: node.mix, sums });
+  // What has neither a normaliser nor a norm is finished by the chunked kernels themselves.
+  const own =
+    inMatrices(builder, shape) && !form.normaliser && !outputNorm ? { y: y.ref, scale: node.scale } : undefined;
+  lowerStates(builder, shape, entered, node.state, { phi, mix: node.mix, sums, own });
   const norm = outputNorm ? [vector(outputNorm.weight)] : [];
   if (!form.exact) {
-    const kernel = dual.finish(shape, node.scale, outputNorm);
-    emit(kernel, [sums, ...norm, y.ref], (view) => [view.tokens, heads, 1]);
+    const kernel = dual.finish(shape, node.scale, outputNorm, own !== undefined);
+    const some = ({ tokens, singles }: View): Grid => (own && singles === 0 ? none : [tokens, heads, 1]);
+    emit(kernel, [sums, ...norm, y.ref], some);
     return y;
   }
   const turned = turnedKeys(builder, form, stream.k);
@@ -82,15 +87,36 @@ export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
   if (form.exact) keepExact(builder, shape, { ...stream, k: turnedKeys(builder, form, k, true) }, node.to, true);
 }
 
+const none: Grid = [0, 0, 0];
+
+/** Nothing where all rows are short. */
+const many =
+  (grid: (view: View) => Grid) =>
+  (view: View): Grid =>
+    view.tiles === 0 ? none : grid(view);
+
+function inMatrices({ traits }: Builder, shape: dual.DualShape): boolean {
+  return traits.matrices && chunks.chunkable(shape);
+}
+
+interface Queries {
+  readonly phi: BufferRef;
+  readonly mix: Weight;
+  readonly sums: BufferRef;
+  /** The result, if nothing is to be done to the sums of long rows but to scale them. */
+  readonly own?: { readonly y: BufferRef; readonly scale: number } | undefined;
+}
+
 /** Moves the states on: short rows token by token, long rows in chunks. With queries also reads them, else it is a replay. */
 function lowerStates(
-  { emit, temp, shapeOf }: Builder,
+  builder: Builder,
   shape: dual.DualShape,
   entered: Entered,
   state: string,
-  queries?: { readonly phi: BufferRef; readonly mix: Weight; readonly sums: BufferRef },
+  queries?: Queries,
 ): void {
-  const { form, heads } = shape;
+  const { emit, shapeOf } = builder;
+  const { form } = shape;
   const replay = queries === undefined;
   const blocks = Math.ceil(dual.columnsOf(form) / dual.columnBlock);
   const perHead = queries !== undefined && shapeOf(queries.mix)[0]! > 1;
@@ -99,16 +125,63 @@ function lowerStates(
   const target = statePart(state, 0);
   const each = ({ rows }: View): Grid => [rows, form.kvHeads, blocks];
   emit(dual.recur(shape, perHead, replay), [...phi, ...stream, ...mix, target, ...sums], each, replay);
-
-  const many = (grid: (view: View) => Grid) => (view: View) => (view.tiles === 0 ? ([0, 0, 0] as const) : grid(view));
-  const gates = Math.ceil(gateWidth(form) / 64);
-  emit(cumulate(shape), [entered.decay], ({ tiles }) => [gates, tiles, 1], replay);
-  const scores = queries ? [temp(heads * tileTokens, 'f32')] : [];
-  if (queries) {
-    const buffers = [...phi, entered.phi, entered.decay, ...mix, ...scores];
-    emit(chunkScores(shape, perHead), buffers, ({ tiles }) => [tiles, heads, 1]);
+  if (inMatrices(builder, shape)) {
+    lowerMatrices(builder, shape, entered, target, queries);
+    return;
   }
+  emitCumulate(builder, shape, entered, tileTokens, replay);
+  const scores = queries ? [lowerScores(builder, shape, entered, queries)] : [];
   emit(chunkWalk(shape, perHead, replay), [...phi, ...stream, ...mix, ...scores, target, ...sums], many(each), replay);
+}
+
+/** As much as possible in products of matrices. */
+function lowerMatrices(
+  builder: Builder,
+  shape: dual.DualShape,
+  entered: Entered,
+  target: BufferRef,
+  queries?: Queries,
+): void {
+  const { emit, temp, shapeOf } = builder;
+  const { form, heads } = shape;
+  const { states, kvHeads } = form;
+  const replay = queries === undefined;
+  const vectors = form.gate === 'vector';
+  emitCumulate(builder, shape, entered, chunkTokens, replay);
+  const inner = queries && vectors ? [lowerScores(builder, shape, entered, queries)] : [];
+  const parts = temp(chunks.chunkWidth(shape), 'f32', 'chunk');
+  const groups = chunks.statesGroups(shape);
+  const { phi, v, decay } = entered;
+  emit(chunks.chunkStates(shape), [phi, v, decay, parts], ({ tiles }) => [tiles, kvHeads, groups], replay);
+  const elements = chunks.scanGroups(shape);
+  const scan = ({ tiles }: View): Grid => [tiles, states * kvHeads, elements];
+  emit(chunks.scanChunks(shape, replay), [decay, parts, target], scan, replay);
+  if (!queries) return;
+  const { mix, sums, own } = queries;
+  const kernel = chunks.chunkOutputs(shape, shapeOf(mix)[0]! > 1, own?.scale);
+  const buffers = [queries.phi, phi, v, decay, vector(mix), parts, ...inner, own?.y ?? sums];
+  emit(kernel, buffers, ({ tiles }) => [tiles, heads, 1]);
+}
+
+/** Log decays of the entering tokens become their sums from the start of every `tokens` on. */
+function emitCumulate(
+  { emit }: Builder,
+  shape: dual.DualShape,
+  { decay }: Entered,
+  tokens: number,
+  replay: boolean,
+): void {
+  const gates = Math.ceil(gateWidth(shape.form) / 64);
+  emit(cumulate(shape, tokens), [decay], ({ tiles }) => [gates, tiles, 1], replay);
+}
+
+/** Scores of the queries of a tile and its own keys. */
+function lowerScores(builder: Builder, shape: dual.DualShape, entered: Entered, { phi, mix }: Queries): BufferRef {
+  const scores = builder.temp(shape.heads * tileTokens, 'f32');
+  const kernel = chunkScores(shape, builder.shapeOf(mix)[0]! > 1);
+  const buffers = [phi, entered.phi, entered.decay, vector(mix), scores];
+  builder.emit(kernel, buffers, ({ tiles }) => [tiles, shape.heads, 1]);
+  return scores;
 }
 
 /** What the states take in. */

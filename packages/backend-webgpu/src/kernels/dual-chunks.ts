@@ -12,8 +12,8 @@ const chunk: number = tileTokens;
 const depth = 16; // channels in workgroup memory at a time
 const stride: number = chunk / 4 + 1; // vectors of four tokens of a channel or column; one more against bank conflicts
 
-/** decay [tokens, gate width] becomes L, in place: one thread a tile and gate. */
-export function cumulate({ form }: DualShape): Kernel {
+/** decay [tokens, gate width] becomes L from the start of every tile or chunk of `tokens`, in place: one thread a gate of it. */
+export function cumulate({ form }: DualShape, tokens: number = chunk): Kernel {
   const width = gateColumns(form);
   const eight = [...Array(8).keys()];
   return kernel({
@@ -23,12 +23,15 @@ export function cumulate({ form }: DualShape): Kernel {
     main: `  let g = group.x * 64u + lane;
   if (g >= ${width}u) { return; }
   let tile = tile_at(group.y);
-  let first = row_at(tile.x).z + tile.y;
+  if (tile.y % ${tokens}u != 0u) { return; }
+  let row = row_at(tile.x);
+  let first = row.z + tile.y;
+  let count = min(${tokens}u, row.w - tile.y);
   var sum = 0.0;
   // Eight loads before their stores: the buffer is read and written, so the compiler may not reorder them.
-  for (var t = 0u; t < tile.z; t += 8u) {
-${eight.map((n) => `    let d${n} = decay[(first + min(t + ${n}u, tile.z - 1u)) * ${width}u + g];`).join('\n')}
-${eight.map((n) => `    sum += d${n};\n    if (t + ${n}u < tile.z) { decay[(first + t + ${n}u) * ${width}u + g] = sum; }`).join('\n')}
+  for (var t = 0u; t < count; t += 8u) {
+${eight.map((n) => `    let d${n} = decay[(first + min(t + ${n}u, count - 1u)) * ${width}u + g];`).join('\n')}
+${eight.map((n) => `    sum += d${n};\n    if (t + ${n}u < count) { decay[(first + t + ${n}u) * ${width}u + g] = sum; }`).join('\n')}
   }`,
   });
 }

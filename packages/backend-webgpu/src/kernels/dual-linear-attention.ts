@@ -258,11 +258,15 @@ ${eachChannel(`if (inside) { states[${cell}] = state[i * ${channels}u + m]; }`)}
 
 const finishSize = 64;
 
-/** y [tokens, heads*headDim] from sums: times scale, or divided by the normaliser; then the output norm. */
+/**
+ * y [tokens, heads*headDim] from sums: times scale, or divided by the normaliser; then the output norm. With `shortOnly` it
+ * leaves the tokens of long rows to others.
+ */
 export function finish(
   { heads, form, type }: DualShape,
   scale: number,
   outputNorm: { readonly eps: number } | undefined,
+  shortOnly = false,
 ): Kernel {
   const { headDim, normaliser } = form;
   const columns = columnsOf(form);
@@ -276,7 +280,8 @@ export function finish(
     },
     module: outputNorm ? reductions(finishSize) : '',
     size: finishSize,
-    main: `  let item = token_at(group.x).x * ${heads}u + group.y;
+    main: `  let token = token_at(group.x);
+${shortOnly ? `  if (row_at(token.y).w > ${shortRow}u) { return; }\n` : ''}  let item = token.x * ${heads}u + group.y;
   let base = item * ${columns}u;
 ${
   outputNorm

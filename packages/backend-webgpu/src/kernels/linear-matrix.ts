@@ -1,122 +1,176 @@
 import type { Shape } from './elementwise.js';
 import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
+import { halves, load, matrixTypes, multiply, pitchOf, upTo } from './matrices.js';
 
-/** Items and outputs of one workgroup. */
-export const matrixTile = 128;
+/** How a product is cut: tiles of a workgroup, features a round (16 or 32), tiles of a subgroup. */
+export interface MatrixShape {
+  readonly items: number;
+  readonly outputs: number;
+  readonly depth: number;
+  readonly subgroupItems: number;
+  readonly subgroupOutputs: number;
+  /** Rounds in workgroup memory. */
+  readonly rounds: 1 | 2;
+}
 
-const depth = 32; // features a round; two rounds are in workgroup memory
-const pitch = depth + 8; // distance of rows: a multiple of 16 bytes that spreads eight rows over all banks
+export const matrixShape: MatrixShape = {
+  items: 128,
+  outputs: 256,
+  depth: 32,
+  subgroupItems: 64,
+  subgroupOutputs: 64,
+  rounds: 1,
+};
+
+/** Rows of tiles whose workgroups follow each other, so that they find their operands in the cache. */
+const band = 8;
 
 /**
- * y = x W^T + b in float16 with float32 sums, by subgroup matrices of 16x16x16: 128 items by 128 outputs a workgroup, 64 by
- * 32 a subgroup of 32 lanes; the next round is loaded while this one is multiplied. The width of x is a multiple of 8.
+ * y = x W^T + b in float16 with float32 sums, by subgroup matrices; the next round is loaded while this one is multiplied. The
+ * width of x is a multiple of 8. One workgroup a tile: [outputs / shape.outputs, items / shape.items].
  */
-export function linearMatrix(domain: Domain, y: Shape, x: Shape, bias: boolean): Kernel {
-  const vectors = x.width / 8;
-  const tiles = [0, 1, 2, 3].flatMap((r) => [0, 1].map((c) => ({ r, c, name: `acc${r}${c}` })));
+export function linearMatrix(
+  domain: Domain,
+  y: Shape,
+  x: Shape,
+  bias: boolean,
+  shape: MatrixShape = matrixShape,
+): Kernel {
+  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, rounds } = shape;
+  const words = x.width / 2;
+  const pitch = pitchOf(depth);
+  const side = columns / subgroupOutputs;
+  const subgroups = (rows / subgroupItems) * side;
+  const width = depth / 2; // words of a row in a round
+  const apart = (8 * width) / 32; // distance of the rows that a subgroup loads at once, which are in different banks
+  const lines = (32 / width) * subgroups; // rows that all lanes load at once
+  const loads = [
+    ...upTo(rows / lines).map((n) => ({ of: 'x', to: 'xs', n, name: `x${n}` })),
+    ...upTo(columns / lines).map((n) => ({ of: 'w', to: 'ws', n, name: `w${n}` })),
+  ];
+  const whole = x.width % depth === 0;
+  const [down, across] = [upTo(subgroupItems / 16), upTo(subgroupOutputs / 16)];
+  const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
+  const fetch = (at: string) =>
+    loads
+      .map(({ of, name }) =>
+        whole
+          ? `    next_${name} = ${of}[row_${name} + ${at}];`
+          : `    next_${name} = select(0u, ${of}[row_${name} + min(${at}, ${words - 1}u)], ${at} < ${words}u);`,
+      )
+      .join('\n');
+  const base = (round: string, height: number) => (round === '' ? '' : `${round} * ${height * pitch}u + `);
+  const store = (round: string) =>
+    loads
+      .map(({ to, n, name }) => {
+        const start = base(round, to === 'xs' ? rows : columns);
+        return `    store_${to}(${start}slot + ${n * lines * pitch}u, next_${name});`;
+      })
+      .join('\n');
+  const now = rounds === 2 ? 'now' : '';
+  const step = (d: number) => {
+    const left = (r: number) =>
+      load('Left', 'row', 'xs', `${base(now, rows)}(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
+    const right = (c: number) =>
+      load('Right', 'col', 'ws', `${base(now, columns)}(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
+    return `    {
+${across.map((c) => `      let right${c} = ${right(c)};`).join('\n')}
+${down
+  .map(
+    (r) => `      let left${r} = ${left(r)};
+${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`).join('\n')}`,
+  )
+  .join('\n')}
+    }`;
+  };
   return kernel({
     name: 'linear-matrix',
     buffers: {
-      x: ['vec4u', 'read'],
-      w: ['vec4u', 'read'],
+      x: ['u32', 'read'],
+      w: ['u32', 'read'],
       ...(bias ? { bias: ['f32', 'read'] as const } : {}),
-      y: [y.type, 'write'],
+      y: [isWide(y) ? 'vec4u' : y.type, 'write'],
     },
     matrices: true,
-    module: `var<workgroup> xs: array<f16, ${2 * matrixTile * pitch}>; // [2, items, pitch]
-var<workgroup> ws: array<f16, ${2 * matrixTile * pitch}>; // [2, outputs, pitch]
-var<workgroup> stage: array<f32, 2048>; // a tile of 16 by 16 for every subgroup
-${matrixTypes}
-${unpackInto('xs')}
-${unpackInto('ws')}`,
-    size: 256,
-    main: `  let item_base = group.y * ${matrixTile}u;
-  let out_base = group.x * ${matrixTile}u;
-  let last = ${items[domain]} - 1u;
+    module: `${matrixTypes}
+${halves('xs', rounds * rows * pitch)}
+${halves('ws', rounds * columns * pitch)}
+var<workgroup> stage: array<f32, ${subgroups * 256}>; // a tile of 16 by 16 for every subgroup`,
+    size: 32 * subgroups,
+    main: `  let last = ${items[domain]} - 1u;
+  let id = group.y * groups.x + group.x;
+  let band_first = id / (${band}u * groups.x) * ${band}u;
+  let band_height = min(${band}u, groups.y - band_first);
+  let in_band = id % (${band}u * groups.x);
+  let item_base = (band_first + in_band % band_height) * ${rows}u;
+  let out_base = in_band / band_height * ${columns}u;
   let subgroup = lane / 32u;
-  let row = (subgroup / 4u) * 64u;
-  let column = (subgroup % 4u) * 32u;
-  // Four lanes load 32 features of a row, rows r and r + 64.
-  let part = lane % 4u;
-  let line = lane / 4u;
-  let x0 = ${itemAt[domain]}(min(item_base + line, last)).x * ${vectors}u;
-  let x1 = ${itemAt[domain]}(min(item_base + line + 64u, last)).x * ${vectors}u;
-  let w0 = min(out_base + line, ${y.width - 1}u) * ${vectors}u;
-  let w1 = min(out_base + line + 64u, ${y.width - 1}u) * ${vectors}u;
-  let slot = line * ${pitch}u + part * 8u;
-${tiles.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
-  var inside = part < ${vectors}u;
-  store_xs(slot, select(vec4u(), x[x0 + min(part, ${vectors - 1}u)], inside));
-  store_xs(slot + ${64 * pitch}u, select(vec4u(), x[x1 + min(part, ${vectors - 1}u)], inside));
-  store_ws(slot, select(vec4u(), w[w0 + min(part, ${vectors - 1}u)], inside));
-  store_ws(slot + ${64 * pitch}u, select(vec4u(), w[w1 + min(part, ${vectors - 1}u)], inside));
+  let own = lane % 32u;
+  let row = subgroup / ${side}u * ${subgroupItems}u;
+  let column = subgroup % ${side}u * ${subgroupOutputs}u;
+  let line = subgroup / ${apart}u * 8u + subgroup % ${apart}u + own / ${width}u * ${apart}u;
+  let word = own % ${width}u;
+  let slot = line * ${pitch}u + word * 2u;
+${loads
+  .map(({ of, n, name }) => {
+    const at =
+      of === 'x'
+        ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
+        : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
+    return `  let row_${name} = ${at} * ${words}u;\n  var next_${name} = 0u;`;
+  })
+  .join('\n')}
+${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
+${fetch('word')}
+${store('')}
   workgroupBarrier();
-  var now = 0u;
-  for (var k = 0u; k < ${vectors}u; k += 4u) {
+${rounds === 2 ? '  var now = 0u;' : ''}
+  for (var k = 0u; k < ${words}u; k += ${width}u) {
     // The loads of the next round are in flight during the products of this one.
-    let next = k + 4u + part;
-    let at = min(next, ${vectors - 1}u);
-    inside = next < ${vectors}u;
-    let nx0 = select(vec4u(), x[x0 + at], inside);
-    let nx1 = select(vec4u(), x[x1 + at], inside);
-    let nw0 = select(vec4u(), w[w0 + at], inside);
-    let nw1 = select(vec4u(), w[w1 + at], inside);
-    let base = now * ${matrixTile * pitch}u;
-    for (var d = 0u; d < ${depth}u; d += 16u) {
-${[0, 1, 2, 3]
-  .map(
-    (r) =>
-      `      let left${r} = subgroupMatrixLoad<Left, row_major>(&xs, base + (row + ${16 * r}u) * ${pitch}u + d, ${pitch}u);`,
-  )
-  .join('\n')}
-${[0, 1]
-  .map(
-    (c) =>
-      `      let right${c} = subgroupMatrixLoad<Right, col_major>(&ws, base + (column + ${16 * c}u) * ${pitch}u + d, ${pitch}u);`,
-  )
-  .join('\n')}
-${tiles.map(({ r, c, name }) => `      ${name} = subgroupMatrixMultiplyAccumulate(left${r}, right${c}, ${name});`).join('\n')}
+    if (k + ${width}u < ${words}u) {
+      let at = k + ${width}u + word;
+${fetch('at')}
     }
-    now = 1u - now;
-    let target_base = now * ${matrixTile * pitch}u + slot;
-    store_xs(target_base, nx0);
-    store_xs(target_base + ${64 * pitch}u, nx1);
-    store_ws(target_base, nw0);
-    store_ws(target_base + ${64 * pitch}u, nw1);
+${upTo(depth / 16)
+  .map(step)
+  .join('\n')}
+${rounds === 2 ? '    now = 1u - now;' : '    workgroupBarrier();'}
+${store(now)}
     workgroupBarrier();
   }
   let mine = subgroup * 256u;
-  let own = lane % 32u;
-${tiles
+${sums
   .map(
     ({ r, c, name }) => `  subgroupMatrixStore<row_major>(&stage, mine, ${name}, 16u);
   workgroupBarrier();
-  for (var e = own; e < 256u; e += 32u) {
-    let i = item_base + row + ${16 * r}u + e / 16u;
-    let o = out_base + column + ${16 * c}u + e % 16u;
-    if (i <= last && o < ${y.width}u) {
-      y[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(stage[mine + e]${bias ? ' + bias[o]' : ''});
-    }
-  }
+${finish(domain, y, bias, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`)}
   workgroupBarrier();`,
   )
   .join('\n')}`,
   });
 }
 
-/** WGSL names of the operands and the sums of a product of 16x16x16. */
-export const matrixTypes = `alias Left = subgroup_matrix_left<f16, 16, 16>;
-alias Right = subgroup_matrix_right<f16, 16, 16>;
-alias Sum = subgroup_matrix_result<f32, 16, 16>;`;
+function isWide(y: Shape): boolean {
+  return y.type === 'f16' && y.width % 8 === 0;
+}
 
-/** WGSL that writes 16 bytes of halves into workgroup memory, which subgroup matrices read as scalars. */
-export function unpackInto(name: string): string {
-  const halves = ['x', 'y', 'z', 'w']
-    .map(
-      (part, index) => `  let ${part}2 = bitcast<vec2<f16>>(v.${part});
-  ${name}[at + ${2 * index}u] = ${part}2.x;
-  ${name}[at + ${2 * index + 1}u] = ${part}2.y;`,
-    )
-    .join('\n');
-  return `fn store_${name}(at: u32, v: vec4u) {\n${halves}\n}`;
+/** Writes the staged tile: eight neighbours a lane, or one by one. */
+function finish(domain: Domain, y: Shape, bias: boolean, item: string, output: string): string {
+  if (!isWide(y))
+    return `  for (var e = own; e < 256u; e += 32u) {
+    let i = ${item} + e / 16u;
+    let o = ${output} + e % 16u;
+    if (i <= last && o < ${y.width}u) {
+      y[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(stage[mine + e]${bias ? ' + bias[o]' : ''});
+    }
+  }`;
+  const value = (e: number) => `stage[mine + own * 8u + ${e}u]${bias ? ` + bias[o + ${e}u]` : ''}`;
+  const word = (e: number) => `pack2x16float(vec2f(${value(e)}, ${value(e + 1)}))`;
+  return `  {
+    let i = ${item} + own / 2u;
+    let o = ${output} + own % 2u * 8u;
+    if (i <= last && o < ${y.width}u) {
+      y[(${itemAt[domain]}(i).x * ${y.width}u + o) / 8u] = vec4u(${[0, 2, 4, 6].map(word).join(', ')});
+    }
+  }`;
 }

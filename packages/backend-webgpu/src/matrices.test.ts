@@ -1,0 +1,211 @@
+import { type DualForm, fromFloat16, toFloat16 } from '@dsla/spec';
+import { describe, expect, it } from 'vitest';
+import { openRunner } from './kernel-runner.js';
+import { cumulate } from './kernels/dual-chunks.js';
+import type { DualShape } from './kernels/dual-linear-attention.js';
+import {
+  chunkOutputs,
+  chunkStates,
+  chunkWidth,
+  scanChunks,
+  scanGroups,
+  statesGroups,
+} from './kernels/dual-matrices.js';
+import { chunkTokens } from './kernels/kernel.js';
+import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
+import { tileAttention } from './kernels/tile-attention.js';
+import { useSwiftShader } from './swiftshader.js';
+
+const obstacle = useSwiftShader();
+
+/** Halves as words, and as the numbers that they stand for. */
+interface Halves {
+  readonly words: Uint32Array<ArrayBuffer>;
+  readonly numbers: Float32Array;
+}
+
+function halves(length: number, seed: number, size = 1): Halves {
+  const bits = toFloat16(
+    Float32Array.from({ length }, (_, i) => size * Math.sin(seed + 12.9898 * i) * Math.cos(0.37 * i * seed)),
+  );
+  return { words: new Uint32Array(bits.slice().buffer), numbers: fromFloat16(bits) };
+}
+
+function ratio(got: ArrayLike<number>, want: ArrayLike<number>): number {
+  let [error, size] = [0, 0];
+  for (let i = 0; i < want.length; i++) {
+    error += (got[i]! - want[i]!) ** 2;
+    size += want[i]! ** 2;
+  }
+  return Math.sqrt(error / size);
+}
+
+const plain = {
+  states: 2,
+  kvHeads: 1,
+  headDim: 64,
+  temperature: 16,
+  ropeInState: false,
+} as const satisfies Partial<DualForm>;
+
+describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ? ` (${obstacle})` : ''}`, () => {
+  const small: MatrixShape = { ...matrixShape, items: 32, outputs: 64, subgroupItems: 16, subgroupOutputs: 32 };
+  const variants: MatrixShape[] = [small, { ...small, depth: 16, rounds: 2 }];
+  it.each(variants)('products %o', async (shape) => {
+    const [count, width, out] = [37, 88, 104];
+    const runner = await openRunner([{ slot: 0, past: 0, count }]);
+    const [x, w] = [halves(count * width, 1), halves(out * width, 2)];
+    const y = runner.buffer(new Uint32Array((count * out) / 2));
+    const value = { width: out, type: 'f16' } as const;
+    const kernel = linearMatrix('token', value, { width, type: 'f16' }, false, shape);
+    const buffers = [runner.buffer(x.words), runner.buffer(w.words), y];
+    await runner.run(kernel, buffers, [Math.ceil(out / shape.outputs), Math.ceil(count / shape.items), 1]);
+    const want: number[] = [];
+    for (let t = 0; t < count; t++)
+      for (let o = 0; o < out; o++) {
+        let sum = 0;
+        for (let k = 0; k < width; k++) sum += x.numbers[t * width + k]! * w.numbers[o * width + k]!;
+        want.push(sum);
+      }
+    expect(ratio(fromFloat16(new Uint16Array(await runner.read(y))), want)).toBeLessThan(5e-4);
+  });
+
+  const shapes = [
+    { heads: 2, kvHeads: 1, headDim: 32 },
+    { heads: 1, kvHeads: 1, headDim: 64 },
+    { heads: 1, kvHeads: 1, headDim: 80 },
+  ];
+  it.each(shapes)('attention in tiles %o', async (shape) => {
+    const { heads, kvHeads, headDim } = shape;
+    const rows = [
+      { slot: 1, past: 30, count: 100 },
+      { slot: 0, past: 0, count: 2 }, // a short row, left to others
+      { slot: 0, past: 2, count: 70 },
+    ];
+    const capacity = 140;
+    const runner = await openRunner(rows);
+    const q = halves(172 * heads * headDim, 1, 3);
+    const [k, v] = [2, 3].map((seed) => halves(2 * kvHeads * capacity * headDim, seed, 2)) as [Halves, Halves];
+    const y = runner.buffer(new Uint32Array((172 * heads * headDim) / 2));
+    const buffers = [q, k, v].map(({ words }) => runner.buffer(words));
+    const kernel = tileAttention({ ...shape, scale: headDim ** -0.5 });
+    await runner.run(
+      kernel,
+      [...buffers, runner.buffer(new Uint32Array([capacity])), y],
+      [runner.view.tiles, heads, 1],
+    );
+    const result = fromFloat16(new Uint16Array(await runner.read(y)));
+    const got: number[] = [];
+    const want: number[] = [];
+    let token = 0;
+    for (const { slot, past, count } of rows) {
+      for (let t = 0; t < count; t++, token++) {
+        if (count < 9) continue;
+        for (let head = 0; head < heads; head++) {
+          const at = (token * heads + head) * headDim;
+          const cache = (slot * kvHeads + Math.floor((head * kvHeads) / heads)) * capacity * headDim;
+          got.push(...result.subarray(at, at + headDim));
+          want.push(...attend(q.numbers.subarray(at, at + headDim), past + t + 1, k.numbers, v.numbers, cache));
+        }
+      }
+    }
+    expect(ratio(got, want)).toBeLessThan(1e-3);
+  });
+
+  const forms: Record<string, DualForm> = {
+    'scalar gates': { ...plain, gate: 'scalar', normaliser: false },
+    'scalar gates, normaliser': { ...plain, gate: 'scalar', normaliser: true },
+    'vector gates': { ...plain, gate: 'vector', normaliser: false },
+  };
+  it.each(Object.entries(forms))('chunks of the dual layer: %s', async (_, form) => {
+    const { headDim, kvHeads, states, normaliser } = form;
+    const heads = 2;
+    const rows = [
+      { slot: 1, past: 300, count: 330 },
+      { slot: 0, past: 0, count: 4 }, // a short row, left to others
+      { slot: 0, past: 4, count: 70 },
+    ];
+    const tokens = 404;
+    const runner = await openRunner(rows);
+    const shape: DualShape = { heads, form, width: headDim, type: 'f16' };
+    const gates = states * kvHeads * (form.gate === 'vector' ? headDim : 1);
+    const columns = headDim + (normaliser ? 1 : 0);
+    const q = halves(tokens * heads * headDim, 1);
+    const [k, v] = [2, 3].map((seed) => halves(tokens * kvHeads * headDim, seed)) as [Halves, Halves];
+    const decays = Float32Array.from({ length: tokens * gates }, (_, i) => -0.3 * Math.sin(i) ** 4);
+    const mix = Float32Array.of(0.3, -0.4);
+    const state = Float32Array.from(
+      { length: 2 * states * kvHeads * headDim * columns },
+      (_, i) => 3 * Math.sin(i * 1.7),
+    );
+
+    // The recurrence in float64, and A inside every tile.
+    const gamma = [...mix].map((x) => Math.exp(x) / [...mix].reduce((sum, y) => sum + Math.exp(y), 0));
+    const wantState = Float64Array.from(state);
+    const want: number[] = [];
+    const inner = new Float32Array(tokens * heads * 64);
+    const rate = (t: number, i: number, c: number) =>
+      decays[t * gates + (form.gate === 'vector' ? i * headDim + c : i)]!;
+    let first = 0;
+    for (const { slot, count } of rows) {
+      for (let t = first; t < first + count && count > 8; t++) {
+        for (let i = 0; i < states; i++)
+          for (let c = 0; c < headDim; c++)
+            for (let n = 0; n < columns; n++) {
+              const cell = ((slot * states + i) * headDim + c) * columns + n;
+              const value = n < headDim ? v.numbers[t * headDim + n]! : 1;
+              wantState[cell] = wantState[cell]! * Math.exp(rate(t, i, c)) + k.numbers[t * headDim + c]! * value;
+            }
+        for (let head = 0; head < heads; head++) {
+          const query = q.numbers.subarray((t * heads + head) * headDim, (t * heads + head + 1) * headDim);
+          for (let n = 0; n < columns; n++) {
+            let sum = 0;
+            for (let i = 0; i < states; i++)
+              for (let c = 0; c < headDim; c++)
+                sum += gamma[i]! * query[c]! * wantState[((slot * states + i) * headDim + c) * columns + n]!;
+            want.push(sum);
+          }
+          const tile = t - ((t - first) % 64);
+          for (let s = tile; s <= t; s++)
+            for (let i = 0; i < states; i++)
+              for (let c = 0; c < headDim; c++) {
+                let log = 0;
+                for (let u = s + 1; u <= t; u++) log += rate(u, i, c);
+                inner[(t * heads + head) * 64 + s - tile]! +=
+                  gamma[i]! * query[c]! * k.numbers[s * headDim + c]! * Math.exp(log);
+              }
+        }
+      }
+      first += count;
+    }
+
+    const [qs, ks, vs] = [q, k, v].map(({ words }) => runner.buffer(words)) as [GPUBuffer, GPUBuffer, GPUBuffer];
+    const decay = runner.buffer(decays);
+    const { tiles, chunks: count } = runner.view;
+    const chunks = runner.buffer(new Float32Array(count * chunkWidth(shape)));
+    const store = runner.buffer(state);
+    const sums = runner.buffer(new Float32Array(tokens * heads * columns));
+    await runner.run(cumulate(shape, chunkTokens), [decay], [Math.ceil(gates / 64), tiles, 1]);
+    await runner.run(chunkStates(shape), [ks, vs, decay, chunks], [tiles, kvHeads, statesGroups(shape)]);
+    await runner.run(scanChunks(shape, false), [decay, chunks, store], [tiles, states * kvHeads, scanGroups(shape)]);
+    const within = form.gate === 'vector' ? [runner.buffer(inner)] : [];
+    const outputs = chunkOutputs(shape, false);
+    await runner.run(outputs, [qs, ks, vs, decay, runner.buffer(mix), chunks, ...within, sums], [tiles, heads, 1]);
+    const all = new Float32Array(await runner.read(sums), 0, tokens * heads * columns);
+    const short = [330, 334].map((token) => token * heads * columns) as [number, number];
+    expect(ratio([...all.subarray(0, short[0]), ...all.subarray(short[1])], want)).toBeLessThan(1e-3);
+    const gotState = new Float32Array(await runner.read(store), 0, state.length);
+    expect(ratio(gotState, wantState)).toBeLessThan(5e-4);
+  });
+});
+
+/** softmax(q K^T / sqrt(d)) V over the first `count` tokens of a cache that begins at `cache`. */
+function attend(q: Float32Array, count: number, k: Float32Array, v: Float32Array, cache: number): number[] {
+  const width = q.length;
+  const tokens = [...Array(count).keys()];
+  const scores = tokens.map((t) => q.reduce((sum, x, c) => sum + x * k[cache + t * width + c]!, 0) / Math.sqrt(width));
+  const top = Math.max(...scores);
+  const weights = scores.map((score) => Math.exp(score - top));
+  const total = weights.reduce((a, b) => a + b, 0);
+  return [...q].map((_, c) => tokens.reduce((sum, t) => sum + weights[t]! * v[cache + t * width + c]!, 0) / total);
+}
