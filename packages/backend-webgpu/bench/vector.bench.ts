@@ -61,9 +61,9 @@ for (const format of options.formats.split(',') as Format[]) {
 }
 device.destroy();
 
-function* cuts({ gated = false }: Case): Iterable<VectorShape> {
+function* cuts(format: Format, { gated = false }: Case): Iterable<VectorShape> {
   const { lanes } = traits;
-  yield vectorShape(items, lanes, gated);
+  yield vectorShape(format, items, lanes, gated);
   if (options.chosen) return;
   for (const rows of items > 2 ? [1, 2] : [1, 2, 4]) for (const team of [1, 2, 4]) yield { items, rows, team, lanes };
 }
@@ -100,7 +100,7 @@ async function timeCase(one: Case, format: Format): Promise<void> {
     });
     return { shape, compiled: await pipelines.get(kernel) };
   };
-  for (const { shape, compiled } of await Promise.all([...cuts(one)].map(compile))) {
+  for (const { shape, compiled } of await Promise.all([...cuts(format, one)].map(compile))) {
     const { pipeline, layout } = compiled;
     const groups = weights.map((own) => {
       const each = own.length / ys.length;

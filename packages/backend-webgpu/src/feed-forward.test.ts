@@ -141,20 +141,22 @@ describe.skipIf(obstacle)(`products with their neighbours${obstacle ? ` (${obsta
     ...Object.keys(roundings).map((format) => [graph.name, format, graph] as const),
     [inPlace.name, 'f32', inPlace] as const,
   ])('%s, %s', async (_, format, tape) => {
-    await using device = await webgpuBackend.open({ extra: { software: 'allow', weights: format } });
+    await using device = await webgpuBackend.open({ extra: { software: 'allow', checks: 'off', weights: format } });
     await using reference = await referenceBackend.open();
     const got = await play(device, tape, weights(roundings.f32!));
     const want = await play(reference, tape, weights(roundings[format]!));
     expect(got.length).toBe(want.length);
     const square = (xs: readonly number[]) => xs.reduce((sum, x) => sum + x * x, 0);
     const error = square(got.map((x, i) => x - want[i]!));
-    // A number halfway between two integers may go either way, so quantised ones are not equal to the last digit.
-    expect(Math.sqrt(error / square(want))).toBeLessThan(format === 'f32' ? 2e-6 : 1e-3);
+    // Quantised products take 8 bits of x: a rounding of up to 1/254 of the largest in 32 numbers.
+    expect(Math.sqrt(error / square(want))).toBeLessThan(format === 'f32' ? 2e-6 : 6e-3);
   });
 
   it('of quantised matrices takes their bytes', async () => {
     const bytes = async (format: string) => {
-      await using device = await webgpuBackend.open({ extra: { software: 'allow', weights: format } });
+      await using device = await webgpuBackend.open({
+        extra: { software: 'allow', checks: 'off', weights: format },
+      });
       using _ = await device.compile(single, weights(roundings.f32!));
       return device.memory().bytes;
     };

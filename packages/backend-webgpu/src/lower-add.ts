@@ -44,11 +44,11 @@ export function lowerAdd(
   const plain = result(builder, a.width, a.domain);
   emitMany(builder, x, { weight, bias, y: plain });
   const { kernel, buffers } = both(plain);
-  emit(kernel, buffers, onlyMany(a.domain, perItem(a.domain)));
+  emit(kernel, buffers, onlyMany(builder, a.domain, perItem(a.domain)));
   operands[next] = taken.has(next) ? { ...y, normed: { x: sum, weight: norm.weight, eps: norm.eps } } : y;
   if (!taken.has(next)) {
     const alone = rmsNorm(a.domain, y, sum, norm.eps);
-    emit(alone, [sum.ref, vector(norm.weight), y.ref], onlyFew(a.domain, perItem(a.domain)));
+    emit(alone, [sum.ref, vector(norm.weight), y.ref], onlyFew(builder, a.domain, perItem(a.domain)));
   }
   return sum;
 }

@@ -6,14 +6,14 @@ import { linear } from './kernels/linear.js';
 import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
 import {
+  hasVector,
   linearVector,
-  loadWidth,
   type VectorPart,
   vectorGroups,
   vectorItems,
   vectorShape,
 } from './kernels/linear-vector.js';
-import { blockSize, dequantise, dequantiseGrid, type Format, isQuantised } from './kernels/quantise.js';
+import { dequantise, dequantiseGrid, type Format, isQuantised } from './kernels/quantise.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
@@ -31,16 +31,18 @@ export interface Product {
 
 const none: Grid = [0, 0, 0];
 
-/** At most as many items go to the kernels for vectors. */
-const fewItems = 64;
-
-/** A grid for a few items, or for many. */
-export function onlyFew(domain: Domain, grid: (view: View) => Grid): (view: View) => Grid {
-  return (view) => (countOf(view, domain) <= fewItems ? grid(view) : none);
+/** At most as many items go to the kernels for vectors; quantised matrices would be read too often. */
+function fewItems({ traits }: Builder): number {
+  return traits.weights ? 8 : 64;
 }
 
-export function onlyMany(domain: Domain, grid: (view: View) => Grid): (view: View) => Grid {
-  return (view) => (countOf(view, domain) <= fewItems ? none : grid(view));
+/** A grid for a few items, or for many. */
+export function onlyFew(builder: Builder, domain: Domain, grid: (view: View) => Grid): (view: View) => Grid {
+  return (view) => (countOf(view, domain) <= fewItems(builder) ? grid(view) : none);
+}
+
+export function onlyMany(builder: Builder, domain: Domain, grid: (view: View) => Grid): (view: View) => Grid {
+  return (view) => (countOf(view, domain) <= fewItems(builder) ? none : grid(view));
 }
 
 /** Products of the same x, for a few items by one kernel. `replay` as in Op. */
@@ -77,21 +79,21 @@ export function emitGated(
   });
   const [a, b] = halves as [Operand, Operand];
   const all = perElement(y);
-  emit(activateMul(fn, domain, y, a, b), [a.ref, b.ref, y.ref], few ? onlyMany(domain, all) : all);
+  emit(activateMul(fn, domain, y, a, b), [a.ref, b.ref, y.ref], few ? onlyMany(builder, domain, all) : all);
 }
 
 /** Whether products of x with so many outputs have kernels for a few items. */
 export function hasVectors(builder: Builder, x: Pick<Operand, 'width' | 'type'>, outputs: number): boolean {
   const { traits, type } = builder;
   if (x.width < narrow || outputs < narrow || traits.lanes === 0 || x.type !== type) return false;
-  return x.width % loadWidth[formatOf(builder, x)] === 0;
+  return hasVector(formatOf(builder, x), x);
 }
 
 const narrow = 64;
 
 /** How the matrix of a product of x is stored. */
-function formatOf({ traits, type }: Builder, x: Pick<Operand, 'width'>): Format {
-  return traits.weights && traits.lanes > 0 && x.width % blockSize === 0 ? traits.weights : type;
+function formatOf({ traits, type }: Builder, x: Pick<Operand, 'width' | 'type'>): Format {
+  return traits.weights && traits.lanes > 0 && hasVector(traits.weights, x) ? traits.weights : type;
 }
 
 function addOf(y: Operand, add: Operand | undefined): VectorPart['add'] {
@@ -124,10 +126,10 @@ function emitVectors(
   const sources = normed ? [source.ref, vector(normed.weight)] : [source.ref];
   const format = formatOf(builder, x);
   let least = 1;
-  const all = vectorItems(format, traits.lanes);
+  const all = vectorItems(format, x.width);
   for (const items of all) {
-    const shape = vectorShape(items, traits.lanes, parts[0]!.gate !== undefined);
-    const [low, most] = [least, items === all.at(-1) ? fewItems : items];
+    const shape = vectorShape(format, items, traits.lanes, parts[0]!.gate !== undefined);
+    const [low, most] = [least, items === all.at(-1) ? fewItems(builder) : items];
     const groups = parts.reduce((sum, { y }) => sum + vectorGroups(y.width, shape), 0);
     const grid = (view: View): Grid => {
       const count = countOf(view, domain);
@@ -144,7 +146,7 @@ export function emitMany(builder: Builder, x: Operand, { weight, bias, y, add }:
   const { type, traits, emit, temp } = builder;
   const { domain } = x;
   const vectors = hasVectors(builder, x, y.width);
-  const only = (grid: (view: View) => Grid) => (vectors ? onlyMany(domain, grid) : grid);
+  const only = (grid: (view: View) => Grid) => (vectors ? onlyMany(builder, domain, grid) : grid);
   if (add) {
     const product: Operand = { ...y, ref: temp(y.width, y.type, domain) };
     emitMany(builder, x, { weight, bias, y: product }, replay);

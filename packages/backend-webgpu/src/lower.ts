@@ -91,7 +91,7 @@ function lowerFused(
   if (node.op !== 'rmsNorm' || !taken.has(index)) return undefined;
   const [x, { weight, eps }] = [operand(node.x), node];
   const y = result(builder, x.width, x.domain);
-  emit(rmsNorm(x.domain, y, x, eps), [x.ref, vector(weight), y.ref], onlyMany(x.domain, perItem(x.domain)));
+  emit(rmsNorm(x.domain, y, x, eps), [x.ref, vector(weight), y.ref], onlyMany(builder, x.domain, perItem(x.domain)));
   return { ...y, normed: { x, weight, eps } };
 }
 

@@ -1,7 +1,8 @@
 import type { NodeOf } from '@dsla/spec';
 import { activationFunctions, activationName, type Shape } from './elementwise.js';
-import { type Domain, float, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
-import { blockSize, type Format, isQuantised, mantissa, offsetOf, scaleOf, valuesOf } from './quantise.js';
+import { type Domain, type Element, float, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
+import { blocksBytes, blocksLoads, blocksLoop, blocksModule, blocksOfX } from './linear-blocks.js';
+import { blockSize, type Format, isQuantised } from './quantise.js';
 
 type Activation = NodeOf<'activate'>['fn'];
 
@@ -18,7 +19,7 @@ export interface VectorShape {
 const size = 128;
 
 /** Features that one load takes: 16 bytes. The width of x must be a multiple of it. */
-export const loadWidth: Readonly<Record<Format, number>> = { f32: 4, f16: 8, q8: 16, q4: 32 };
+export const loadWidth: Readonly<Record<Element, number>> = { f32: 4, f16: 8 };
 
 /** A product of the kernel: its output, and whether it has a bias. */
 export interface VectorPart {
@@ -33,7 +34,7 @@ export interface VectorPart {
 export interface VectorOptions {
   readonly domain: Domain;
   readonly x: Shape;
-  /** Of the matrices. */
+  /** Of the matrices: the type of x, or quantised. */
   readonly format: Format;
   readonly parts: readonly VectorPart[];
   readonly shape: VectorShape;
@@ -77,12 +78,14 @@ export function linearVector(options: VectorOptions): Kernel {
       ...Object.fromEntries(buffers),
     },
     module: `var<workgroup> partial: array<f32, ${(size / shape.lanes) * sumsOf(options)}>;
+${isQuantised(format) ? blocksModule(x.width, shape.items) : ''}
 ${parts.some(({ gate }) => gate) ? logFunctions + activationFunctions : ''}`,
     size,
     subgroups: true,
     main: `  let last = ${items[domain]} - 1u;
   let team = lane / ${shape.lanes * shape.team}u;
   let step = lane / ${shape.lanes}u % ${shape.team}u * ${shape.lanes}u + sub_lane;
+${isQuantised(format) ? blocksOfX(options, size) : ''}
   ${branches.join(' else ')}`,
   });
 }
@@ -101,18 +104,18 @@ function product(options: VectorOptions, part: VectorPart, p: number, begin: num
   const { domain, x, format, shape } = options;
   const { items: count, rows, team, lanes } = shape;
   const { y } = part;
-  const loads = x.width / loadWidth[format];
-  const stride = lanes * team;
-  const teams = size / stride;
+  const loads = isQuantised(format) ? blocksLoads(x.width, format) : x.width / loadWidth[x.type];
+  const teams = size / lanes / team;
   const batch = [...Array(count).keys()];
   const sums = sumNames(options, part);
   return `  let base = (group.x - ${begin}u) * ${teams * rows}u;
 ${[...Array(rows).keys()].map((r) => `  let row${r} = min(base + team * ${rows}u + ${r}u, ${y.width - 1}u) * ${loads}u;`).join('\n')}
 ${batch.map((b) => `  let i${b} = ${itemAt[domain]}(min(group.y * ${count}u + ${b}u, last)).x;`).join('\n')}
-${sums.map((name) => `  var ${name} = 0.0;`).join('\n')}
-  for (var k = step; k < ${loads}u; k += ${stride}u) {
-${accumulate(options, part, p)}
-  }
+${sums
+  .filter((name) => !(isQuantised(format) && name.startsWith('squares')))
+  .map((name) => `  var ${name} = 0.0;`)
+  .join('\n')}
+${isQuantised(format) ? blocksLoop(options, part, p, format) : loop(options, part, p, loads)}
 ${sums.map((name, n) => `  { let sum = subgroupAdd(${name}); if (sub_lane == 0u) { partial[lane / ${lanes}u * ${sums.length}u + ${n}u] = sum; } }`).join('\n')}
   workgroupBarrier();
 ${finish(options, part, p, sums)}`;
@@ -126,63 +129,43 @@ function sumNames({ shape: { items: count, rows }, eps }: VectorOptions, { gate 
   return eps === undefined ? each : [...each, ...[...Array(count).keys()].map((b) => `squares${b}`)];
 }
 
-/** Adds the products of one load of every row. */
-function accumulate(options: VectorOptions, { gate, y }: VectorPart, p: number): string {
-  const { x, format, shape, eps } = options;
-  const chunks = [...Array(loadWidth[format] / 4).keys()];
+/** The loop over the loads of the rows; adds to the sums. */
+function loop({ x, shape, eps }: VectorOptions, { gate }: VectorPart, p: number, loads: number): string {
+  const chunks = [...Array(loadWidth[x.type] / 4).keys()];
   const batch = [...Array(shape.items).keys()];
-  const at = `k * ${chunks.length}u`;
-  const read = batch.flatMap((b) => {
-    if (x.type === 'f32')
-      return chunks.map((c) => `      var x${b}_${c} = x[i${b} * ${x.width / 4}u + ${at} + ${c}u];`);
-    return chunks.map((c) =>
-      c % 2 === 0
-        ? `      let h${b}_${c} = x[i${b} * ${x.width / 8}u + (${at}) / 2u + ${c / 2}u];
-      var x${b}_${c} = vec4f(unpack2x16float(h${b}_${c}.x), unpack2x16float(h${b}_${c}.y));`
-        : `      var x${b}_${c} = vec4f(unpack2x16float(h${b}_${c - 1}.z), unpack2x16float(h${b}_${c - 1}.w));`,
-    );
-  });
-  const normed =
-    eps === undefined
-      ? []
-      : chunks.flatMap((c) => [
-          `      let norm${c} = norm[${at} + ${c}u];`,
-          ...batch.map((b) => `      squares${b} += dot(x${b}_${c}, x${b}_${c}); x${b}_${c} *= norm${c};`),
-        ]);
-  const plain = batch.map(
-    (b) =>
-      `      let sum${b} = ${isQuantised(format) ? chunks.map((c) => `dot(x${b}_${c}, vec4f(1.0))`).join(' + ') : ''};`,
-  );
   const factors = gate ? ['w', 'u'] : ['w'];
   const outputs = [...Array(shape.rows).keys()];
-  // Before any use, so that all are on their way.
-  const loads = outputs.flatMap((r) => factors.map((f) => `      let ${f}_${r} = ${f}${p}[row${r} + k];`));
-  const rows = outputs.flatMap((r) =>
-    factors.map((f) => {
-      const values = valuesOf(format, `${f}_${r}`);
-      const lines = chunks.map((c) => `        let v${c} = ${values[c]};`);
-      const dots = (b: number) => chunks.map((c) => `dot(x${b}_${c}, v${c})`).join(' + ');
-      if (!isQuantised(format)) lines.push(...batch.map((b) => `        s${f}${b}_${r} += ${dots(b)};`));
-      else {
-        const block = `(row${r} + k) / ${blockSize / loadWidth[format]}u`;
-        const scale = scaleOf(format, `${f}${p}`, 'block', y.width * x.width);
-        lines.push(
-          `        let block = ${block};`,
-          `        let scale = ${scale};`,
-          ...batch.map(
-            (b) => `        s${f}${b}_${r} += scale * (${dots(b)} - ${float(mantissa + offsetOf[format])} * sum${b});`,
-          ),
-        );
-      }
-      return `      {\n${lines.join('\n')}\n      }`;
-    }),
-  );
-  return [...loads, ...read, ...normed, ...(isQuantised(format) ? plain : []), ...rows].join('\n');
+  const four = (load: string, c: number) =>
+    x.type === 'f32'
+      ? load
+      : `vec4f(unpack2x16float(${load}.${c ? 'z' : 'x'}), unpack2x16float(${load}.${c ? 'w' : 'y'}))`;
+  const lines = [
+    // Before any use, so that all are on their way.
+    ...outputs.flatMap((r) => factors.map((f) => `let ${f}_${r} = ${f}${p}[row${r} + k];`)),
+    ...batch.map((b) => `let x${b} = x[i${b} * ${x.width / loadWidth[x.type]}u + k];`),
+    ...batch.flatMap((b) => chunks.map((c) => `var x${b}_${c} = ${four(`x${b}`, c)};`)),
+  ];
+  if (eps !== undefined)
+    for (const c of chunks) {
+      lines.push(`let norm${c} = norm[k * ${chunks.length}u + ${c}u];`);
+      for (const b of batch) lines.push(`squares${b} += dot(x${b}_${c}, x${b}_${c});`, `x${b}_${c} *= norm${c};`);
+    }
+  for (const r of outputs)
+    for (const f of factors) {
+      const values = chunks.map((c) => `let ${f}${r}_${c} = ${four(`${f}_${r}`, c)};`);
+      const sums = batch.map(
+        (b) => `s${f}${b}_${r} += ${chunks.map((c) => `dot(x${b}_${c}, ${f}${r}_${c})`).join(' + ')};`,
+      );
+      lines.push(...values, ...sums);
+    }
+  return `  for (var k = step; k < ${loads}u; k += ${shape.lanes * shape.team}u) {
+${lines.map((line) => `    ${line}`).join('\n')}
+  }`;
 }
 
 /** Adds what the subgroups of a team hold, one thread an item and output. */
 function finish(
-  { domain, x, shape, eps }: VectorOptions,
+  { domain, x, format, shape, eps }: VectorOptions,
   part: VectorPart,
   p: number,
   sums: readonly string[],
@@ -191,11 +174,13 @@ function finish(
   const { y, bias, gate, add } = part;
   const outputs = (size / lanes / team) * rows;
   const factors = gate ? 2 : 1;
-  const sum = (name: string, index: string) =>
+  const sum = (name: string, index: string, from = 'held', of = team) =>
     [
       `      var ${name} = 0.0;`,
-      `      for (var m = 0u; m < ${team}u; m++) { ${name} += partial[(held + m) * ${sums.length}u + ${index}]; }`,
+      `      for (var m = 0u; m < ${of}u; m++) { ${name} += partial[(${from} + m) * ${sums.length}u + ${index}]; }`,
     ].join('\n');
+  // The squares are cut over a team, of quantised x over the whole workgroup.
+  const squares: [from: string, of: number] = isQuantised(format) ? ['0u', size / lanes] : ['held', team];
   const root = eps === undefined ? '' : ` * inverseSqrt(squares / ${float(x.width)} + ${float(eps)})`;
   const value = gate
     ? `${activationName[gate]}(own${root}) * (other${root})`
@@ -208,18 +193,29 @@ function finish(
     let index = (b * ${rows}u + e % ${rows}u) * ${factors}u;
     if (group.y * ${count}u + b <= last && o < ${y.width}u) {
 ${sum('own', 'index')}
-${gate ? `${sum('other', 'index + 1u')}\n` : ''}${eps === undefined ? '' : `${sum('squares', `${count * rows * factors}u + b`)}\n`}      let at = ${itemAt[domain]}(group.y * ${count}u + b).x * ${y.width}u + o;
+${gate ? `${sum('other', 'index + 1u')}\n` : ''}${eps === undefined ? '' : `${sum('squares', `${count * rows * factors}u + b`, ...squares)}\n`}      let at = ${itemAt[domain]}(group.y * ${count}u + b).x * ${y.width}u + o;
       y${p}[at] = ${y.type}(${old}${value});
     }
   }`;
 }
 
-/** How many items a kernel may take; fewer on narrow subgroups, which are software that compiles slowly. */
-export function vectorItems(format: Format, lanes: number): readonly number[] {
-  return lanes < 16 && isQuantised(format) ? [1, 2] : [1, 2, 4, 8];
+/** The cut that was fastest on an H200 (docs/results/webgpu.md). */
+export function vectorShape(format: Format, items: number, lanes: number, gated: boolean): VectorShape {
+  if (isQuantised(format)) return { items, rows: gated ? 2 : 4, team: 1, lanes };
+  return { items, rows: gated || items > 4 ? 1 : 2, team: Math.min(4, size / lanes), lanes };
 }
 
-/** The cut that was fastest on an H200 (docs/results/webgpu.md). */
-export function vectorShape(items: number, lanes: number, gated: boolean): VectorShape {
-  return { items, rows: gated || items > 4 ? 1 : 2, team: Math.min(4, size / lanes), lanes };
+/** How many items a kernel may take at a time: quantised ones lie in workgroup memory. */
+export function vectorItems(format: Format, width: number): readonly number[] {
+  if (!isQuantised(format)) return [1, 2, 4, 8];
+  return [1, 2].filter((items) => blocksBytes(width, items) <= blocksLimit);
+}
+
+/** Bytes of workgroup memory for x that every device has, beside what the sums take. */
+const blocksLimit = 15 * 1024;
+
+/** Whether products of so wide an x have kernels. */
+export function hasVector(format: Format, x: Shape): boolean {
+  if (isQuantised(format)) return x.width % blockSize === 0 && vectorItems(format, x.width).length > 0;
+  return format === x.type && x.width % loadWidth[x.type] === 0;
 }

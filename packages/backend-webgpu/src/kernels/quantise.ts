@@ -22,31 +22,6 @@ export function bytesOf(format: Format, count: number): number {
   return (count * bits[format]) / 8 + 4 * Math.ceil(count / blockSize / 2);
 }
 
-/** What is added to an integer before it is stored. */
-export const offsetOf: Readonly<Record<Quantised, number>> = { q8: 128, q4: 8 };
-/** Integers are read as mantissas of float16 numbers from 1024 on, which takes no conversion. */
-export const mantissa = 1024;
-
-/** WGSL vec4f expressions for the numbers of one load: quantised ones as mantissa + offset + integer. */
-export function valuesOf(format: Format, load: string): string[] {
-  const words = ['x', 'y', 'z', 'w'].map((field) => `${load}.${field}`);
-  const pairs = (a: string, b: string) => `vec4f(unpack2x16float(${a}), unpack2x16float(${b}))`;
-  const masked = (word: string, shift: number, mask: string) =>
-    `((${shift ? `(${word} >> ${shift}u)` : word} & ${mask}) | 0x64006400u)`;
-  switch (format) {
-    case 'f32':
-      return [load];
-    case 'f16':
-      return [pairs(words[0]!, words[1]!), pairs(words[2]!, words[3]!)];
-    case 'q8':
-      return words.map((word) => pairs(masked(word, 0, '0x00ff00ffu'), masked(word, 8, '0x00ff00ffu')));
-    case 'q4':
-      return words.flatMap((word) =>
-        [0, 8].map((shift) => pairs(masked(word, shift, '0x000f000fu'), masked(word, shift + 4, '0x000f000fu'))),
-      );
-  }
-}
-
 /** WGSL for the scale of a block; `at` is an u32 variable with its index. */
 export function scaleOf(format: Quantised, buffer: string, at: string, count: number): string {
   const scales = (count * bits[format]) / 128;
@@ -65,10 +40,13 @@ export function pairsGrid(count: number): Grid {
 export function quantise(format: Quantised, x: Element, count: number): Kernel {
   const words = (bits[format] * blockSize) / 32;
   const each = blockSize / words;
-  const offset = offsetOf[format];
+  const most = format === 'q8' ? 127 : 7;
   const read = x === 'f32' ? 'x[first + i]' : 'unpack2x16float(x[(first + i) / 2u])[i % 2u]';
-  // Where value i of a word lies, so that a mask leaves two neighbours 16 bits apart (see valuesOf).
-  const shift = format === 'q8' ? 'i % 2u * 16u + i / 2u % 2u * 8u' : 'i % 2u * 16u + i / 2u % 4u * 4u';
+  // 8 bits: in order. 4 bits, with 8 added: the low halves of the bytes hold the first four of a word, the high halves the rest.
+  const put =
+    format === 'q8'
+      ? '(u32(i32(value)) & 255u) << (i % 4u * 8u)'
+      : 'u32(value + 8.0) << (i % 4u * 8u + i / 4u % 2u * 4u)';
   return kernel({
     name: `quantise-${format}`,
     buffers: { x: [x === 'f32' ? 'f32' : 'u32', 'read'], y: ['u32', 'write'] },
@@ -85,8 +63,8 @@ export function quantise(format: Quantised, x: Element, count: number): Kernel {
   for (var w = 0u; w < ${words}u; w++) {
     var word = 0u;
     for (var i = w * ${each}u; i < (w + 1u) * ${each}u; i++) {
-      let value = clamp(round(${read} * inverse), -${offset}.0, ${offset - 1}.0) + ${offset}.0;
-      word |= u32(value) << (${shift});
+      let value = clamp(round(${read} * inverse), -${most + 1}.0, ${most}.0);
+      word |= ${put};
     }
     y[b * ${words}u + w] = word;
   }
@@ -105,8 +83,16 @@ export function quantise(format: Quantised, x: Element, count: number): Kernel {
 /** Blocks back to numbers [count], one load a thread: for products of many items. */
 export function dequantise(format: Quantised, y: Element, count: number): Kernel {
   const width = 128 / bits[format];
-  const values = valuesOf(format, 'load').flatMap((value, c) => [
-    `  let v${c} = (${value} - ${mantissa + offsetOf[format]}.0) * scale;`,
+  const words = ['x', 'y', 'z', 'w'].flatMap((field) =>
+    format === 'q8'
+      ? [`vec4f(unpack4xI8(load.${field}))`]
+      : [
+          `vec4f(unpack4xU8(load.${field} & 0x0f0f0f0fu)) - 8.0`,
+          `vec4f(unpack4xU8((load.${field} >> 4u) & 0x0f0f0f0fu)) - 8.0`,
+        ],
+  );
+  const values = words.flatMap((value, c) => [
+    `  let v${c} = (${value}) * scale;`,
     ...['x', 'y', 'z', 'w'].map((field, i) => `  y[i * ${width}u + ${4 * c + i}u] = ${y}(v${c}.${field});`),
   ]);
   return kernel({
