@@ -4,6 +4,7 @@ import { keep } from './kernels/cache.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import * as dual from './kernels/dual-linear-attention.js';
 import * as chunks from './kernels/dual-matrices.js';
+import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
@@ -213,12 +214,7 @@ function lowerEntering(
   if (!form.featureMap) return { phi: turnedInState(builder, shape, k, replay), v: entering, decay };
   const phi = builder.temp(form.kvHeads * width, type, domain);
   const ropes = form.rope && (form.ropeInState || form.exact) ? ropeRef(form.rope) : [];
-  emit(
-    dual.features(shape, 'key'),
-    [k.ref, vector(form.featureMap.key), ...ropes, ...ring(1), phi],
-    (view) => [view.tokens, form.kvHeads, 1],
-    replay,
-  );
+  emitFeatures(builder, shape, 'key', [k.ref, vector(form.featureMap.key), ...ropes, ...ring(1), phi], replay);
   return { phi, v: entering, decay };
 }
 
@@ -228,8 +224,25 @@ function lowerQueries(builder: Builder, shape: dual.DualShape, q: Operand): Buff
   const phi = builder.temp(heads * width, builder.type);
   const ropes = form.rope && form.ropeInState ? ropeRef(form.rope) : [];
   const buffers = [q.ref, vector(form.featureMap.query), ...ropes, phi];
-  builder.emit(dual.features(shape, 'query'), buffers, (view) => [view.tokens, heads, 1]);
+  emitFeatures(builder, shape, 'query', buffers, false);
   return phi;
+}
+
+/** In tiles, where the device and the widths allow it, unless all rows are short. */
+function emitFeatures(
+  { emit, traits }: Builder,
+  shape: dual.DualShape,
+  of: 'query' | 'key',
+  buffers: readonly BufferRef[],
+  replay: boolean,
+): void {
+  const count = of === 'query' ? shape.heads : shape.form.kvHeads;
+  const tiled = traits.matrices && featureTileable(shape);
+  const few = ({ tokens, tiles }: View): Grid => (tiled && tiles > 0 ? none : [tokens, count, 1]);
+  emit(dual.features(shape, of), buffers, few, replay);
+  if (!tiled) return;
+  const all = many(({ tokens }) => [Math.ceil(tokens / tileTokens), count, 1]);
+  emit(featureTiles(shape, of), buffers, all, replay);
 }
 
 /** Without a feature map the state sees x itself, rotated where the form says so. */

@@ -1,4 +1,4 @@
-import { type DualForm, fromFloat16, toFloat16 } from '@dsla/spec';
+import { type DualForm, fromFloat16, ringIndex, toFloat16 } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { openRunner } from './kernel-runner.js';
 import { cumulate } from './kernels/dual-chunks.js';
@@ -11,6 +11,7 @@ import {
   scanGroups,
   statesGroups,
 } from './kernels/dual-matrices.js';
+import { featureTiles } from './kernels/feature-tiles.js';
 import { chunkTokens } from './kernels/kernel.js';
 import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
 import { tileAttention } from './kernels/tile-attention.js';
@@ -110,6 +111,39 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
       }
     }
     expect(ratio(got, want)).toBeLessThan(1e-3);
+  });
+
+  it.each(['query', 'key'] as const)('features of a %s', async (of) => {
+    const [past, count, headDim, features, window, sinks] = [20, 70, 32, 64, 8, 2];
+    const form: DualForm = {
+      ...plain,
+      headDim,
+      gate: 'scalar',
+      normaliser: true,
+      exact: { window, sinks, logWeight: '' },
+    };
+    const shape: DualShape = { heads: 1, form, width: 2 * features, type: 'f16' };
+    const runner = await openRunner([{ slot: 0, past, count }]);
+    const [x, ring] = [halves(count * headDim, 1, 2), halves((sinks + window) * headDim, 2, 2)];
+    const w = Float32Array.from({ length: features * headDim }, (_, i) => 0.3 * Math.sin(i * i));
+    const phi = runner.buffer(new Uint32Array(count * features));
+    const buffers = [
+      runner.buffer(x.words),
+      runner.buffer(w),
+      ...(of === 'key' ? [runner.buffer(ring.words)] : []),
+      phi,
+    ];
+    await runner.run(featureTiles(shape, of), buffers, [Math.ceil(count / 64), 1, 1]);
+    const want = [...Array(count).keys()].flatMap((t) => {
+      const token = of === 'query' ? past + t : past + t - window;
+      if (of === 'key' && past + t < window + sinks) return Array(2 * features).fill(0);
+      const [from, at] = token < past ? [ring, ringIndex(token, window, sinks)] : [x, token - past];
+      const own = from.numbers.subarray(at * headDim, (at + 1) * headDim);
+      const y = [...Array(features).keys()].map((f) => own.reduce((sum, v, c) => sum + v * w[f * headDim + c]!, 0));
+      const top = Math.max(...y.map(Math.abs));
+      return [...y.map((v) => Math.exp(v - top)), ...y.map((v) => Math.exp(-v - top))];
+    });
+    expect(ratio(fromFloat16(new Uint16Array(await runner.read(phi))), want)).toBeLessThan(1e-3);
   });
 
   const forms: Record<string, DualForm> = {

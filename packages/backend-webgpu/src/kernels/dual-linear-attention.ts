@@ -29,7 +29,7 @@ export function gateColumns({ states, kvHeads, headDim, gate }: DualForm): numbe
 }
 
 /** WGSL that finds the token entering at `token`: `entering` (its position), `valid`, `in_ring`, `step_index`, `entry`. */
-function enteringToken(form: DualForm): string {
+export function enteringToken(form: DualForm): string {
   const { window, sinks } = form.exact!;
   return `  let row = row_at(token.y);
   let valid = token.z >= ${window + sinks}u;
@@ -39,8 +39,8 @@ function enteringToken(form: DualForm): string {
   let entry = ring_index(entering);`;
 }
 
-const entriesOf = (form: DualForm): number => form.exact!.sinks + form.exact!.window;
-const ringOf = (form: DualForm): string => ringFunction({ size: form.exact!.window, sinks: form.exact!.sinks });
+export const entriesOf = (form: DualForm): number => form.exact!.sinks + form.exact!.window;
+export const ringOf = (form: DualForm): string => ringFunction({ size: form.exact!.window, sinks: form.exact!.sinks });
 
 /** decay [tokens, gate width]: log decays of the tokens that enter, 0 where none does. */
 export function decays({ form, type }: DualShape): Kernel {

@@ -1,6 +1,6 @@
 import { columnsOf, type DualShape, gateColumns, mixFunction } from './dual-linear-attention.js';
 import { chunkTokens, float, type Kernel, kernel, tileTokens } from './kernel.js';
-import { halves, load, matrixTypes, multiply, pitchOf, upTo } from './matrices.js';
+import { halves, load, matrixTypes, multiply, pitchOf, stageSize as size, stage, upTo } from './matrices.js';
 
 // The dual layer of long rows by subgroup matrices in float16 (Yang et al. 2023, arXiv 2312.06635, section 4). A chunk is 256
 // tokens, four tiles. With L the sum of log decays from the start of the chunk:
@@ -10,8 +10,6 @@ import { halves, load, matrixTypes, multiply, pitchOf, upTo } from './matrices.j
 //   A_ts = sum_i gamma_i e^(L_it - L_is) phi(q_t).phi(k_s)
 // With scalar gates the states share the product of A. With vector gates the decays go into its factors, from the first token
 // of the tile of queries on, so that no exponent is positive; A inside a tile comes from dual-chunks.ts.
-
-const size = 128;
 
 /** Whether the kernels can be used: whole matrices for every subgroup. */
 export function chunkable({ form, width }: DualShape): boolean {
@@ -48,32 +46,6 @@ function gateAt({ form }: DualShape, i: string, c: string): string {
 function decayPair(shape: DualShape, item: string, i: string, c: string): string {
   const at = `(${item}) * ${gateColumns(shape.form)}u + ${gateAt(shape, i, c)}`;
   return shape.form.gate === 'vector' ? `decay[(${at}) / 2u]` : `decay[${at}]`;
-}
-
-/** WGSL that brings 64 lines of `words` words into rows of halves, eight loads before their stores. */
-function stage(
-  to: string,
-  words: number,
-  pitch: number,
-  value: (line: string, word: string) => string,
-  type: 'u32' | 'vec2f' = 'u32',
-): string {
-  const count = (tileTokens * words) / size;
-  const together = count % 8 === 0 ? 8 : count % 4 === 0 ? 4 : 1;
-  const line = (n: number) => `((e + ${n * size}u) / ${words}u)`;
-  const word = (n: number) => `((e + ${n * size}u) % ${words}u)`;
-  const put = (n: number) => {
-    const at = `${line(n)} * ${pitch}u + ${word(n)} * 2u`;
-    return type === 'u32'
-      ? `      store_${to}(${at}, value${n});`
-      : `      ${to}[${at}] = f16(value${n}.x);\n      ${to}[${at} + 1u] = f16(value${n}.y);`;
-  };
-  return `    for (var e = lane; e < ${tileTokens * words}u; e += ${together * size}u) {
-${upTo(together)
-  .map((n) => `      let value${n} = ${value(line(n), word(n))};`)
-  .join('\n')}
-${upTo(together).map(put).join('\n')}
-    }`;
 }
 
 /** Values of 64 tokens and the ones of the normaliser; zeros from `count` on. */

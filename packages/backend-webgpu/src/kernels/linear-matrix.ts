@@ -15,7 +15,7 @@ export interface MatrixShape {
 
 export const matrixShape: MatrixShape = {
   items: 128,
-  outputs: 256,
+  outputs: 128,
   depth: 32,
   subgroupItems: 64,
   subgroupOutputs: 64,

@@ -27,6 +27,36 @@ fn store_${name}(at: u32, word: u32) {
 }`;
 }
 
+/** Lanes of a workgroup that stages, and lines that it stages at once. */
+export const stageSize = 128;
+const stageLines = 64;
+
+/** WGSL that brings 64 lines of `words` words into rows of halves, eight loads before their stores. */
+export function stage(
+  to: string,
+  words: number,
+  pitch: number,
+  value: (line: string, word: string) => string,
+  type: 'u32' | 'vec2f' = 'u32',
+): string {
+  const count = (stageLines * words) / stageSize;
+  const together = count % 8 === 0 ? 8 : count % 4 === 0 ? 4 : 1;
+  const line = (n: number) => `((e + ${n * stageSize}u) / ${words}u)`;
+  const word = (n: number) => `((e + ${n * stageSize}u) % ${words}u)`;
+  const put = (n: number) => {
+    const at = `${line(n)} * ${pitch}u + ${word(n)} * 2u`;
+    return type === 'u32'
+      ? `      store_${to}(${at}, value${n});`
+      : `      ${to}[${at}] = f16(value${n}.x);\n      ${to}[${at} + 1u] = f16(value${n}.y);`;
+  };
+  return `    for (var e = lane; e < ${stageLines * words}u; e += ${together * stageSize}u) {
+${upTo(together)
+  .map((n) => `      let value${n} = ${value(line(n), word(n))};`)
+  .join('\n')}
+${upTo(together).map(put).join('\n')}
+    }`;
+}
+
 /** WGSL that loads a matrix from workgroup memory. */
 export function load(
   type: 'Left' | 'Right' | 'Sum',
