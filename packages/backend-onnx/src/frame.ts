@@ -29,8 +29,12 @@ export class Frame {
   readonly #recorded: Recorded;
   readonly #pool: Pool;
   readonly #storages = new Map<number, Storage>();
-  /** Memory that the run needs while it runs. */
-  readonly temporary: Memory[] = [];
+  /** Memory that the run needs while it runs; the same block may serve one value after another. */
+  readonly temporary: Set<Memory> = new Set();
+  /** What of it is borrowed now. */
+  readonly #held = new Set<Memory>();
+  /** Blocks of the values that nothing outside the launches reads. */
+  readonly #inner = new Map<number, Memory>();
   /** Values that are read and written: memory that takes the place of theirs. */
   readonly #moves: [NamedValue, Memory][] = [];
 
@@ -48,13 +52,25 @@ export class Frame {
       const { places, layer } = this.#recorded;
       found = this.#temporary(places[value]!, layer.program.widths[value]!);
       this.#storages.set(value, found);
+      this.#inner.set(value, found.memory);
     }
     return found;
   }
 
+  /** No later launch reads or writes these values: their blocks may serve others. */
+  retire(values: readonly number[]): void {
+    for (const value of values) {
+      const memory = this.#inner.get(value);
+      if (!memory) continue;
+      this.#inner.delete(value);
+      this.#held.delete(memory);
+      this.#pool.giveBack(memory);
+    }
+  }
+
   /** Gives back what the next run may use. */
   release(): void {
-    for (const memory of [...this.temporary].reverse()) this.#pool.giveBack(memory);
+    for (const memory of [...this.#held].reverse()) this.#pool.giveBack(memory);
     for (const [{ buffer }, memory] of this.#moves) buffer.memory = memory;
   }
 
@@ -90,6 +106,7 @@ export class Frame {
         this.#moves.push([to, memory]);
       } else {
         const { memory, offset } = this.storage(value);
+        this.#inner.delete(value);
         for (const [apart, together, bytes] of pieces(to, served))
           this.after.push([memory, offset + together, buffer.memory, apart, bytes]);
       }
@@ -100,7 +117,8 @@ export class Frame {
     const { served } = this.#recorded;
     const stride = width * this.#recorded.layer.program.numberBytes;
     const memory = this.#borrow(stride * (place === 'token' ? served.tokens : served.rows.length));
-    this.temporary.push(memory);
+    this.temporary.add(memory);
+    this.#held.add(memory);
     return { memory, offset: 0, width, stride, place };
   }
 

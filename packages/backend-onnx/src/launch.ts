@@ -55,6 +55,16 @@ function rowLaunch(kernel: Kernel, run: number, row: ServedRow, at: number, from
   return { kernel, run, row: row.index, firstRow: at, rows: 1, start: row.start + from, tokens };
 }
 
+/** By launch, the values of the tape that no later one reads or writes. */
+export function lastUses(launches: readonly Launch[]): readonly (readonly number[])[] {
+  const last = new Map<number, number>();
+  for (const [at, { kernel }] of launches.entries())
+    for (const { source } of kernel.ports) if (source.kind === 'value') last.set(source.value, at);
+  const byLaunch: number[][] = launches.map(() => []);
+  for (const [value, at] of last) byLaunch[at]!.push(value);
+  return byLaunch;
+}
+
 /** What a step offers to its launches. */
 export interface Supplies {
   readonly host: HostInputs;

@@ -2,7 +2,7 @@ import type { Binding, Bound, Commands, Memory } from './binding/binding.js';
 import type { OnnxBuffer } from './buffer.js';
 import { Frame } from './frame.js';
 import { HostInputs } from './host-inputs.js';
-import { identityOf, type Launch, launchesOf, type Supplies, tensorOf } from './launch.js';
+import { identityOf, type Launch, lastUses, launchesOf, type Supplies, tensorOf } from './launch.js';
 import type { Table } from './lowering.js';
 import type { Order } from './order.js';
 import type { Pool } from './pool.js';
@@ -114,11 +114,13 @@ class WorkingPlan implements Plan {
     const frame = new Frame(run, this.#device.pool);
     try {
       for (const copy of frame.before) commands.copy(...copy);
-      for (const launch of launches) {
+      const retired = lastUses(launches);
+      for (const [at, launch] of launches.entries()) {
         const identity = identityOf(launch, frame, run, supplies);
         const bound = launch.kernel.bind(identity, (port) => tensorOf(port, launch, frame, run, supplies));
         this.#bounds.push(bound);
         commands.run(bound, launch);
+        frame.retire(retired[at]!);
       }
       for (const copy of frame.after) commands.copy(...copy);
     } finally {

@@ -32,17 +32,25 @@ interface Reply {
 }
 
 /** Cells of the memory that both threads see, by which a request can be rung for instead of sent. */
-const cell = { line: 0, id: 1, done: 2, microseconds: 3 };
+const cell = { line: 0, id: 1, done: 2, microseconds: 3, sent: 4 };
 /** The line says `listening` or `deaf` by the computing thread, `rung` by the caller, who finds it listening. */
 const says = { deaf: 0, listening: 1, rung: 2 };
 
-/** How long the caller's event loop looks for an answer before it sleeps, in milliseconds: waking it takes part of a short step. */
-const awakeMs = 3;
+/** How long the two sides wait awake for one another, in milliseconds: waking a thread takes part of a short step. */
+export interface Patience {
+  /** The caller's event loop for an answer, */
+  readonly answer: number;
+  /** the computing thread for the next step. */
+  readonly next: number;
+}
 
 /** Starts worker.js; resolves when it is ready. @throws DslaError E_UNAVAILABLE */
-export async function startThread(workerData: Readonly<Record<string, unknown>>): Promise<Thread> {
+export async function startThread(
+  workerData: Readonly<Record<string, unknown>>,
+  patience: Patience = { answer: 3, next: 0.5 },
+): Promise<Thread> {
   const cells = new Int32Array(new SharedArrayBuffer(4 * Object.keys(cell).length));
-  const line = { cells, cell, says };
+  const line = { cells, cell, says, patience };
   const worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: { ...workerData, line } });
   const waiting = new Map<number, { resolve(result: unknown): void; reject(error: unknown): void }>();
   let next = 1;
@@ -82,14 +90,18 @@ export async function startThread(workerData: Readonly<Record<string, unknown>>)
       waiting.set(id, { resolve, reject });
       send(id);
     });
+  const send = (message: Readonly<Record<string, unknown>>): void => {
+    Atomics.add(cells, cell.sent, 1);
+    worker.postMessage(message);
+  };
   const ring = (id: number): void => {
     const before = Atomics.load(cells, cell.done);
     Atomics.store(cells, cell.id, id);
     if (Atomics.compareExchange(cells, cell.line, says.listening, says.rung) !== says.listening) {
-      worker.postMessage({ id, kind: 'again' });
+      send({ id, kind: 'again' });
       return;
     }
-    const end = performance.now() + awakeMs;
+    const end = performance.now() + patience.answer;
     const finish = (): void => {
       if (waiting.has(id)) settle({ id }); // a request that failed was answered with a message
     };
@@ -110,7 +122,7 @@ export async function startThread(workerData: Readonly<Record<string, unknown>>)
   await ready;
   return {
     lost,
-    ask: (body) => request((id) => worker.postMessage({ id, ...body })),
+    ask: (body) => request((id) => send({ id, ...body })),
     again: () => request(ring),
     get computed() {
       return cells[cell.microseconds]!;

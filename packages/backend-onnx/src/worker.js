@@ -3,12 +3,12 @@
 
 import { parentPort, workerData } from 'node:worker_threads';
 
-const { cells, cell, says } = workerData.line;
+const { cells, cell, says, patience } = workerData.line;
 const engine = workerData.binding === 'c-api' ? await openCApi(workerData) : await openNode(workerData);
 
-const listenMs = 0.5;
-
+let received = 0; // requests
 parentPort.on('message', async ({ id, kind, ...request }) => {
+  if (id !== undefined) received = (received + 1) | 0;
   try {
     const result = await engine[kind](request);
     if (id !== undefined) parentPort.postMessage({ id, result });
@@ -16,7 +16,7 @@ parentPort.on('message', async ({ id, kind, ...request }) => {
     if (id === undefined) throw error; // nobody waits for it: the thread ends
     refuse(id, error);
   }
-  if (engine.again && (kind === 'execute' || kind === 'again')) listen();
+  if (engine.again && (kind === 'execute' || kind === 'again')) setImmediate(listen); // once the answer is on its way
 });
 parentPort.postMessage({ id: 0 });
 
@@ -24,10 +24,13 @@ function refuse(id, error) {
   parentPort.postMessage({ id, error: { message: String(error?.message ?? error), at: error?.at } });
 }
 
-/** For a moment after a step the next one is waited for awake: a message takes too long to arrive where steps are short. */
+/**
+ * For a moment after a step the next one is waited for awake: a message takes too long to arrive where steps are short. One that
+ * has been sent is not kept waiting.
+ */
 function listen() {
   Atomics.store(cells, cell.line, says.listening);
-  let end = performance.now() + listenMs;
+  let end = performance.now() + patience.next;
   do {
     if (Atomics.load(cells, cell.line) !== says.rung) continue;
     const id = Atomics.load(cells, cell.id);
@@ -39,9 +42,9 @@ function listen() {
       refuse(id, error);
     }
     Atomics.store(cells, cell.line, says.listening);
-    end = performance.now() + listenMs;
+    end = performance.now() + patience.next;
   } while (
-    performance.now() < end ||
+    (performance.now() < end && Atomics.load(cells, cell.sent) === received) ||
     Atomics.compareExchange(cells, cell.line, says.listening, says.deaf) !== says.listening
   );
 }
@@ -89,6 +92,8 @@ async function openCApi({ addresses, cuda }) {
       last = commands;
       timed(() => device.execute(() => issue(last)));
     },
+    /** Gives back what was made of the last commands. */
+    forget: () => device.forget(),
     /** The last commands once more. */
     again: () => timed(() => device.again(() => issue(last))),
   };
@@ -100,6 +105,7 @@ function openHost(koffi) {
     copy: koffi.load('libc.so.6').func('memcpy', 'void *', ['void *', 'void *', 'size_t']),
     execute: (issue) => issue(),
     again: (issue) => issue(),
+    forget() {},
   };
 }
 
@@ -204,6 +210,7 @@ function openCuda(koffi, { runtime, stream, runOptions, turn }) {
       return recording ? runOptions : null;
     },
     copy: (to, from, bytes) => memcpy(to, from, bytes, onDevice, stream),
+    forget,
     execute(issue) {
       forget();
       alone(issue);

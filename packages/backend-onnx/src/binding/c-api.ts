@@ -37,11 +37,14 @@ export async function openCApi(path: string, options: BindingOptions, onDevice?:
       ] as const
     ).map((name) => [name, library.address(name)]),
   );
-  const thread = await startThread({ binding: 'c-api', addresses, cuda: cuda?.forThread });
+  const thread = await startThread({ binding: 'c-api', addresses, cuda: cuda?.forThread }, cuda && patience);
   const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
   const dialect = onDevice ? onCuda(onDevice.compute) : onCpu;
   return new CApi(path, { library, environment, thread, shared, dialect, cuda }, options);
 }
+
+/** Beside a device there is nothing better to do on the computing thread. */
+const patience = { answer: 20, next: 2 };
 
 interface Environment {
   readonly handle: Handle;
@@ -199,6 +202,7 @@ class CApi implements Binding {
       const again = encoded === this.#last && !(this.#cuda && stale);
       (commands as CApiCommands).stale = false;
       this.#last = encoded;
+      this.#cuda?.settle();
       await (again ? this.#thread.again() : this.#thread.ask({ kind: 'execute', commands: encoded }));
     } catch (error) {
       throw deviceError(error, atCommand(error, places));
@@ -210,6 +214,7 @@ class CApi implements Binding {
   }
 
   async close(): Promise<void> {
+    if (this.#cuda) await this.#thread.ask({ kind: 'forget' }).catch(() => undefined); // it may be lost
     await this.#thread.close();
     for (const memory of this.#memories) memory.free();
     for (const session of this.#sessions) session.dispose();

@@ -22,6 +22,8 @@ export interface Cuda {
   /** Undefined where there is no memory left. */
   allocate(bytes: number): Block | undefined;
   available(): number;
+  /** What was written has arrived when this returns. */
+  settle(): void;
   /** Makes a session compute here. */
   append(sessionOptions: Handle): void;
   close(): void;
@@ -54,10 +56,11 @@ export async function openCuda(
   library.call('AddRunConfigEntry', runOptions, 'disable_synchronize_execution_providers', '1');
   const traffic = { toDevice: 0, toHost: 0 };
 
-  /** Copies of the host are complete when they return. */
+  let arriving = false;
+  /** Not on the stream, where the computing thread may be recording, but settled before anything runs there. */
   const copy = (to: bigint | Uint8Array, from: bigint | Uint8Array, bytes: number, kind: number): void => {
     call('cudaMemcpy', to, from, bytes, kind);
-    if (kind !== toHost) call('cudaStreamSynchronize', null);
+    arriving ||= kind !== toHost;
   };
   const block = (address: bigint): Block => ({
     address,
@@ -86,13 +89,17 @@ export async function openCuda(
         return undefined;
       }
       call('cudaMemset', out[0]!, 0, bytes);
-      call('cudaStreamSynchronize', null);
+      arriving = true;
       return block(out[0]!);
     },
     available() {
       const [free, total] = [new BigUint64Array(1), new BigUint64Array(1)];
       call('cudaMemGetInfo', free, total);
       return Number(free[0]);
+    },
+    settle() {
+      if (arriving) call('cudaStreamSynchronize', null);
+      arriving = false;
     },
     append: (sessionOptions) => append(library, sessionOptions, stream, compute),
     close() {
