@@ -2,6 +2,7 @@ import { existsSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { basename, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { readConversion } from '@dsla/distill';
 import { parseRecallFormat, type RecallFormat } from '@dsla/eval';
 import {
   describe,
@@ -85,17 +86,52 @@ async function readRecallFormat(folder: string): Promise<RecallFormat | undefine
   return file === undefined ? undefined : parseRecallFormat(await readJson(file));
 }
 
-/** The checkpoints that come with this package. */
-export function embedded(name: 'llama-4m' | 'zamba-4m'): string {
+/** What comes with this package: two checkpoints, and a conversion of the first. */
+export function embedded(name: 'llama-4m' | 'zamba-4m' | 'llama-4m-dsla'): string {
   return fileURLToPath(new URL(`../checkpoints/${name}`, import.meta.url));
 }
 
+/** Another attention for some layers. */
 export interface Conversion {
-  readonly mixer: Mixer;
+  /** What plans and weights call the mixer. */
+  readonly mixer: string;
+  readonly options: MixerOptions;
   /** Layers of the order that are converted. */
   readonly level: number;
   /** Folder with trained mixers. */
   readonly folder?: string | undefined;
+}
+
+/** Trained mixers that belong to a checkpoint. */
+export interface Tuned extends Conversion {
+  readonly folder: string;
+}
+
+/** A mixer at its start values. */
+export function untuned(mixer: Mixer, level: number): Conversion {
+  return { mixer, options: mixers[mixer], level };
+}
+
+/** The conversion that is meant where none is named. */
+export function defaultConversion(model: string): string | undefined {
+  return resolve(model) === embedded('llama-4m') ? embedded('llama-4m-dsla') : undefined;
+}
+
+/**
+ * Reads a conversion that was made for a checkpoint; the checkpoint comes back in its order.
+ * @throws DslaError E_IO, E_FORMAT; E_CONFIG when it was made for other weights
+ */
+export async function openTuned(
+  checkpoint: Checkpoint,
+  folder: string,
+  signal: AbortSignal,
+): Promise<{ readonly checkpoint: Checkpoint; readonly tuned: Tuned }> {
+  const { mixer, order, level } = await readConversion(folder, checkpoint.folder, signal);
+  const ordered = { order: order.order, kept: order.keep, orderOrigin: order.origin ?? basename(resolve(folder)) };
+  return {
+    checkpoint: { ...checkpoint, ...ordered },
+    tuned: { mixer: mixer.name, options: mixer.options, level, folder },
+  };
 }
 
 /** @throws DslaError E_INPUT for a level out of range or an order that is none */
@@ -103,9 +139,15 @@ export function planOf({ convertible, order }: Checkpoint, { mixer, level }: Con
   return planAt(order, level, mixer, convertible);
 }
 
+/** Whether a converted layer is at its start values. */
+export function hasUntuned({ order }: Checkpoint, { mixer, level }: Conversion, model: LoadedModel): boolean {
+  const converted = order.slice(0, level).map((layer) => `layers.${layer}.${mixer}.`);
+  return model.untuned.some((name) => converted.some((prefix) => name.startsWith(prefix)));
+}
+
 /** The tapes of a conversion. @throws DslaError E_UNSUPPORTED for a mixer that does not fit the model */
-export function describeConversion({ config }: Checkpoint, { mixer, level }: Conversion): ModelDescription {
-  return describe(config, { mixers: level === 0 ? {} : { [mixer]: mixers[mixer] } });
+export function describeConversion({ config }: Checkpoint, { mixer, options, level }: Conversion): ModelDescription {
+  return describe(config, { mixers: level === 0 ? {} : { [mixer]: options } });
 }
 
 export interface OpenOptions {
@@ -140,13 +182,13 @@ function loadOptions(
   device: Device,
   options: OpenOptions,
 ): LoadOptions {
-  const { mixer, level, folder } = conversion;
+  const { mixer, options: form, level, folder } = conversion;
   const converted = level > 0;
   return {
     ...options,
     device,
     plan: planOf(checkpoint, conversion),
-    mixers: converted ? { [mixer]: mixers[mixer] } : {},
+    mixers: converted ? { [mixer]: form } : {},
     conversion: converted ? folder : undefined,
   };
 }

@@ -52,7 +52,8 @@ function loads(library: string): boolean {
   return true;
 }
 
-/** Whether an import failed because the package is not there. */
+/** Whether an import failed because the package is not there; bundlers put a stub that says so in the place of an optional one. */
 export function isMissing(error: unknown): boolean {
-  return (error as NodeJS.ErrnoException).code === 'ERR_MODULE_NOT_FOUND';
+  const { code, message } = error as NodeJS.ErrnoException;
+  return code === 'ERR_MODULE_NOT_FOUND' || message.startsWith('Could not resolve');
 }

@@ -1,3 +1,6 @@
+import { spawnSync } from 'node:child_process';
+import { createRequire } from 'node:module';
+import { pathToFileURL } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { engineNames, engineObstacles } from './engines.js';
 import { tfjsBackend } from './index.js';
@@ -17,6 +20,15 @@ describe('engines', () => {
     await using device = await tfjsBackend.open();
     expect(device.description).toContain(`engine ${working[0]},`);
     expect(await tfjsBackend.obstacles()).toEqual([]);
+  });
+
+  it('is looked for in silence', () => {
+    const index = new URL('./index.ts', import.meta.url).href;
+    const tsx = pathToFileURL(createRequire(import.meta.url).resolve('tsx')).href;
+    const script = `import(${JSON.stringify(index)}).then(({ tfjsBackend }) => tfjsBackend.obstacles())`;
+    const args = ['--conditions=@dsla/source', '--import', tsx, '--input-type=module', '--eval', script];
+    const { status, stdout, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' });
+    expect({ status, stdout, stderr }).toEqual({ status: 0, stdout: '', stderr: '' });
   });
 
   it.each(['tfjs-node-gpu', 'tfjs-node'] as const)(

@@ -68,8 +68,8 @@ export function addBench(program: Command, io: Io): void {
 
 async function runBench(options: BenchOptions, io: Io): Promise<void> {
   const tests = testsOf(options);
-  const opening = await inspectOptions(options);
   const { signal } = io;
+  const opening = await inspectOptions(options, signal);
   using progress = openProgress(io, options.quiet === true);
   await using device = await openDevice(options, signal);
   const context = Math.max(...tests.map(({ depth, tokens }) => depth + tokens));

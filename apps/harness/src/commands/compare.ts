@@ -3,7 +3,16 @@ import { performance } from 'node:perf_hooks';
 import { DslaError, throwIfAborted } from '@dsla/spec';
 import { type Command, InvalidArgumentError } from 'commander';
 import { importBackend, knownBackends } from '../backends.js';
-import { type Checkpoint, embedded, inspect, type Mixer, mixers } from '../checkpoint.js';
+import {
+  type Checkpoint,
+  defaultConversion,
+  embedded,
+  inspect,
+  type Mixer,
+  mixers,
+  openTuned,
+  type Tuned,
+} from '../checkpoint.js';
 import { compare } from '../compare/compare.js';
 import { checkLevels, defaultLevels, lineUp } from '../compare/line-up.js';
 import type { Rounds } from '../measure/repeat.js';
@@ -20,6 +29,7 @@ interface CompareOptions extends CommonOptions {
   readonly llama?: string;
   readonly zamba?: string;
   readonly conversion?: string;
+  readonly untuned?: true;
   readonly levels?: readonly number[];
   readonly mixers: readonly Mixer[];
   readonly lengths?: readonly number[];
@@ -40,7 +50,8 @@ export function addCompare(program: Command, io: Io): void {
     .description('softmax, Zamba, DSLA and its baselines: quality, speed, memory')
     .option('--llama <folder>', 'Hugging Face folder (default: the embedded one)')
     .option('--zamba <folder>', 'Hugging Face folder (default: the embedded one, without --llama)')
-    .option('--conversion <folder>', 'trained mixers of the foldable form (default: untuned)')
+    .option('--conversion <folder>', 'trained mixers (default: the embedded ones of the embedded Llama)')
+    .option('--untuned', 'without trained mixers')
     .option('--levels <n,...>', 'converted layers (default: quarters, and all but the recall layers)', wholes(1))
     .option('--mixers <names>', 'attention of the converted layers', mixerNames, Object.keys(mixers))
     .option('--lengths <n,...>', 'tokens (default: 512 to 4096 in doublings)', wholes(2))
@@ -64,7 +75,7 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
   const { signal } = io;
   await openFolder(options.out);
   for (const name of options.backend) await importBackend(name);
-  const { llama, zamba } = await checkpoints(options);
+  const { llama, zamba, tuned } = await checkpoints(options, signal);
   const levels = options.levels ?? defaultLevels(llama);
   checkLevels(levels, llama);
   const lengths = lengthsFor(options, zamba ? [llama, zamba] : [llama]);
@@ -73,7 +84,7 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
   const started = performance.now();
   const time = 1000 * (options.seconds ?? (options.llama === undefined ? 75 : Number.POSITIVE_INFINITY));
   const report = await compare({
-    entries: lineUp(llama, zamba, { levels, mixers: options.mixers, conversion: options.conversion }),
+    entries: lineUp(llama, zamba, { levels, mixers: options.mixers, tuned }),
     backends: options.backend,
     threads: options.threads,
     text,
@@ -103,12 +114,13 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
   progress.note(`Wrote ${join(options.out, 'report.json')} and ${join(options.out, 'report.html')}.`);
 }
 
-interface Pair {
+interface Compared {
   readonly llama: Checkpoint;
   readonly zamba: Checkpoint | undefined;
+  readonly tuned: Tuned | undefined;
 }
 
-async function checkpoints(options: CompareOptions): Promise<Pair> {
+async function checkpoints(options: CompareOptions, signal: AbortSignal): Promise<Compared> {
   if (options.zamba !== undefined && options.llama === undefined) {
     throw new DslaError('E_INPUT', {
       where: '--zamba',
@@ -117,10 +129,12 @@ async function checkpoints(options: CompareOptions): Promise<Pair> {
     });
   }
   const zamba = options.llama === undefined ? embedded('zamba-4m') : options.zamba;
-  return {
-    llama: await inspect(options.llama ?? embedded('llama-4m')),
-    zamba: zamba === undefined ? undefined : await inspect(zamba),
-  };
+  const folder = options.llama ?? embedded('llama-4m');
+  const llama = await inspect(folder);
+  const conversion = options.untuned ? undefined : (options.conversion ?? defaultConversion(folder));
+  const { checkpoint, tuned } =
+    conversion === undefined ? { checkpoint: llama, tuned: undefined } : await openTuned(llama, conversion, signal);
+  return { llama: checkpoint, zamba: zamba === undefined ? undefined : await inspect(zamba), tuned };
 }
 
 /** @throws DslaError E_INPUT for a length beyond what a model was trained for */

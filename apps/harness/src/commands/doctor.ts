@@ -3,7 +3,7 @@ import { tapesOf } from '@dsla/models';
 import { type Device, isDslaError } from '@dsla/spec';
 import type { Command } from 'commander';
 import { backendVersions, importBackend, knownBackends } from '../backends.js';
-import { type Checkpoint, describeConversion, inspect, type Mixer, mixers } from '../checkpoint.js';
+import { type Checkpoint, describeConversion, inspect, type Mixer, mixers, untuned } from '../checkpoint.js';
 import { ownVersion } from '../report/machine.js';
 import { colorsFor, type Io, print, printJson } from '../ui/io.js';
 import { addCommonOptions, type CommonOptions, names } from '../ui/options.js';
@@ -77,7 +77,7 @@ async function examine(name: string, checkpoint: Checkpoint | undefined, signal:
 function unsupportedOf(checkpoint: Checkpoint, device: Device): Record<string, readonly string[]> {
   const ask = (mixer: Mixer, level: number): readonly string[] => {
     try {
-      const tapes = tapesOf(describeConversion(checkpoint, { mixer, level }));
+      const tapes = tapesOf(describeConversion(checkpoint, untuned(mixer, level)));
       return [...new Set(tapes.flatMap((graph) => device.unsupported(graph)))];
     } catch (error) {
       return [error instanceof Error ? error.message : String(error)];

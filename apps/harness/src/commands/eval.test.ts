@@ -40,6 +40,14 @@ describe('eval --task bpb', () => {
     expect(out).toMatch(/│ bits per byte │ +\d\.\d{4} │ \d\.\d{4} to \d\.\d{4} │ 2 │/);
   });
 
+  it('has no interval for one window', async () => {
+    const { out } = await evaluate('--window-tokens', '33', '--windows', '1');
+    expect(out).toMatch(/│ bits per byte │ +\d\.\d{4} │ +– │ 1 │/);
+    expect(
+      JSON.parse((await evaluate('--window-tokens', '33', '--windows', '1', '--json')).out).results[0],
+    ).toMatchObject({ n: 1, interval: [null, null] });
+  });
+
   const stories = fileURLToPath(new URL('../../../../../shared/models/tinystories-656k', import.meta.url));
   const text = fileURLToPath(new URL('../../../../../shared/data/text/tinystories_val.txt', import.meta.url));
   // Needs files that are not in the repository.

@@ -10,7 +10,7 @@ import {
 import type { TextModel } from '@dsla/runtime';
 import { DslaError } from '@dsla/spec';
 import { type Command, Option } from 'commander';
-import { type Checkpoint, openModel } from '../checkpoint.js';
+import { type Checkpoint, hasUntuned, openModel } from '../checkpoint.js';
 import { distancesOf } from '../compare/recall.js';
 import { readText } from '../measure/text.js';
 import { type Io, print, printJson } from '../ui/io.js';
@@ -67,15 +67,17 @@ export function addEval(program: Command, io: Io): void {
 
 async function runEval(options: EvalOptions, io: Io): Promise<void> {
   const { signal } = io;
-  const { checkpoint, conversion } = await inspectOptions(options);
+  const { checkpoint, conversion } = await inspectOptions(options, signal);
   using progress = openProgress(io, options.quiet === true);
   await using device = await openDevice(options, signal);
   await using model = await openModel(checkpoint, conversion, device, { slots: options.batch, signal });
   let last = Number.POSITIVE_INFINITY;
+  let since = performance.now();
   const onProgress = (done: number, total: number) => {
-    if (done <= last) progress.stage(options.task, total); // the first, or the next length of recall
+    if (done <= last) progress.stage(options.task, total, since); // the first, or the next length of recall
     progress.to(done);
     last = done;
+    if (done === total) since = performance.now();
   };
   const results = await tasks[options.task](model, checkpoint, options, { signal, onProgress });
   progress.end();
@@ -87,7 +89,7 @@ async function runEval(options: EvalOptions, io: Io): Promise<void> {
     mixer: level === 0 ? 'softmax' : mixer,
     level,
     layers: checkpoint.convertible,
-    untuned: model.untuned.length > 0,
+    untuned: hasUntuned(checkpoint, conversion, model),
   };
   if (options.json) {
     printJson(io, { ...about, results });
@@ -102,7 +104,10 @@ async function runEval(options: EvalOptions, io: Io): Promise<void> {
 const columns: readonly Column<Result>[] = [
   { title: 'metric', align: 'left', cell: ({ metric }) => metric },
   { title: 'value', cell: ({ value }) => value.toFixed(4) },
-  { title: '95 % interval', cell: ({ interval: [low, high] }) => `${low.toFixed(4)} to ${high.toFixed(4)}` },
+  {
+    title: '95 % interval',
+    cell: ({ interval: [low, high] }) => (Number.isNaN(low) ? '–' : `${low.toFixed(4)} to ${high.toFixed(4)}`), // of one window: none
+  },
   { title: 'n', cell: ({ n }) => String(n) },
 ];
 

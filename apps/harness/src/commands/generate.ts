@@ -48,7 +48,7 @@ async function runGenerate(argument: string | undefined, options: GenerateOption
     });
   }
   const { signal } = io;
-  const { checkpoint, conversion } = await inspectOptions(options);
+  const { checkpoint, conversion } = await inspectOptions(options, signal);
   using progress = openProgress(io, options.quiet === true);
   await using device = await openDevice(options, signal);
   await using model = await openModel(checkpoint, conversion, device, { signal });

@@ -26,20 +26,41 @@ describe('lineUp', () => {
   const mixers = ['foldable', 'window', 'single', 'published'] as const;
 
   it('has the ablations at one level', () => {
-    const entries = lineUp(llama(8, 1), llama(0, 0), { levels: [4, 7], mixers, conversion: '/tuned' });
-    expect(entries.map(({ id }) => id)).toEqual([
-      'softmax',
-      'foldable-4',
-      'foldable-7',
-      'window-4',
-      'window-7',
-      'single-7',
-      'published-7',
-      'zamba',
+    const entries = lineUp(llama(8, 1), llama(0, 0), { levels: [4, 7], mixers });
+    const ids = ['foldable-4', 'foldable-7', 'window-4', 'window-7', 'single-7', 'published-7'];
+    expect(entries.map(({ id }) => id)).toEqual(['softmax', ...ids, 'zamba']);
+    expect(entries.filter(({ conversion }) => conversion.folder)).toEqual([]);
+  });
+
+  it('has trained mixers at every level, beside them untuned ones under a name of their own, and fewer windows', () => {
+    const tuned = { mixer: 'foldable', options: { kind: 'dual', states: 2 }, level: 8, folder: '/tuned' } as const;
+    const entries = lineUp(llama(8, 1), undefined, { levels: [2, 4, 7, 8], mixers, tuned });
+    const trained = entries.filter(({ family }) => family === 'foldable');
+    expect(trained.map(({ conversion }) => conversion)).toEqual([2, 4, 7, 8].map((level) => ({ ...tuned, level })));
+    const others = entries.filter(({ family }) => family !== 'foldable');
+    expect(others.map(({ id, conversion }) => `${id} ${conversion.mixer}`)).toEqual([
+      'softmax foldable',
+      'untuned-7 untuned',
+      'untuned-8 untuned',
+      'window-4 window',
+      'window-7 window',
+      'window-8 window',
+      'single-7 single',
+      'published-7 published',
     ]);
-    expect(entries.filter(({ conversion }) => conversion.folder).map(({ family }) => family)).toEqual([
-      'foldable',
-      'foldable',
+  });
+
+  it('puts trained mixers of another form in the place of that form', () => {
+    const tuned = { mixer: 'single', options: { kind: 'dual', states: 1 }, level: 8, folder: '/tuned' } as const;
+    const entries = lineUp(llama(8, 1), undefined, { levels: [4, 8], mixers: ['foldable', 'single'], tuned });
+    const folders = entries.map(({ id, conversion }) => `${id} ${conversion.folder ?? ''}`);
+    expect(folders).toEqual([
+      'softmax ',
+      'foldable-4 ',
+      'foldable-8 ',
+      'single-4 /tuned',
+      'single-8 /tuned',
+      'untuned-8 ',
     ]);
   });
 

@@ -1,5 +1,5 @@
 import { DslaError } from '@dsla/spec';
-import type { Checkpoint, Conversion, Mixer } from '../checkpoint.js';
+import { type Checkpoint, type Conversion, mixers as forms, type Mixer, type Tuned, untuned } from '../checkpoint.js';
 import type { Family } from '../report/report.js';
 
 /** A checkpoint and what it is turned into. */
@@ -14,24 +14,35 @@ export interface LineUpOptions {
   /** Levels of the foldable form and of the sliding window. */
   readonly levels: readonly number[];
   readonly mixers: readonly Mixer[];
-  /** Trained mixers of the foldable form. */
-  readonly conversion?: string | undefined;
+  /** Trained mixers; layers beyond their level are at their start values. */
+  readonly tuned?: Tuned | undefined;
 }
 
 /**
  * Who takes part: the softmax model first, then its conversions, Zamba last. The single state and the published form, which
- * only answer whether two states and our form pay, take part at one level.
+ * only answer whether two states and our form pay, take part at one level. Beside trained mixers the same before training and
+ * the window take part at fewer levels.
  */
 export function lineUp(llama: Checkpoint, zamba: Checkpoint | undefined, options: LineUpOptions): Entry[] {
-  const { levels, mixers, conversion } = options;
-  const converted = mixers.flatMap((mixer) => {
-    const own = mixer === 'foldable' || mixer === 'window' ? levels : [ablationLevel(llama, levels)];
-    return own.map((level): Entry => {
-      const folder = mixer === 'foldable' ? conversion : undefined;
-      return { id: `${mixer}-${level}`, family: mixer, checkpoint: llama, conversion: { mixer, level, folder } };
-    });
+  const { levels, mixers, tuned } = options;
+  const one = ablationLevel(llama, levels);
+  const entry = (family: Family, conversion: Conversion): Entry => {
+    return { id: `${family}-${conversion.level}`, family, checkpoint: llama, conversion };
+  };
+  const trained = tuned && (Object.hasOwn(forms, tuned.mixer) ? (tuned.mixer as Mixer) : 'foldable');
+  const converted = mixers.flatMap((mixer): Entry[] => {
+    if (mixer === trained) {
+      const own = levels.map((level) => ({ ...tuned!, level }));
+      const before = [...new Set([one, levels.at(-1)!])].map((level) => {
+        return entry('untuned', { ...untuned(mixer, level), mixer: 'untuned' }); // a name of its own: weights are shared by name
+      });
+      return [...own.map((conversion) => entry(mixer, conversion)), ...before];
+    }
+    const some = mixer === 'window' && trained ? levels.filter((level) => 2 * level >= llama.convertible) : levels;
+    const own = mixer === 'foldable' || mixer === 'window' ? some : [one];
+    return own.map((level) => entry(mixer, untuned(mixer, level)));
   });
-  const unconverted: Conversion = { mixer: 'foldable', level: 0 };
+  const unconverted = untuned('foldable', 0);
   return [
     { id: 'softmax', family: 'softmax', checkpoint: llama, conversion: unconverted },
     ...converted,

@@ -1,7 +1,7 @@
 import type { TextModel } from '@dsla/runtime';
 import { type Device, isDslaError, type Scope, stateBytes } from '@dsla/spec';
 import { openNamed } from '../backends.js';
-import { type Checkpoint, openModel, planOf } from '../checkpoint.js';
+import { type Checkpoint, hasUntuned, openModel, planOf } from '../checkpoint.js';
 import { parameterCount, weightBytes } from '../measure/weights.js';
 import type { Contender, Report } from '../report/report.js';
 import { nameOf } from '../report/rows.js';
@@ -63,7 +63,7 @@ function contenderOf({ id, family, checkpoint, conversion }: Entry, model: TextM
     family,
     level,
     layers: checkpoint.convertible,
-    tuned: level > 0 && family !== 'window' && model.untuned.length === 0,
+    tuned: level > 0 && family !== 'window' && !hasUntuned(checkpoint, conversion, model),
     weightBytes: weightBytes(model.description, plan, model.device.capabilities.computeType),
   };
   return { ...contender, label: nameOf(contender) };

@@ -18,6 +18,7 @@ const familyColors: Readonly<Record<Family, string>> = {
   softmax: baseline,
   zamba: '#a46cc7',
   foldable: '#2f8fd0',
+  untuned: '#7fb2c9',
   window: '#e08a2b',
   single: '#3aa76d',
   published: '#d65151',

@@ -14,6 +14,7 @@ export const familyTitles: Readonly<Record<Family, string>> = {
   softmax: 'softmax',
   zamba: 'Zamba',
   foldable: 'DSLA',
+  untuned: 'DSLA, untuned',
   window: 'sliding window',
   single: 'single state',
   published: 'published DSLA',

@@ -27,7 +27,7 @@ const model = z.object({
 });
 
 /** Kinds of contenders, in the order in which they are listed and drawn. */
-const families = ['softmax', 'zamba', 'foldable', 'window', 'single', 'published'] as const;
+const families = ['softmax', 'zamba', 'foldable', 'untuned', 'window', 'single', 'published'] as const;
 
 const contender = z.object({
   id: z.string(),

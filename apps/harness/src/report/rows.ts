@@ -64,8 +64,8 @@ export function lengthsOf(report: Report): readonly number[] {
 
 /** What a row is called beside its level. */
 export function nameOf({ family, tuned }: Pick<Contender, 'family' | 'tuned'>): string {
-  const converted = family !== 'softmax' && family !== 'zamba';
-  return converted && family !== 'window' && !tuned ? `${familyTitles[family]}, untuned` : familyTitles[family];
+  const trainable = family === 'foldable' || family === 'single' || family === 'published';
+  return trainable && !tuned ? `${familyTitles[family]}, untuned` : familyTitles[family];
 }
 
 /** "1.234 ± 0.056", the half width of the 95 % interval. */

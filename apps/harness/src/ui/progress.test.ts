@@ -40,6 +40,14 @@ describe('progress', () => {
     expect(text).toMatch(/Done\.\n$/);
   });
 
+  it('counts from when the work began, where that was before anything was known of it', () => {
+    const late = (progress: Progress) => {
+      progress.stage('bpb', 2, performance.now() - 5000);
+      progress.end();
+    };
+    expect(errOf({ terminal: false }, late)).toMatch(/^bpb: 2 steps\nbpb: done in 5\.\d s\n$/);
+  });
+
   it('does not call a stage done that was left', () => {
     expect(errOf({ terminal: false }, (progress) => progress.stage('load', 2))).toBe('load: 2 steps\n');
   });

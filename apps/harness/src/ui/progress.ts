@@ -5,8 +5,8 @@ import { formatSeconds } from './units.js';
 
 /** Tells people how far the work is, on stderr; never called inside a measured region. */
 export interface Progress extends Disposable {
-  /** A stretch of work of `total` steps; ends the one before. */
-  stage(label: string, total: number): void;
+  /** A stretch of work of `total` steps; ends the one before. `since`: when it began, on the clock of performance.now(). */
+  stage(label: string, total: number, since?: number): void;
   step(detail: string): void;
   /** Steps done so far. */
   to(done: number): void;
@@ -67,9 +67,9 @@ function lines(io: Terminal): Progress {
     current = undefined;
   };
   return {
-    stage(label, total) {
+    stage(label, total, since = performance.now()) {
       end();
-      current = { label, started: performance.now() };
+      current = { label, started: since };
       io.err.write(`${label}: ${total} ${total === 1 ? 'step' : 'steps'}\n`);
     },
     step() {},
