@@ -130,7 +130,7 @@ function lowerStates(
     lowerMatrices(builder, shape, entered, target, queries);
     return;
   }
-  emitCumulate(builder, shape, entered, tileTokens, replay);
+  emitCumulate(builder, shape, entered, `${tileTokens}u`, replay);
   const scores = queries ? [lowerScores(builder, shape, entered, queries)] : [];
   emit(chunkWalk(shape, perHead, replay), [...phi, ...stream, ...mix, ...scores, target, ...sums], many(each), replay);
 }
@@ -169,7 +169,7 @@ function emitCumulate(
   { emit }: Builder,
   shape: dual.DualShape,
   { decay }: Entered,
-  tokens: number,
+  tokens: string,
   replay: boolean,
 ): void {
   const gates = Math.ceil(gateWidth(shape.form) / 64);

@@ -1,6 +1,6 @@
 import type { Row, StepBatch } from '@dsla/spec';
 import type { Pool } from './buffers.js';
-import { chunkTokens, shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
+import { leastChunk, shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
 
 /** The rows of one run, as data that every kernel reads (see kernels/kernel.ts). */
 export interface View {
@@ -52,7 +52,7 @@ export class Views {
         return stretch;
       });
       const view = rows ? rows.map((index) => all[index]!) : all;
-      return this.#make(view, start);
+      return this.#make(view, start, mostChunks);
     });
   }
 
@@ -67,7 +67,7 @@ export class Views {
         start += past;
         return stretch;
       });
-      return this.#make(view, start);
+      return this.#make(view, start, mostReplayed);
     });
   }
 
@@ -90,8 +90,8 @@ export class Views {
     return view;
   }
 
-  #make(rows: readonly Stretch[], capacity: number): View {
-    const { words, tokens, tiles, chunks, splits, singles } = encode(rows, this.#batch.ids);
+  #make(rows: readonly Stretch[], capacity: number, most: number): View {
+    const { words, tokens, tiles, chunks, splits, singles } = encode(rows, this.#batch.ids, most);
     const buffer = this.#pool.take('batch', words.byteLength);
     this.#buffers.push(buffer);
     this.#device.queue.writeBuffer(buffer, 0, words);
@@ -122,6 +122,10 @@ function groupOf(device: GPUDevice, layout: GPUBindGroupLayout, buffer: GPUBuffe
   return group;
 }
 
+/** Chunks of whole length in a view, at most: their states take memory. A replay reads no states but the last: longer ones. */
+const mostChunks = 128;
+const mostReplayed = 32;
+
 interface Encoded {
   readonly words: Uint32Array<ArrayBuffer>;
   readonly tokens: number;
@@ -131,8 +135,9 @@ interface Encoded {
   readonly singles: number;
 }
 
-function encode(rows: readonly Stretch[], ids: Int32Array): Encoded {
+function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encoded {
   const tokens = rows.reduce((sum, { count }) => sum + count, 0);
+  const chunkTokens = leastChunk * 2 ** Math.ceil(Math.log2(Math.max(tokens / leastChunk / most, 1)));
   const long = rows.map(({ count }) => count > shortRow);
   const tiles = rows.reduce((sum, { count }, row) => sum + (long[row] ? Math.ceil(count / tileTokens) : 0), 0);
   const singles = rows.reduce((sum, { count }, row) => sum + (long[row] ? 0 : count), 0);
@@ -157,7 +162,7 @@ function encode(rows: readonly Stretch[], ids: Int32Array): Encoded {
   };
   put(rows.length, tokens, rows.length, tiles);
   put(rowBase, tokenBase, lastBase, tileBase);
-  put(splitBase, singleBase, 0, 0);
+  put(splitBase, singleBase, chunkTokens, 0);
   put(splits, singles, 0, 0);
   for (const { slot, past, start, count } of rows) put(slot, past, start, count);
   rows.forEach(({ past, start, count }, row) => {

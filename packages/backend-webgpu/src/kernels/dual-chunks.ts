@@ -12,8 +12,8 @@ const chunk: number = tileTokens;
 const depth = 16; // channels in workgroup memory at a time
 const stride: number = chunk / 4 + 1; // vectors of four tokens of a channel or column; one more against bank conflicts
 
-/** decay [tokens, gate width] becomes L from the start of every tile or chunk of `tokens`, in place: one thread a gate of it. */
-export function cumulate({ form }: DualShape, tokens: number = chunk): Kernel {
+/** decay [tokens, gate width] becomes L from the start of every tile or chunk of `tokens` (WGSL), in place: one thread a gate of it. */
+export function cumulate({ form }: DualShape, tokens: string = `${chunk}u`): Kernel {
   const width = gateColumns(form);
   const eight = [...Array(8).keys()];
   return kernel({
@@ -23,10 +23,10 @@ export function cumulate({ form }: DualShape, tokens: number = chunk): Kernel {
     main: `  let g = group.x * 64u + lane;
   if (g >= ${width}u) { return; }
   let tile = tile_at(group.y);
-  if (tile.y % ${tokens}u != 0u) { return; }
+  if (tile.y % ${tokens} != 0u) { return; }
   let row = row_at(tile.x);
   let first = row.z + tile.y;
-  let count = min(${tokens}u, row.w - tile.y);
+  let count = min(${tokens}, row.w - tile.y);
   var sum = 0.0;
   // Eight loads before their stores: the buffer is read and written, so the compiler may not reorder them.
   for (var t = 0u; t < count; t += 8u) {

@@ -1,9 +1,9 @@
 import { columnsOf, type DualShape, gateColumns, mixFunction } from './dual-linear-attention.js';
-import { chunkTokens, float, type Kernel, kernel, tileTokens } from './kernel.js';
+import { chunkTokens, float, type Kernel, kernel, leastChunk, tileTokens } from './kernel.js';
 import { halves, load, matrixTypes, multiply, pitchOf, stageSize as size, stage, upTo } from './matrices.js';
 
 // The dual layer of long rows by subgroup matrices in float16 (Yang et al. 2023, arXiv 2312.06635, section 4). A chunk is 256
-// tokens, four tiles. With L the sum of log decays from the start of the chunk:
+// tokens or more. With L the sum of log decays from the start of the chunk:
 //   U_i = sum_s e^(L_iC - L_is) phi(k_s) [v_s, 1]^T                                        chunkStates, all chunks at once
 //   S_i of every chunk from the one before: S_i <- e^(L_iC) S_i + U_i                      scanChunks, all elements at once
 //   o_t = sum_i gamma_i e^(L_it) phi(q_t)^T S_i + sum_(s <= t) A_ts [v_s, 1]               chunkOutputs, all tiles at once
@@ -88,12 +88,12 @@ export function chunkStates(shape: DualShape): Kernel {
     module: `${matrixTypes}\n${halves('rows', tileTokens * pitch)}\n${halves('columns', tileTokens * valuePitch)}`,
     size,
     main: `  let tile = tile_at(group.x);
-  if (tile.y % ${chunkTokens}u != 0u) { return; }
+  if (tile.y % ${chunkTokens} != 0u) { return; }
   let row = row_at(tile.x);
   let kv = group.y;
   let state = group.z / ${parts}u;
   let part = group.z % ${parts}u;
-  let tokens = min(${chunkTokens}u, row.w - tile.y);
+  let tokens = min(${chunkTokens}, row.w - tile.y);
   let end = row.z + tile.y + tokens - 1u;
   let own = lane / 32u * ${channels / 4}u; // channels of a subgroup
 ${down.flatMap((r) => across.map((c) => `  var u${r}_${c} = Sum();`)).join('\n')}
@@ -152,7 +152,7 @@ export function scanChunks(shape: DualShape, replay: boolean): Kernel {
   let own = ((row.x * ${states * kvHeads}u + group.y) * ${width}u + c) * ${columns}u + e % ${padded}u;
   var s = 0.0;
 ${replay ? '' : '  if (inside) { s = states[own]; }'}
-  let count = (row.w + ${chunkTokens - 1}u) / ${chunkTokens}u;
+  let count = (row.w + ${chunkTokens} - 1u) / ${chunkTokens};
   let stride = ${chunkWidth(shape)}u;
   let base = tile.w * stride + group.y * ${width * padded}u + e;
   // Eight loads before their stores: the compiler may not reorder them.
@@ -161,7 +161,7 @@ ${eight
   .map(
     (n) => `    let j${n} = min(j + ${n}u, count - 1u);
     let u${n} = chunks[base + j${n} * stride];
-    let d${n} = exp(decay[(row.z + min((j${n} + 1u) * ${chunkTokens}u, row.w) - 1u) * ${gateColumns(form)}u + ${gateAt(shape, `group.y / ${kvHeads}u`, 'c')}]);`,
+    let d${n} = exp(decay[(row.z + min((j${n} + 1u) * ${chunkTokens}, row.w) - 1u) * ${gateColumns(form)}u + ${gateAt(shape, `group.y / ${kvHeads}u`, 'c')}]);`,
   )
   .join('\n')}
 ${eight
@@ -225,7 +225,7 @@ ${is.map((i) => `  let mixed${i} = gamma(head, ${i}u);`).join('\n')}
 ${across.map((c) => `  var o${c} = Sum();`).join('\n')}
 ${[0, 1].map((r) => `  let query${r} = subgroup * 16u + ${8 * r}u + own / 4u;`).join('\n')}
 ${product.queries}
-  for (var t = tile.y / ${chunkTokens}u * ${chunkTokens}u; t <= tile.y; t += ${tileTokens}u) {
+  for (var t = tile.y / ${chunkTokens} * ${chunkTokens}; t <= tile.y; t += ${tileTokens}u) {
     let key_first = row.z + t;
     let key_count = min(${tileTokens}u, row.w - t);
     let diagonal = t == tile.y;
@@ -246,7 +246,7 @@ ${across.map((c) => `      ${multiply(`o${c}`, 'a', load('Right', 'row', 'rows',
   .join('\n')}
   }
   // States grow with their tokens, beyond what a half can hold: the queries take a power of two from them.
-  let grown = exp2(floor(log2(1.0 + f32((row.y + tile.y) / ${chunkTokens}u))));
+  let grown = exp2(floor(log2(1.0 + f32((row.y + tile.y) / ${leastChunk}u))));
 ${beforeChunk(shape, pitch)}
   let mine = subgroup * 256u;
 ${across

@@ -65,7 +65,7 @@ ${main}
   return { name, code: code.trimStart(), access: entries.map(([, [, access]]) => access) };
 }
 
-// What view.ts writes. Entry 0 counts and entry 1 locates rows, tokens, last tokens, tiles; entries 2 and 3 splits and singles.
+// What view.ts writes. Entry 0 counts and entry 1 locates rows, tokens, last tokens, tiles; entries 2 and 3 splits and singles; [2].z is the tokens of a chunk.
 // A row is (slot, past, first token in the step, count); a token is (index in the step, row, position, id); a last token is
 // (row in the batch, row, position, index in the step). Long rows are cut into tiles (row, first token within it, count, chunk that it is in);
 // the tokens of short rows are singles (token, first split, splits, 0) whose keys are cut into splits (token, first key, 0, 0).
@@ -83,8 +83,10 @@ export const itemAt: Readonly<Record<Domain, string>> = { token: 'token_at', row
 
 /** Tokens of a tile. */
 export const tileTokens = 64;
-/** Tokens of a chunk: some tiles of one row. */
-export const chunkTokens = 256;
+/** Fewest tokens of a chunk: some tiles of one row, as many for all rows of a view. */
+export const leastChunk = 256;
+/** WGSL of the tokens of a chunk. */
+export const chunkTokens = 'batch[2].z';
 /** A row of at most as many tokens is short. */
 export const shortRow = 8;
 /** Keys of a split. */
