@@ -4,8 +4,8 @@ import { DslaError, type OpenOptions } from '@dsla/spec';
 /** Dawn's WebGPU, or a sentence that says what is missing. */
 export type Found<T> = { readonly value: T } | { readonly obstacle: string };
 
-/** Of the largest kernels: a window joined with a dual state, three products with biases. */
-const storageBuffers = 11;
+/** Of the largest kernels: a window joined with a dual state, three products of a norm with biases. */
+const storageBuffers = 12;
 
 // What Dawn's create() returns must stay reachable: once collected, it takes the process down.
 const instances = new Map<string, GPU>();

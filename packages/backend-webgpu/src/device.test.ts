@@ -1,6 +1,10 @@
-import { f32, kvState, type LayerGraph, type WeightSource } from '@dsla/spec';
+import { convState, f32, kvState, type LayerGraph, type WeightSource } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
+import { findAdapter, loadGpu, must } from './adapter.js';
+import { Memory } from './buffers.js';
+import { openGpu } from './device.js';
 import { webgpuBackend } from './index.js';
+import { WebgpuState } from './state.js';
 import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();
@@ -36,6 +40,27 @@ describe.skipIf(obstacle)(`the device${obstacle ? ` (${obstacle})` : ''}`, () =>
     expect(device.memory()).toEqual(start);
     using store = device.createState(spec, 1, 100);
     expect(store.bytes).toBe(2 * 4 * 100 * 64 * 4);
+  });
+
+  it('keeps float16 slots of an odd number of elements apart', async () => {
+    // The software adapter has no float16 in kernels, but its buffers hold it.
+    const options = { extra: software };
+    const adapter = must(await findAdapter(must(await loadGpu(options)), options));
+    const { device } = await openGpu(adapter, options);
+    const memory = new Memory(device, Number.POSITIVE_INFINITY, () => undefined);
+    const host = { device, memory, check: () => undefined };
+    using store = new WebgpuState(host, convState('conv', 5, 4), 3, 0, 'f16');
+    const [first, second, third] = [1, 2, 3].map((value) => f32([5, 3], new Float32Array(15).fill(value)));
+    store.import(2, [third!]);
+    store.import(0, [first!]);
+    store.import(1, [second!]);
+    expect(await store.export(0)).toEqual([first]);
+    store.copy(1, 0);
+    store.clear(1);
+    expect(await store.export(0)).toEqual([second]);
+    expect(await store.export(1)).toEqual([f32([5, 3], new Float32Array(15))]);
+    expect(await store.export(2)).toEqual([third]);
+    device.destroy();
   });
 
   it('does not settle `lost` when it is disposed', async () => {

@@ -19,7 +19,8 @@ interface Part {
   readonly buffer: GPUBuffer;
   readonly dtype: DType;
   readonly shape: readonly number[];
-  /** Bytes of one slot. */
+  /** Bytes of one slot, and from slot to slot. */
+  readonly bytes: number;
   readonly stride: number;
 }
 
@@ -65,7 +66,9 @@ export class WebgpuState implements StateStore {
       this.parts = spec.parts.map((part) => {
         const dtype = part.dtype === 'compute' ? type : part.dtype;
         const shape = partShape(part, tokens);
-        const stride = elementCount(shape) * bytesPerElement[dtype];
+        const bytes = elementCount(shape) * bytesPerElement[dtype];
+        // Kernels of the other kinds find a slot by the size of the one before.
+        const stride = spec.kind === 'conv' ? Math.ceil(bytes / 4) * 4 : bytes;
         if (stride % 4 !== 0)
           throw new DslaError('E_UNSUPPORTED', {
             where: `createState ${spec.name}.${part.name} on webgpu`,
@@ -73,7 +76,7 @@ export class WebgpuState implements StateStore {
             got: stride,
             cure: "Open the device with computeType 'f32'.",
           });
-        return { buffer: take(part.name, stride * slots), dtype, shape, stride };
+        return { buffer: take(part.name, stride * slots), dtype, shape, bytes, stride };
       });
       this.info = take('info', 4);
     } catch (error) {
@@ -139,11 +142,11 @@ export class WebgpuState implements StateStore {
   async export(slot: number): Promise<readonly HostTensor[]> {
     this.check(slot);
     return await Promise.all(
-      this.parts.map(async ({ buffer, dtype, shape, stride }): Promise<HostTensor> => {
-        const bytes = await this.#host.memory.read(buffer, slot * stride, stride);
-        if (dtype === 'f32') return { dtype, shape, data: new Float32Array(bytes) };
-        if (dtype === 'f16') return { dtype: 'f32', shape, data: fromFloat16(new Uint16Array(bytes)) };
-        return { dtype, shape, data: dtype === 'i32' ? new Int32Array(bytes) : new Uint32Array(bytes) };
+      this.parts.map(async ({ buffer, dtype, shape, bytes, stride }): Promise<HostTensor> => {
+        const content = await this.#host.memory.read(buffer, slot * stride, bytes);
+        if (dtype === 'f32') return { dtype, shape, data: new Float32Array(content) };
+        if (dtype === 'f16') return { dtype: 'f32', shape, data: fromFloat16(new Uint16Array(content)) };
+        return { dtype, shape, data: dtype === 'i32' ? new Int32Array(content) : new Uint32Array(content) };
       }),
     );
   }

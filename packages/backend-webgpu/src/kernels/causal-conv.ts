@@ -1,7 +1,13 @@
 import { elementwiseSize, type Shape } from './elementwise.js';
 import { type Element, type Kernel, kernel } from './kernel.js';
 
-/** y_t = b + sum_j w_j x_{t-K+1+j}; what lies before the step is in state [slots, channels, K-1], oldest first. */
+/** Elements from slot to slot: WebGPU copies and clears multiples of four bytes. */
+function slotStride(width: number, taps: number, state: Element): number {
+  const own = width * (taps - 1);
+  return state === 'f16' ? own + (own % 2) : own;
+}
+
+/** y_t = b + sum_j w_j x_{t-K+1+j}; what lies before the step is in state [slots, channels, K-1], oldest first, a slot padded to four bytes. */
 export function causalConv(y: Shape, x: Shape, taps: number, state: Element, bias: boolean): Kernel {
   const { width } = x;
   return kernel({
@@ -24,7 +30,7 @@ export function causalConv(y: Shape, x: Shape, taps: number, state: Element, bia
   for (var j = 0u; j < ${taps}u; j++) {
     var input = 0.0;
     if (t + j >= ${taps - 1}u) { input = f32(x[(token.x + j - ${taps - 1}u) * ${width}u + channel]); }
-    else { input = f32(state[(row.x * ${width}u + channel) * ${Math.max(taps - 1, 1)}u + t + j]); }
+    else { input = f32(state[row.x * ${slotStride(width, taps, state)}u + channel * ${taps - 1}u + t + j]); }
     sum += w[channel * ${taps}u + j] * input;
   }
   y[token.x * ${width}u + channel] = ${y.type}(sum);`,
@@ -44,7 +50,7 @@ export function convState(x: Shape, taps: number, state: Element): Kernel {
     main: `  let row = row_at(group.y);
   let channel = group.x * ${convSize}u + lane;
   if (channel >= ${width}u) { return; }
-  let base = (row.x * ${width}u + channel) * ${past}u;
+  let base = row.x * ${slotStride(width, taps, state)}u + channel * ${past}u;
   // Ascending: entry i reads entry i + count or a new token.
   for (var i = 0u; i < ${past}u; i++) {
     if (row.w + i >= ${past}u) {

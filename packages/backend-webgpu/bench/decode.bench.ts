@@ -1,0 +1,138 @@
+import { parseArgs } from 'node:util';
+import {
+  type AttentionLayer,
+  bytesPerElement,
+  elementCount,
+  type LayerGraph,
+  partShape,
+  type Row,
+  type StateStore,
+  type Step,
+} from '@dsla/spec';
+import { webgpuBackend } from '../src/index.js';
+import { bytesOf, type Format } from '../src/kernels/quantise.js';
+import { randomWeights, type Statistics, statistics, synthetic } from './synthetic.js';
+
+// Decoding of a whole model with random weights: milliseconds a step from recording to the logits on the host, and a token when
+// tokens are drawn on the device and the next step is recorded before the last is back. With the bytes that a step must read,
+// for the floor. One JSON object a line on stdout; see README.md.
+
+const { values: options } = parseArgs({
+  options: {
+    shape: { type: 'string', default: 'llama2-7b' },
+    layers: { type: 'string' },
+    /** Context and batch of each run. */
+    runs: { type: 'string', default: '512x1,4096x1,16384x1,4096x32' },
+    mixer: { type: 'string', default: 'default' },
+    /** The first layers take the mixer, the others softmax attention. */
+    level: { type: 'string', default: '999' },
+    weights: { type: 'string', default: 'f16' },
+    rounds: { type: 'string', default: '50' },
+    software: { type: 'boolean', default: false },
+  },
+});
+
+const rounds = Number(options.rounds);
+const warm = 5;
+const type = options.software ? 'f32' : 'f16';
+const format = (options.weights === 'f16' ? type : options.weights) as Format;
+const runs = options.runs.split(',').map((run) => run.split('x').map(Number) as [tokens: number, batch: number]);
+await using device = await webgpuBackend.open({
+  computeType: type,
+  extra: { checks: 'off', weights: format, ...(options.software && { software: 'allow' }) },
+});
+const model = synthetic(options.shape, options.layers ? Number(options.layers) : undefined);
+const graphs: LayerGraph[] = [
+  ...model.segments.map(({ versions, layer }) => {
+    const mixer = layer !== undefined && layer < Number(options.level) ? options.mixer : 'default';
+    return versions[mixer] ?? versions.default;
+  }),
+  model.head,
+];
+const source = randomWeights(model);
+const layers: AttentionLayer[] = [];
+for (const graph of graphs) layers.push(await device.compile(graph, source));
+
+for (const [tokens, batch] of runs) {
+  const stores: Record<string, StateStore> = {};
+  for (const spec of graphs.flatMap(({ states }) => states))
+    stores[spec.name] ??= device.createState(spec, batch, tokens + rounds + warm);
+  const rowsOf = (round: number) =>
+    Array.from({ length: batch }, (_, slot) => ({ slot, past: tokens + round, count: 1 }));
+  const { milliseconds, host } = await timeLogits(rowsOf, stores);
+  const drawn = await timeDrawn(rowsOf, stores);
+  const { shape, mixer, level, weights } = options;
+  const bytes = { weights: weightBytes(), states: batch * stateBytes(tokens) };
+  const line = { test: 'decode', shape, mixer, level, weights, tokens, batch, bytes, milliseconds, host, drawn };
+  console.log(JSON.stringify({ ...line, device: device.description, node: process.version }));
+  for (const store of Object.values(stores)) store[Symbol.dispose]();
+}
+
+function recordStep(step: Step, stores: Record<string, StateStore>): void {
+  for (const layer of layers) step.run(layer, stores);
+}
+
+/** A step at a time; `host`: of these milliseconds, until the last command is with the driver. */
+async function timeLogits(
+  rowsOf: (round: number) => Row[],
+  stores: Record<string, StateStore>,
+): Promise<{ milliseconds: Statistics; host: Statistics }> {
+  const samples: number[] = [];
+  const recorded: number[] = [];
+  for (let round = 0; round < rounds + warm; round++) {
+    const rows = rowsOf(round);
+    const start = performance.now();
+    using step = device.beginStep({ ids: new Int32Array(rows.length).fill(1), rows });
+    recordStep(step, stores);
+    const submitted = step.submit();
+    const handed = performance.now() - start;
+    await device.download(step.value('logits'));
+    await submitted;
+    if (round < warm) continue;
+    samples.push(performance.now() - start);
+    recorded.push(handed);
+  }
+  return { milliseconds: statistics(samples), host: statistics(recorded) };
+}
+
+/** From one token on the host to the next, two steps under way. */
+async function timeDrawn(rowsOf: (round: number) => Row[], stores: Record<string, StateStore>): Promise<Statistics> {
+  const samples: number[] = [];
+  let last: { readonly step: Step; readonly ids: Promise<unknown> } | undefined;
+  let before = 0;
+  for (let round = 0; round < rounds + warm; round++) {
+    const rows = rowsOf(round);
+    const step = device.beginStep({ ids: new Int32Array(rows.length), rows }, last && { ids: last.step.value('ids') });
+    recordStep(step, stores);
+    step.draw!(rows.map(() => ({ temperature: 0, uniform: 0 })));
+    void step.submit();
+    const ids = device.download(step.value('ids'));
+    await last?.ids;
+    const now = performance.now();
+    if (round >= warm) samples.push(now - before);
+    before = now;
+    last?.step[Symbol.dispose]();
+    last = { step, ids };
+  }
+  await last?.ids;
+  last?.step[Symbol.dispose]();
+  return statistics(samples);
+}
+
+/** Of all products of a token, those of a shared block as often as they are run. */
+function weightBytes(): number {
+  const matrices = graphs.flatMap(({ nodes }) => nodes.flatMap((node) => (node.op === 'linear' ? node.weight : [])));
+  return matrices.reduce((sum, name) => sum + bytesOf(format, elementCount(model.weights[name]!.shape)), 0);
+}
+
+/** Of one row. */
+function stateBytes(tokens: number): number {
+  const parts = new Map(graphs.flatMap(({ states }) => states.map((spec) => [spec.name, spec.parts] as const)));
+  return [...parts.values()]
+    .flat()
+    .reduce(
+      (sum, part) =>
+        sum + elementCount(partShape(part, tokens)) * bytesPerElement[part.dtype === 'compute' ? type : part.dtype],
+      0,
+    );
+}
