@@ -133,6 +133,6 @@ async function fold(mixer: string, tokens: number): Promise<void> {
 }
 
 function print(line: Readonly<Record<string, unknown>>): void {
-  const { shape } = options;
-  console.log(JSON.stringify({ ...line, shape, device: device.description, node: process.version }));
+  const about = { shape: options.shape, layers: model.convertible, command: process.argv.slice(2).join(' ') };
+  console.log(JSON.stringify({ ...line, ...about, device: device.description, node: process.version }));
 }

@@ -2,6 +2,7 @@ import { elementCount } from '@dsla/spec';
 import proto from 'onnx-proto';
 import { libraryPath } from '../src/binding/choose.js';
 import { type Handle, openLibrary } from '../src/binding/ort-api.js';
+import { onCpu } from '../src/dialect.js';
 import type { Port } from '../src/lowering.js';
 import { compileProgram } from '../src/program.js';
 import { elementBytes, elementCode } from '../src/protobuf.js';
@@ -23,7 +24,10 @@ export async function openPeer(threads: number, capacity: number): Promise<Peer>
   library.call('SetGlobalIntraOpNumThreads', threading, threads);
   const env = library.make('CreateEnvWithGlobalThreadPools', 3, 'peer', threading);
   const host = library.make('CreateCpuMemoryInfo', 1, 0);
-  const model = compileProgram(whole, (name) => weights.spec(name).shape, undefined).whole!;
+  const model = compileProgram(whole, (name) => weights.spec(name).shape, {
+    standIn: undefined,
+    dialect: onCpu,
+  }).whole!;
   const bytes = await withWeights(model.encode(), model.inputs);
   const options = library.make('CreateSessionOptions');
   library.call('SetSessionGraphOptimizationLevel', options, 99);
@@ -57,7 +61,7 @@ export async function openPeer(threads: number, capacity: number): Promise<Peer>
       );
       const block = library.allocate(elementCount(dims) * elementBytes[port.type])!;
       const size = elementCount(dims) * elementBytes[port.type];
-      buffers.set(key, block.buffer);
+      buffers.set(key, block.content.buffer as ArrayBuffer);
       values.set(
         key,
         library.make(
@@ -72,7 +76,7 @@ export async function openPeer(threads: number, capacity: number): Promise<Peer>
       );
       if (port.source.kind === 'table') {
         const { table } = port.source;
-        new Float32Array(block.buffer).forEach((_, at, all) => {
+        new Float32Array(block.content.buffer).forEach((_, at, all) => {
           all[at] = table.entry(Math.floor(at / table.width), at % table.width);
         });
       }

@@ -3,8 +3,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
-import { type Device, f32, type LayerGraph, type WeightSource } from '@dsla/spec';
-import { describe, expect, it } from 'vitest';
+import { convState, type Device, f32, type LayerGraph, type WeightSource } from '@dsla/spec';
+import { describe, expect, it, vi } from 'vitest';
 import type { OnnxDevice } from './device.js';
 import { onnxBackend } from './index.js';
 
@@ -123,6 +123,43 @@ describe('device', () => {
       const { data } = await device.download(step.value('y'));
       expect([...data]).toEqual(ids.flatMap((id) => (id === 0 ? [3, 0] : [0, 3])));
     }
+  });
+
+  it('takes no more blocks for a deep tape than for a shallow one', async () => {
+    const blocks: number[] = [];
+    for (const depth of [3, 12]) {
+      await using device = await onnxBackend.open({ threads: 1 });
+      const allocate = vi.spyOn((device as OnnxDevice).binding, 'allocate');
+      const names = Array.from({ length: depth }, (_, x) => `s${x}`);
+      const graph: LayerGraph = {
+        name: 'deep',
+        nodes: [
+          { op: 'input', name: 'x', width: 4 },
+          ...names.map((state, x) => ({ op: 'causalConv', x, weight: 'w', state }) as const),
+          { op: 'output', name: 'y', x: depth },
+        ],
+        states: names.map((name) => convState(name, 4, 2)),
+      };
+      const ones: WeightSource = {
+        spec: () => ({ storage: 'f32', shape: [4, 1, 2] }),
+        read: async () => f32([4, 1, 2], new Float32Array([0, 1, 0, 1, 0, 1, 0, 1])),
+      };
+      using layer = await device.compile(graph, ones);
+      using x = device.upload(
+        f32(
+          [5, 4],
+          Float32Array.from({ length: 20 }, (_, at) => at),
+        ),
+      );
+      const states = Object.fromEntries(graph.states.map((spec) => [spec.name, device.createState(spec, 1, 8)]));
+      using step = device.beginStep({ ids: new Int32Array(5), rows: [{ slot: 0, past: 0, count: 5 }] }, { x });
+      step.run(layer, states);
+      await step.submit();
+      const { data } = await device.download(step.value('y'));
+      expect([...data]).toEqual(Array.from({ length: 20 }, (_, at) => at)); // the last tap alone is 1
+      blocks.push(allocate.mock.calls.filter(([, where]) => where === 'deep').length);
+    }
+    expect(blocks[1]).toBe(blocks[0]);
   });
 
   it('opens beside one with other threads, and beside onnxruntime-node in the same thread', async () => {

@@ -1,7 +1,7 @@
 import { DslaError } from '@dsla/spec';
 import type { Dialect } from '../dialect.js';
 import type { Traffic } from './binding.js';
-import type { Block } from './memory.js';
+import type { Block } from './block.js';
 import type { Handle, OrtLibrary } from './ort-api.js';
 
 const [toDevice, toHost, onDevice] = [1, 2, 3]; // cudaMemcpyKind

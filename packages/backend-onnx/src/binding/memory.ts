@@ -1,16 +1,7 @@
 import { disposed } from '../errors.js';
 import type { Memory } from './binding.js';
+import type { Block } from './block.js';
 import type { Handle } from './ort-api.js';
-
-/** Zeroed memory at a fixed address, of the host or of a device. */
-export interface Block {
-  readonly address: bigint;
-  write(data: Uint8Array): void;
-  /** From one of the same kind. */
-  copy(from: Block, bytes: number): void;
-  read(bytes: number): ArrayBuffer;
-  free(): void;
-}
 
 let nextMemory = 1;
 
@@ -60,21 +51,4 @@ export class CApiMemory implements Memory {
     if (!this.#block) throw disposed('memory');
     return this.#block;
   }
-}
-
-/** What a buffer views. */
-export function hostBlock(
-  address: bigint,
-  buffer: ArrayBuffer,
-  free: () => void,
-): Block & { readonly content: Uint8Array } {
-  const content = new Uint8Array(buffer);
-  return {
-    address,
-    content,
-    write: (data) => content.set(data),
-    copy: (from, bytes) => content.set((from as ReturnType<typeof hostBlock>).content.subarray(0, bytes)),
-    read: (bytes) => buffer.slice(0, bytes),
-    free,
-  };
 }

@@ -1,6 +1,6 @@
 import { DslaError } from '@dsla/spec';
 import type { TypeObject } from 'koffi';
-import { type Block, hostBlock } from './memory.js';
+import { type HostBlock, hostBlock } from './block.js';
 
 // The functions of ONNX Runtime's C API that are used, by their slot in OrtApi (onnxruntime_c_api.h, API 23 to 29: the table
 // only ever grows at its end).
@@ -120,7 +120,7 @@ export interface OrtLibrary {
   /** Has the C library give back what it keeps of freed memory. */
   trim(): void;
   /** A block of zeroed memory on a boundary of 64 bytes; undefined where there is none. */
-  allocate(bytes: number): Block | undefined;
+  allocate(bytes: number): HostBlock | undefined;
 }
 
 /** What koffi makes of a function; its results are checked by the table only. */
