@@ -25,7 +25,10 @@ export interface LineUpOptions {
  */
 export function lineUp(llama: Checkpoint, zamba: Checkpoint | undefined, options: LineUpOptions): Entry[] {
   const { levels, mixers, tuned } = options;
-  const one = ablationLevel(llama, levels);
+  const { convertible, kept } = llama;
+  const half = closest(levels, convertible / 2);
+  const one = kept > 0 ? closest(levels, convertible - kept) : half; // all but the recall layers, where known
+  const all = levels.at(-1)!;
   const entry = (family: Family, conversion: Conversion): Entry => {
     return { id: `${family}-${conversion.level}`, family, checkpoint: llama, conversion };
   };
@@ -33,12 +36,12 @@ export function lineUp(llama: Checkpoint, zamba: Checkpoint | undefined, options
   const converted = mixers.flatMap((mixer): Entry[] => {
     if (mixer === trained) {
       const own = levels.map((level) => ({ ...tuned!, level }));
-      const before = [...new Set([one, levels.at(-1)!])].map((level) => {
+      const before = [...new Set([one, all])].map((level) => {
         return entry('untuned', { ...untuned(mixer, level), mixer: 'untuned' }); // a name of its own: weights are shared by name
       });
       return [...own.map((conversion) => entry(mixer, conversion)), ...before];
     }
-    const some = mixer === 'window' && trained ? levels.filter((level) => 2 * level >= llama.convertible) : levels;
+    const some = mixer === 'window' && trained ? [...new Set([half, one, all])] : levels;
     const own = mixer === 'foldable' || mixer === 'window' ? some : [one];
     return own.map((level) => entry(mixer, untuned(mixer, level)));
   });
@@ -69,8 +72,6 @@ export function checkLevels(levels: readonly number[], { name, convertible }: Ch
   });
 }
 
-// All but the recall layers, where known; else the level closest to half.
-function ablationLevel({ convertible, kept }: Checkpoint, levels: readonly number[]): number {
-  const wanted = kept > 0 ? convertible - kept : convertible / 2;
+function closest(levels: readonly number[], wanted: number): number {
   return [...levels].sort((a, b) => Math.abs(a - wanted) - Math.abs(b - wanted))[0]!;
 }
