@@ -8,9 +8,8 @@ import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
-import { windowAttention } from './kernels/softmax-attention.js';
 import { emitLinear } from './lower-linear.js';
-import { statePart, turnedKeys } from './lower-state.js';
+import { lowerWindow, statePart, turnedKeys } from './lower-state.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
@@ -21,7 +20,7 @@ interface Stream {
 }
 
 export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>): Operand {
-  const { operand, emit, type } = builder;
+  const { operand, emit } = builder;
   const { heads, form, outputNorm } = node;
   const shape = shapeOf(builder, node, heads);
   const stream = { k: operand(node.k), v: operand(node.v), gates: operand(node.gates) };
@@ -45,22 +44,9 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
   const window = { size: form.exact.window, sinks: form.exact.sinks };
   const attention = { heads, kvHeads: form.kvHeads, headDim: form.headDim, scale: node.scale, rope: form.rope };
   const [keys, values] = [statePart(node.state, 1), statePart(node.state, 2)];
-  emit(
-    windowAttention(attention, window, type, { outputNorm }),
-    [
-      q.ref,
-      ...ropeRef(form.rope),
-      turned.ref,
-      stream.v.ref,
-      keys,
-      values,
-      sums,
-      vector(form.exact.logWeight),
-      ...norm,
-      y.ref,
-    ],
-    (view) => [view.tokens, heads, 1],
-  );
+  const parts = { q, k: turned.ref, v: stream.v.ref, keys, values };
+  const join = { outputNorm, buffers: [sums, vector(form.exact.logWeight)], norm };
+  lowerWindow(builder, attention, window, parts, y, join);
   keepExact(builder, shape, { ...stream, k: turned }, node.state, false);
   return y;
 }

@@ -1,13 +1,13 @@
 import type { NodeOf } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
-import { append, keep } from './kernels/cache.js';
+import { append, keep, type Window } from './kernels/cache.js';
 import { causalConv, convSize, convState } from './kernels/causal-conv.js';
 import type { Grid } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
 import { scanSize, selectiveScan } from './kernels/selective-scan.js';
-import { cachedAttention, windowAttention } from './kernels/softmax-attention.js';
+import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
 import { headsTogether, joinSplits, splitAttention, splittable } from './kernels/split-attention.js';
-import { tileAttention, tileable } from './kernels/tile-attention.js';
+import { tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
@@ -25,8 +25,7 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
     return y;
   }
   const turned = turnedKeys(builder, node, k);
-  const buffers = [q.ref, ...ropeRef(rope), turned.ref, v.ref, keys, values, y.ref];
-  emit(windowAttention(node, window, type), buffers, (view) => [view.tokens, heads, 1]);
+  lowerWindow(builder, node, window, { q, k: turned.ref, v: v.ref, keys, values }, y);
   emit(keep(kvHeads, headDim, window, type, type), [turned.ref, keys], perElement(k));
   emit(keep(kvHeads, headDim, window, type, type), [v.ref, values], perElement(v));
   return y;
@@ -34,12 +33,13 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
 
 /** Short rows split over the cache, long rows in tiles, where the device and the head width allow it. */
 function lowerCached(
-  { type, traits, temp, emit }: Builder,
+  builder: Builder,
   node: NodeOf<'softmaxAttention'>,
   q: Operand,
   cache: readonly BufferRef[],
   y: Operand,
 ): void {
+  const { type, traits, temp, emit } = builder;
   const { heads, headDim, rope } = node;
   const ropes = ropeRef(rope);
   const split = splittable(node, type, traits.lanes);
@@ -50,18 +50,53 @@ function lowerCached(
     emit(joinSplits(node, type), [parts, y.ref], (view) => [view.singles, heads, 1]);
   }
   if (traits.matrices && tileable(node)) {
-    let turned = q.ref;
-    if (rope) {
-      turned = temp(q.width);
-      const all = perElement(q);
-      const longOnly = (view: View): Grid => (view.tiles === 0 ? [0, 0, 0] : all(view));
-      emit(rotate(rope, headDim, q, type), [q.ref, ...ropes, turned], longOnly);
-    }
+    const turned = turnedQueries(builder, node, q);
     emit(tileAttention(node), [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
     return;
   }
   const some = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : [view.tokens, heads, 1]);
   emit(cachedAttention(node, type, split), [q.ref, ...ropes, ...cache, y.ref], some);
+}
+
+/** Queries of long rows after rotation: q itself without rope. */
+function turnedQueries(builder: Builder, { rope, headDim }: AttentionShape, q: Operand): BufferRef {
+  if (!rope) return q.ref;
+  const turned = builder.temp(q.width);
+  const all = perElement(q);
+  const longOnly = (view: View): Grid => (view.tiles === 0 ? [0, 0, 0] : all(view));
+  builder.emit(rotate(rope, headDim, q, builder.type), [q.ref, ...ropeRef(rope), turned], longOnly);
+  return turned;
+}
+
+/** Keys (turned) and values of the step and of the ring. */
+interface WindowParts {
+  readonly q: Operand;
+  readonly k: BufferRef;
+  readonly v: BufferRef;
+  readonly keys: BufferRef;
+  readonly values: BufferRef;
+}
+
+/** Joined with the sums of a dual state where there is a `join`. Long rows in tiles, where device and head width allow it. */
+export function lowerWindow(
+  builder: Builder,
+  shape: AttentionShape,
+  window: Window,
+  { q, k, v, keys, values }: WindowParts,
+  y: Operand,
+  join?: Join & { readonly buffers: readonly BufferRef[]; readonly norm: readonly BufferRef[] },
+): void {
+  const { emit, type, traits } = builder;
+  const { heads, rope } = shape;
+  const tiled = traits.matrices && tileable(shape) && !join?.outputNorm;
+  const joined = join ? [...join.buffers, ...join.norm] : [];
+  const some = ({ tokens, singles }: View): Grid => (tiled && singles === 0 ? [0, 0, 0] : [tokens, heads, 1]);
+  const buffers = [q.ref, ...ropeRef(rope), k, v, keys, values, ...joined, y.ref];
+  emit(windowAttention(shape, window, type, join, tiled), buffers, some);
+  if (!tiled) return;
+  const turned = turnedQueries(builder, shape, q);
+  const kernel = tileWindow(shape, window, join !== undefined);
+  emit(kernel, [turned, k, v, keys, values, ...joined, y.ref], ({ tiles }) => [tiles, heads, 1]);
 }
 
 /** The keys of the step after rotation: k itself without rope. */

@@ -1,6 +1,7 @@
-import { type DualForm, fromFloat16, ringIndex, toFloat16 } from '@dsla/spec';
+import { type DualForm, fromFloat16, type Rope, ringIndex, toFloat16 } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { openRunner } from './kernel-runner.js';
+import { append } from './kernels/cache.js';
 import { cumulate } from './kernels/dual-chunks.js';
 import type { DualShape } from './kernels/dual-linear-attention.js';
 import {
@@ -14,7 +15,8 @@ import {
 import { featureTiles } from './kernels/feature-tiles.js';
 import { chunkTokens } from './kernels/kernel.js';
 import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
-import { tileAttention } from './kernels/tile-attention.js';
+import { rotate } from './kernels/rope.js';
+import { tileAttention, tileWindow } from './kernels/tile-attention.js';
 import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();
@@ -111,6 +113,75 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
       }
     }
     expect(ratio(got, want)).toBeLessThan(1e-3);
+  });
+
+  it.each([false, true])('a window in tiles, joined: %s', async (join) => {
+    const [past, count, headDim] = [90, 100, 32];
+    const window = { size: 40, sinks: 3 };
+    const runner = await openRunner([{ slot: 0, past, count }]);
+    const [q, k, v] = [1, 2, 3].map((seed) => halves(count * headDim, seed, 2)) as [Halves, Halves, Halves];
+    const [keys, values] = [4, 5].map((seed) => halves(43 * headDim, seed, 2)) as [Halves, Halves];
+    const sums = Float32Array.from({ length: count * (headDim + 1) }, (_, i) => 2 + Math.sin(i));
+    const weight = Float32Array.of(-0.5);
+    const y = runner.buffer(new Uint32Array((count * headDim) / 2));
+    const buffers = [q, k, v, keys, values].map(({ words }) => runner.buffer(words));
+    const joined = join ? [runner.buffer(sums), runner.buffer(weight)] : [];
+    const shape = { heads: 1, kvHeads: 1, headDim, scale: headDim ** -0.5 };
+    await runner.run(tileWindow(shape, window, join), [...buffers, ...joined, y], [runner.view.tiles, 1, 1]);
+    const want = [...Array(count).keys()].flatMap((t) => {
+      const at = past + t;
+      const seen = [...Array(at + 1).keys()].filter((j) => at - j < window.size || j < window.sinks);
+      const of = (ring: Halves, step: Halves, j: number): Float32Array => {
+        const [from, place] = j < past ? [ring, ringIndex(j, window.size, window.sinks)] : [step, j - past];
+        return from.numbers.subarray(place * headDim, (place + 1) * headDim);
+      };
+      const query = q.numbers.subarray(t * headDim, (t + 1) * headDim);
+      const scores = seen.map((j) => of(keys, k, j).reduce((sum, x, c) => sum + x * query[c]!, 0) / Math.sqrt(headDim));
+      const top = Math.max(...scores);
+      const weights = scores.map((score) => Math.exp(score - top));
+      const share = join ? Math.exp(weight[0]!) : 0;
+      const divisor = weights.reduce((a, b) => a + b, 0) + share * sums[t * (headDim + 1) + headDim]!;
+      return [...query].map((_, c) => {
+        const exact = seen.reduce((sum, j, n) => sum + weights[n]! * of(values, v, j)[c]!, 0);
+        return (exact + share * sums[t * (headDim + 1) + c]!) / divisor;
+      });
+    });
+    expect(ratio(fromFloat16(new Uint16Array(await runner.read(y))), want)).toBeLessThan(1e-3);
+  });
+
+  it('keys are turned in words', async () => {
+    const [past, count, headDim, heads, capacity] = [5, 3, 12, 2, 10];
+    const rope: Rope = { rotaryDim: 8, frequencies: [1, 0.5, 0.25, 0.125] };
+    const runner = await openRunner([{ slot: 1, past, count }]);
+    const [k, v] = [1, 2].map((seed) => halves(count * heads * headDim, seed, 2)) as [Halves, Halves];
+    const table = Float32Array.from({ length: 16 * 8 }, (_, i) => {
+      const angle = Math.floor(i / 8) * rope.frequencies[Math.floor(i / 2) % 4]!;
+      return i % 2 === 0 ? Math.cos(angle) : Math.sin(angle);
+    });
+    const want = [...k.numbers].map((own, i) => {
+      const c = i % headDim;
+      if (c >= 8) return own;
+      const angle = (past + Math.floor(i / (heads * headDim))) * rope.frequencies[c % 4]!;
+      const other = k.numbers[c < 4 ? i + 4 : i - 4]!;
+      return own * Math.cos(angle) + (c < 4 ? -other : other) * Math.sin(angle);
+    });
+    const empty = () => runner.buffer(new Uint32Array(heads * capacity * headDim));
+    const [turned, keys, values] = [runner.buffer(new Uint32Array(k.words.length)), empty(), empty()];
+    const [ks, ropes] = [runner.buffer(k.words), runner.buffer(table)];
+    const type = { width: heads * headDim, type: 'f16' } as const;
+    await runner.run(rotate(rope, headDim, type, 'f16'), [ks, ropes, turned], [1, 1, 1]);
+    const info = runner.buffer(new Uint32Array([capacity]));
+    const buffers = [ks, runner.buffer(v.words), ropes, info, keys, values];
+    await runner.run(append(heads, headDim, 'f16', rope), buffers, [1, 1, 1]);
+    const read = async (buffer: GPUBuffer) => fromFloat16(new Uint16Array(await runner.read(buffer)));
+    expect(ratio(await read(turned), want)).toBeLessThan(5e-4);
+    const [allKeys, allValues] = [await read(keys), await read(values)];
+    for (let t = 0; t < count; t++)
+      for (let head = 0; head < heads; head++) {
+        const [at, entry] = [(t * heads + head) * headDim, ((heads + head) * capacity + past + t) * headDim];
+        expect(ratio(allKeys.subarray(entry, entry + headDim), want.slice(at, at + headDim))).toBeLessThan(5e-4);
+        expect([...allValues.subarray(entry, entry + headDim)]).toEqual([...v.numbers.subarray(at, at + headDim)]);
+      }
   });
 
   it.each(['query', 'key'] as const)('features of a %s', async (of) => {

@@ -1,7 +1,7 @@
 import type { Rope } from '@dsla/spec';
 import { elementwiseSize } from './elementwise.js';
 import { type Element, type Kernel, kernel } from './kernel.js';
-import { ropeBuffer, ropeFunctions } from './rope.js';
+import { inWords, ropeBuffer, ropeFunctions, turnWord } from './rope.js';
 
 export interface Window {
   readonly size: number;
@@ -22,6 +22,7 @@ const each = (width: number) => `  let i = (group.y * groups.x + group.x) * ${el
 /** Keys (turned here) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens. */
 export function append(kvHeads: number, headDim: number, type: Element, rope?: Rope): Kernel {
   const width = kvHeads * headDim;
+  if (rope && inWords(rope, headDim, type)) return appendWords(kvHeads, headDim, rope);
   const key = rope ? 'turn(f32(k[at]), f32(k[at - c + partner(c)]), c, token.z, 1.0)' : 'k[at]';
   return kernel({
     name: 'append',
@@ -40,6 +41,36 @@ export function append(kvHeads: number, headDim: number, type: Element, rope?: R
   let at = token.x * ${width}u + feature;
   let entry = ((row.x * ${kvHeads}u + feature / ${headDim}u) * info[0] + token.z) * ${headDim}u + c;
   keys[entry] = ${type}(${key});
+  values[entry] = v[at];`,
+  });
+}
+
+/** Two neighbours a thread: half of the threads have nothing to do. */
+function appendWords(kvHeads: number, headDim: number, rope: Rope): Kernel {
+  const words = (kvHeads * headDim) / 2;
+  return kernel({
+    name: 'append',
+    buffers: {
+      k: ['u32', 'read'],
+      v: ['u32', 'read'],
+      ...ropeBuffer,
+      info: ['u32', 'read'],
+      keys: ['u32', 'write'],
+      values: ['u32', 'write'],
+    },
+    module: ropeFunctions(rope),
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${words}u) { return; }
+  let token = token_at(i / ${words}u);
+  let feature = i % ${words}u * 2u;
+  let c = feature % ${headDim}u;
+  let at = token.x * ${words}u + feature / 2u;
+  let head = row_at(token.y).x * ${kvHeads}u + feature / ${headDim}u;
+  let entry = ((head * info[0] + token.z) * ${headDim}u + c) / 2u;
+  let own = unpack2x16float(k[at]);
+  let other = unpack2x16float(k[at - c / 2u + partner(c) / 2u]);
+  keys[entry] = pack2x16float(${turnWord('own', 'other', 'token.z')});
   values[entry] = v[at];`,
   });
 }

@@ -36,7 +36,11 @@ ${eight.map((n) => `    sum += d${n};\n    if (t + ${n}u < count) { decay[(first
   });
 }
 
-/** scores [tokens, heads, 64]: A, one workgroup a tile and head, 4 by 4 entries a thread. */
+// Blocks of 16 by 16 of a tile, (row, column): below the diagonal, on it, above it, so that a subgroup has alike ones.
+const blockList = ['1, 0', '2, 0', '2, 1', '3, 0', '3, 1', '3, 2', '0, 0', '1, 1', '2, 2', '3, 3'];
+const emptyBlocks = ['0, 1', '0, 2', '0, 3', '1, 2', '1, 3', '2, 3'];
+
+/** scores [tokens, heads, 64]: A, one workgroup a tile and head, 4 by 4 entries a thread, a block of 16 by 16 in 16 threads. */
 export function chunkScores({ heads, form, width, type }: DualShape, mixPerHead: boolean): Kernel {
   const { states, kvHeads, headDim, gate } = form;
   const vector = gate === 'vector';
@@ -73,6 +77,7 @@ ${four.map((j) => `          acc[${j}] += q${j} * keys_here * exp(min(lq${j} - v
       scores: ['f32', 'write'],
     },
     module: `${mixFunction(states, mixPerHead)}
+const blocks = array(${[...blockList, ...emptyBlocks].map((at) => `vec2u(${at})`).join(', ')});
 var<workgroup> qs: array<f32, ${chunk * depth}>; // [tokens, depth]
 var<workgroup> ks: array<f32, ${chunk * depth}>;
 ${vector ? `var<workgroup> ls: array<f32, ${states * chunk * depth}>; // [states, tokens, depth]` : ''}`,
@@ -81,9 +86,10 @@ ${vector ? `var<workgroup> ls: array<f32, ${states * chunk * depth}>; // [states
   let first = row_at(tile.x).z + tile.y;
   let head = group.y;
   let kv = head / ${heads / kvHeads}u;
-  let row = lane / 16u * 4u;
-  let column = lane % 16u * 4u;
-  let apart = row / 16u > column / 16u;
+  let block = blocks[lane / 16u] * 16u;
+  let row = block.x + lane % 16u / 4u * 4u;
+  let column = block.y + lane % 4u * 4u;
+  let apart = block.x > block.y;
 ${is.map((i) => `  let mixed${i} = gamma(head, ${i}u);`).join('\n')}
   var acc: array<vec4f, 4>;
   for (var c0 = 0u; c0 < ${width}u; c0 += ${depth}u) {
@@ -97,7 +103,7 @@ ${is.map((i) => `  let mixed${i} = gamma(head, ${i}u);`).join('\n')}
 ${vector ? is.map((i) => `      ls[${i * chunk * depth}u + e] = ${logDecay(i, 't', 'channel')};`).join('\n') : ''}
     }
     workgroupBarrier();
-    for (var d = 0u; d < ${depth}u; d++) {
+    for (var d = 0u; d < ${depth}u && block.x >= block.y; d++) {
 ${four.map((j) => `      let q${j} = qs[(row + ${j}u) * ${depth}u + d];`).join('\n')}
 ${four.map((j) => `      let k${j} = ks[(column + ${j}u) * ${depth}u + d];`).join('\n')}
 ${vector ? vectorStep : four.map((j) => `      acc[${j}] += q${j} * vec4f(k0, k1, k2, k3);`).join('\n')}
