@@ -106,7 +106,8 @@ async function tried(
     const copied = { toDevice: now.toDevice - traffic.toDevice, toHost: now.toHost - traffic.toHost };
     const milliseconds: Statistics = statistics(samples);
     const inSessions = statistics(computed).median;
-    print({ test, plan, tokens, batch, milliseconds, inSessions, copied, free: device.binding.available() });
+    const { replayed } = device.binding;
+    print({ test, plan, tokens, batch, milliseconds, inSessions, replayed, copied, free: device.binding.available() });
   } catch (error) {
     print({ test, plan, tokens, batch, error: String(error).slice(0, 300) });
   } finally {

@@ -11,6 +11,8 @@ export interface Thread {
   again(): Promise<unknown>;
   /** How long the last commands took where they were executed, in microseconds. */
   readonly computed: number;
+  /** The last commands were not issued one by one but launched as a recorded graph. */
+  readonly replayed: boolean;
   /** A request that cannot fail and gets no answer. */
   tell(request: { readonly kind: string } & Readonly<Record<string, unknown>>, transfer?: readonly ArrayBuffer[]): void;
   close(): Promise<void>;
@@ -32,7 +34,7 @@ interface Reply {
 }
 
 /** Cells of the memory that both threads see, by which a request can be rung for instead of sent. */
-const cell = { line: 0, id: 1, done: 2, microseconds: 3, sent: 4 };
+const cell = { line: 0, id: 1, done: 2, microseconds: 3, sent: 4, replayed: 5 };
 /** The line says `listening` or `deaf` by the computing thread, `rung` by the caller, who finds it listening. */
 const says = { deaf: 0, listening: 1, rung: 2 };
 
@@ -126,6 +128,9 @@ export async function startThread(
     again: () => request(ring),
     get computed() {
       return cells[cell.microseconds]!;
+    },
+    get replayed() {
+      return cells[cell.replayed] === 1;
     },
     tell: (request, transfer = []) => worker.postMessage(request, [...transfer]),
     async close() {

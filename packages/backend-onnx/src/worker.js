@@ -190,6 +190,7 @@ function openCuda(koffi, { runtime, stream, runOptions, turn }) {
     if (instance !== undefined) destroyInstance(instance);
     instance = undefined;
     repeats = 0;
+    cells[cell.replayed] = 0;
   };
   /** Alone among the threads of this process; what was begun is finished also when it fails. */
   const alone = (work) => {
@@ -219,6 +220,7 @@ function openCuda(koffi, { runtime, stream, runOptions, turn }) {
       alone(() => {
         repeats += 1;
         if (repeats === 2) instance = record(issue);
+        cells[cell.replayed] = Number(instance !== undefined);
         if (instance === undefined) issue();
         else launch(instance, stream);
       });

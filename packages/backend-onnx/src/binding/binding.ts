@@ -100,6 +100,8 @@ export interface Binding {
   execute(commands: Commands): Promise<void>;
   /** How long the last commands took on the computing thread, in microseconds. */
   readonly computed: number;
+  /** The last commands were not issued one by one but launched as a recorded graph. */
+  readonly replayed: boolean;
   close(): Promise<void>;
 }
 

@@ -213,6 +213,10 @@ class CApi implements Binding {
     return this.#thread.computed;
   }
 
+  get replayed(): boolean {
+    return this.#thread.replayed;
+  }
+
   async close(): Promise<void> {
     if (this.#cuda) await this.#thread.ask({ kind: 'forget' }).catch(() => undefined); // it may be lost
     await this.#thread.close();

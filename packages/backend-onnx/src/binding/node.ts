@@ -72,6 +72,7 @@ class NodeBinding implements Binding {
   readonly dialect: Dialect = onCpu;
   readonly standIn = undefined;
   readonly traffic = undefined;
+  readonly replayed = false;
   readonly lost: Promise<Error>;
   readonly #thread: Thread;
 
