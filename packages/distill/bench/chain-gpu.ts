@@ -67,6 +67,7 @@ await using student = await openStudent(base, { device, mixer: { name, options }
 const started = performance.now();
 let tokens = 0;
 let levels: readonly LevelResult[] = [];
+const driverTool = 'nvidia-smi';
 /** What the driver says of the GPU: name, driver, memory in use in MiB; nothing without one. */
 const gpu = smi('name,driver_version');
 let gpuMiB = 0;
@@ -93,7 +94,7 @@ function writeResult(): void {
 
 function smi(query: string): string | undefined {
   try {
-    return execFileSync('nvidia-smi', [`--query-gpu=${query}`, '--format=csv,noheader,nounits'], {
+    return execFileSync(driverTool, [`--query-gpu=${query}`, '--format=csv,noheader,nounits'], {
       encoding: 'utf8',
     }).trim();
   } catch {

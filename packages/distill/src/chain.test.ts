@@ -145,6 +145,20 @@ describe('chain', () => {
     const nothing = run(await temporaryFolder(), { recipe: { ...recipe, train: ['norm'] } });
     await expect(nothing).rejects.toThrow(/recipe.train must name some of .*gate.weight, gate.bias, mix, got \[norm\]/);
   });
+
+  it('gives weights rates of their own', async () => {
+    const moved = async (rates: Record<string, number>) => {
+      const out = await temporaryFolder();
+      await run(out, { level: 1, recipe: { ...recipe, rates } });
+      const [tensor] = [...(await tunedIn(out))].flatMap(([name, value]) =>
+        name.endsWith('.log_weight') ? [value] : [],
+      );
+      return Math.abs(tensor!.data[0]! - options.logWeight);
+    };
+    expect(await moved({ log_weight: 0 })).toBe(0);
+    const [slow, fast] = [await moved({}), await moved({ log_weight: 10 })];
+    expect(fast).toBeGreaterThan(3 * slow);
+  });
 });
 
 describe('the published variant', () => {
