@@ -17,7 +17,7 @@ interface Attention extends Timed {
   readonly kernel: string;
   readonly teraflops: number;
   readonly rms: number | null;
-  readonly session: string;
+  readonly run: string;
 }
 interface Operator extends Timed {
   readonly operator: string;
@@ -50,7 +50,7 @@ const attention = table(
     a.milliseconds.toFixed(2),
     a.teraflops.toFixed(0),
     a.rms?.toExponential(1) ?? '',
-    a.session,
+    a.run,
   ]),
 );
 const own = new Set([

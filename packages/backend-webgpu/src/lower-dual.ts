@@ -4,6 +4,7 @@ import { keep } from './kernels/cache.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import * as dual from './kernels/dual-linear-attention.js';
 import * as chunks from './kernels/dual-matrices.js';
+import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
@@ -145,7 +146,7 @@ function lowerMatrices(
   emit(chunks.scanChunks(shape, replay), [decay, parts, target], scan, replay);
   if (!queries) return;
   const { mix, sums, own } = queries;
-  const kernel = chunks.chunkOutputs(shape, shapeOf(mix)[0]! > 1, own?.scale);
+  const kernel = chunkOutputs(shape, shapeOf(mix)[0]! > 1, own?.scale);
   const buffers = [queries.phi, phi, v, decay, vector(mix), parts, ...inner, own?.y ?? sums];
   emit(kernel, buffers, ({ tiles }) => [tiles, heads, 1]);
 }

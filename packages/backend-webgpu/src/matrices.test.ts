@@ -4,14 +4,8 @@ import { openRunner } from './kernel-runner.js';
 import { append } from './kernels/cache.js';
 import { cumulate } from './kernels/dual-chunks.js';
 import type { DualShape } from './kernels/dual-linear-attention.js';
-import {
-  chunkOutputs,
-  chunkStates,
-  chunkWidth,
-  scanChunks,
-  scanGroups,
-  statesGroups,
-} from './kernels/dual-matrices.js';
+import { chunkStates, chunkWidth, scanChunks, scanGroups, statesGroups } from './kernels/dual-matrices.js';
+import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
 import { chunkTokens } from './kernels/kernel.js';
 import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
