@@ -7,7 +7,7 @@ import type { DualShape } from './kernels/dual-linear-attention.js';
 import { chunkStates, chunkWidth, scanChunks, scanGroups, statesGroups } from './kernels/dual-matrices.js';
 import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
-import { chunkTokens } from './kernels/kernel.js';
+import { chunkTokens, type Element } from './kernels/kernel.js';
 import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
 import { rotate } from './kernels/rope.js';
 import { tileAttention, tileWindow } from './kernels/tile-attention.js';
@@ -47,24 +47,31 @@ const plain = {
 
 describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ? ` (${obstacle})` : ''}`, () => {
   const small: MatrixShape = { ...matrixShape, items: 32, outputs: 64, subgroupItems: 16, subgroupOutputs: 32 };
-  const variants: MatrixShape[] = [small, { ...small, depth: 16, rounds: 2 }];
-  it.each(variants)('products %o', async (shape) => {
-    const [count, width, out] = [37, 88, 104];
+  const variants: [shape: MatrixShape, type: Element, width: number][] = [
+    [small, 'f16', 88],
+    [small, 'f32', 88],
+    [{ ...small, depth: 16, rounds: 2 }, 'f16', 96],
+    [matrixShape, 'f16', 64],
+  ];
+  it.each(variants)('products %o to %s of width %i', async (shape, type, width) => {
+    const [count, out] = [37, 104];
     const runner = await openRunner([{ slot: 0, past: 0, count }]);
     const [x, w] = [halves(count * width, 1), halves(out * width, 2)];
-    const y = runner.buffer(new Uint32Array((count * out) / 2));
-    const value = { width: out, type: 'f16' } as const;
-    const kernel = linearMatrix('token', value, { width, type: 'f16' }, false, shape);
-    const buffers = [runner.buffer(x.words), runner.buffer(w.words), y];
+    const bias = Float32Array.from({ length: out }, (_, o) => Math.cos(o));
+    const y = runner.buffer(new Float32Array(count * out));
+    const kernel = linearMatrix('token', { width: out, type }, { width, type: 'f16' }, true, shape);
+    const buffers = [runner.buffer(x.words), runner.buffer(w.words), runner.buffer(bias), y];
     await runner.run(kernel, buffers, [Math.ceil(out / shape.outputs), Math.ceil(count / shape.items), 1]);
     const want: number[] = [];
     for (let t = 0; t < count; t++)
       for (let o = 0; o < out; o++) {
-        let sum = 0;
+        let sum = bias[o]!;
         for (let k = 0; k < width; k++) sum += x.numbers[t * width + k]! * w.numbers[o * width + k]!;
         want.push(sum);
       }
-    expect(ratio(fromFloat16(new Uint16Array(await runner.read(y))), want)).toBeLessThan(5e-4);
+    const read = await runner.read(y);
+    const got = type === 'f16' ? fromFloat16(new Uint16Array(read)) : new Float32Array(read);
+    expect(ratio(got, want)).toBeLessThan(type === 'f16' ? 5e-4 : 1e-5);
   });
 
   const shapes = [
