@@ -2,8 +2,9 @@ import { parseArgs } from 'node:util';
 import { findAdapter, loadGpu, must } from '../src/adapter.js';
 import { Memory, Pool } from '../src/buffers.js';
 import { openGpu } from '../src/device.js';
-import { linearVector, type VectorShape, vectorGroups, vectorShape } from '../src/kernels/linear-vector.js';
+import { linearVector, vectorGroups, vectorShape } from '../src/kernels/linear-vector.js';
 import { bytesOf, type Format } from '../src/kernels/quantise.js';
+import type { VectorShape } from '../src/kernels/vector-options.js';
 import { Pipelines } from '../src/pipelines.js';
 import { Views } from '../src/view.js';
 

@@ -13,15 +13,8 @@ import type { Format } from './kernels/quantise.js';
 import { lower } from './lower.js';
 import type { Pipeline, Pipelines } from './pipelines.js';
 import type { Op, Program } from './program.js';
-import type { Recording } from './recording.js';
+import type { Command, Recording } from './recording.js';
 import type { Weights } from './weights.js';
-
-/** A dispatch with its pipeline and the bind groups of the buffers it met lately. */
-export interface Command {
-  readonly op: Op;
-  readonly pipeline: Pipeline;
-  readonly groups: { readonly buffers: readonly GPUBuffer[]; readonly group: GPUBindGroup }[];
-}
 
 export class WebgpuLayer implements AttentionLayer {
   readonly graph: LayerGraph;

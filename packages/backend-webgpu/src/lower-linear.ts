@@ -5,15 +5,9 @@ import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
 import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
-import {
-  hasVector,
-  linearVector,
-  type VectorPart,
-  vectorGroups,
-  vectorItems,
-  vectorShape,
-} from './kernels/linear-vector.js';
+import { hasVector, linearVector, vectorGroups, vectorItems, vectorShape } from './kernels/linear-vector.js';
 import { dequantise, dequantiseGrid, type Format, isQuantised } from './kernels/quantise.js';
+import type { VectorPart } from './kernels/vector-options.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 

@@ -1,8 +1,14 @@
 import type { Grid } from './kernels/kernel.js';
-import type { Command } from './layer.js';
 import type { Pipeline } from './pipelines.js';
-import type { BufferRef } from './program.js';
+import type { BufferRef, Op } from './program.js';
 import type { View } from './view.js';
+
+/** A dispatch with its pipeline and the bind groups of the buffers it met lately. */
+export interface Command {
+  readonly op: Op;
+  readonly pipeline: Pipeline;
+  readonly groups: { readonly buffers: readonly GPUBuffer[]; readonly group: GPUBindGroup }[];
+}
 
 /** A dispatch with all that it needs. */
 export interface Dispatch {

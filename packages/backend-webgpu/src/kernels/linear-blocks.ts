@@ -1,6 +1,6 @@
 import { itemAt } from './kernel.js';
-import type { VectorOptions, VectorPart } from './linear-vector.js';
 import { blockSize, type Quantised, scaleOf } from './quantise.js';
+import type { VectorOptions, VectorPart } from './vector-options.js';
 
 // The inside of a matrix-vector kernel (linear-vector.ts) whose matrices are quantised. Each workgroup first makes blocks of 8 bits
 // of x, with a float32 scale each; then a load of a matrix takes products of four integers at a time (the way of llama.cpp's

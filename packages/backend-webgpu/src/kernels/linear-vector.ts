@@ -1,46 +1,13 @@
-import type { NodeOf } from '@dsla/spec';
 import { activationFunctions, activationName, type Shape } from './elementwise.js';
-import { type Domain, type Element, float, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
+import { type Element, float, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
 import { blocksBytes, blocksLoads, blocksLoop, blocksModule, blocksOfX } from './linear-blocks.js';
 import { blockSize, type Format, isQuantised } from './quantise.js';
-
-type Activation = NodeOf<'activate'>['fn'];
-
-/**
- * How the work is cut: `items` at a time; `rows` outputs a team of `team` subgroups of `lanes`, which share the width of x.
- */
-export interface VectorShape {
-  readonly items: number;
-  readonly rows: number;
-  readonly team: number;
-  readonly lanes: number;
-}
+import type { VectorOptions, VectorPart, VectorShape } from './vector-options.js';
 
 const size = 128;
 
 /** Features that one load takes: 16 bytes. The width of x must be a multiple of it. */
 export const loadWidth: Readonly<Record<Element, number>> = { f32: 4, f16: 8 };
-
-/** A product of the kernel: its output, and whether it has a bias. */
-export interface VectorPart {
-  readonly y: Shape;
-  readonly bias: boolean;
-  /** y = f(x W^T) * (x U^T): the gate of a feed-forward block. */
-  readonly gate?: Activation | undefined;
-  /** y = z + x W^T with another value z, or y += x W^T. */
-  readonly add?: Shape | 'own' | undefined;
-}
-
-export interface VectorOptions {
-  readonly domain: Domain;
-  readonly x: Shape;
-  /** Of the matrices: the type of x, or quantised. */
-  readonly format: Format;
-  readonly parts: readonly VectorPart[];
-  readonly shape: VectorShape;
-  /** Takes the RMS norm of x instead of x. */
-  readonly eps?: number | undefined;
-}
 
 /**
  * y = x W^T + b for a few items and one or more W: each W is read once for all items, 16 bytes a lane at a time. Sums are
