@@ -55,8 +55,11 @@ export class Weights {
     try {
       if (isQuantised(type)) {
         const plain = await this.#load(source, name, this.#type);
-        await this.#quantise(type, plain, buffer, count);
-        this.#memory.give(plain);
+        try {
+          await this.#quantise(type, plain, buffer, count);
+        } finally {
+          this.#memory.give(plain);
+        }
         return buffer;
       }
       const { data } = await source.read(name, type);
