@@ -1,4 +1,4 @@
-import type { Node, NodeOf, StatePart, Weight } from '@dsla/spec';
+import { type Node, type NodeOf, operandsOf, type StatePart, type Weight } from '@dsla/spec';
 import { type Dialect, partType } from './dialect.js';
 import { type Dims, GraphBuilder, type Ref } from './emit.js';
 import { invalid } from './errors.js';
@@ -6,7 +6,7 @@ import type { Control, Derivation, Lowering, Port, Source, Table } from './lower
 import { isStateful, lowerStateful } from './nodes/stateful.js';
 import { lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
 import { float } from './protobuf.js';
-import { readsOf, type Tape } from './tape.js';
+import type { Tape } from './tape.js';
 
 /** One ONNX model and what its inputs and outputs stand for. */
 export interface Model {
@@ -60,7 +60,7 @@ class ModelWriter implements Lowering {
     if (ref === undefined) return;
     this.#made.set(index, ref);
     const wanted = nodes.some(
-      (user, at) => (user.op === 'output' || !inside.includes(at)) && readsOf(user).includes(index),
+      (user, at) => (user.op === 'output' || !inside.includes(at)) && operandsOf(user).includes(index),
     );
     if (wanted) this.#send({ ...this.#valuePort(index), name: `out ${index}` }, ref);
   }
@@ -79,7 +79,7 @@ class ModelWriter implements Lowering {
     const { nodes } = this.#tape.graph;
     const sum = nodes[index]!;
     if (sum.op !== 'add') return undefined;
-    const at = inside.find((user) => nodes[user]!.op === 'rmsNorm' && readsOf(nodes[user]!)[0] === index);
+    const at = inside.find((user) => nodes[user]!.op === 'rmsNorm' && operandsOf(nodes[user]!)[0] === index);
     if (at === undefined) return undefined;
     const norm = nodes[at] as NodeOf<'rmsNorm'>;
     const operands = [this.#value(sum.a), this.#value(sum.b), this.weight(norm.weight)];

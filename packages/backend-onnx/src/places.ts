@@ -1,6 +1,7 @@
+import { operandsOf } from '@dsla/spec';
 import { invalid } from './errors.js';
 import { isStateful } from './nodes/stateful.js';
-import { readsOf, type Tape } from './tape.js';
+import type { Tape } from './tape.js';
 
 /** How many vectors a value has: one a token of the served rows, or (after lastToken) one a row. */
 export type Place = 'token' | 'row';
@@ -13,7 +14,7 @@ export function placesOf({ graph }: Tape, input: (name: string) => Place): Place
   const places: Place[] = [];
   graph.nodes.forEach((node, index) => {
     const where = `${graph.name} node ${index} (${node.op})`;
-    const operands = readsOf(node).map((value) => places[value]!);
+    const operands = operandsOf(node).map((value) => places[value]!);
     const [first = 'token'] = operands;
     if (operands.some((place) => place !== first))
       throw invalid(where, 'operands must all be per token or all per row', operands);

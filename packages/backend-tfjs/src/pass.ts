@@ -1,10 +1,9 @@
-import { isDslaError, type LayerGraph, type Node, type Value, type Weight, weightsOf } from '@dsla/spec';
+import { isDslaError, type LayerGraph, type Node, operandsOf, type Value, type Weight, weightsOf } from '@dsla/spec';
 import type { Tensor } from '@tensorflow/tfjs-core';
 import * as tf from '@tensorflow/tfjs-core';
 import { backward } from './backward.js';
 import type { Frame } from './frame.js';
 import { evaluate } from './lower.js';
-import { operandsOf } from './operands.js';
 import { failed } from './run.js';
 
 // Reverse mode over a tape: the forward pass keeps the values that some gradient reads, the backward pass visits the nodes

@@ -1,10 +1,9 @@
-import { DslaError, isDslaError, type LayerGraph, type NodeOf, type Row } from '@dsla/spec';
+import { DslaError, isDslaError, type LayerGraph, type NodeOf, operandsOf, type Row } from '@dsla/spec';
 import type { Tensor } from '@tensorflow/tfjs-core';
 import * as tf from '@tensorflow/tfjs-core';
 import type { Frame } from './frame.js';
 import { plainOf, statefulOf } from './lower.js';
 import { foldState } from './nodes/fold-state.js';
-import { operandsOf } from './operands.js';
 import { stack } from './values.js';
 
 /** The states of a run: every served row reads what an earlier run of the step left. */

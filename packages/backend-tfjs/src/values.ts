@@ -1,8 +1,7 @@
-import type { LayerGraph, Op, StepBatch } from '@dsla/spec';
+import { type LayerGraph, type Op, operandsOf, type StepBatch } from '@dsla/spec';
 import type { Tensor } from '@tensorflow/tfjs-core';
 import * as tf from '@tensorflow/tfjs-core';
 import { invalid } from './memory.js';
-import { operandsOf } from './operands.js';
 
 /** What a value has one vector of: a token of the batch, or a row. */
 export type Place = 'token' | 'row';

@@ -1,13 +1,6 @@
-import type { LayerGraph, Node, NodeOf, Value, Weight } from '@dsla/spec';
+import { type LayerGraph, type Node, type NodeOf, operandsOf, type Value, type Weight } from '@dsla/spec';
 
 // Neighbours that one kernel computes.
-
-/** Operands of a node. */
-export function reads(node: Node): readonly Value[] {
-  const values = node as Partial<Record<'x' | 'a' | 'b' | 'q' | 'k' | 'v' | 'gates' | 'dt' | 'c', Value>>;
-  const all = [values.x, values.a, values.b, values.q, values.k, values.v, values.gates, values.dt, values.c];
-  return all.filter((value) => value !== undefined);
-}
 
 export interface Fusions {
   /** By the index of a mul: f(gate) * up, without a value for f(gate). */
@@ -38,7 +31,7 @@ const groupLimit = 3;
 /** `wide`: whether the products with a matrix have kernels that can do their neighbours. */
 export function findFusions({ nodes }: LayerGraph, wide: (weight: Weight) => boolean): Fusions {
   const uses = new Map<Value, number>();
-  for (const value of nodes.flatMap(reads)) uses.set(value, (uses.get(value) ?? 0) + 1);
+  for (const value of nodes.flatMap(operandsOf)) uses.set(value, (uses.get(value) ?? 0) + 1);
   const gated = new Map<Value, Gated>();
   const normed = new Map<Value, Value>();
   const added = new Map<Value, { product: Value; to: Value }>();
@@ -79,7 +72,7 @@ export function findFusions({ nodes }: LayerGraph, wide: (weight: Weight) => boo
 function isTaken(nodes: readonly Node[], index: Value, wide: (weight: Weight) => boolean): boolean {
   const norm = nodes[index]!;
   if (norm.op !== 'rmsNorm') return false;
-  const readersOf = (value: Value) => [...nodes.keys()].filter((at) => reads(nodes[at]!).includes(value));
+  const readersOf = (value: Value) => [...nodes.keys()].filter((at) => operandsOf(nodes[at]!).includes(value));
   const readers = readersOf(index);
   const products = readers.every((at) => {
     const reader = nodes[at]!;

@@ -1,6 +1,6 @@
-import type { LayerGraph, NodeOf, Value } from '@dsla/spec';
+import { type LayerGraph, type NodeOf, operandsOf, type Value } from '@dsla/spec';
 import { type Builder, type Operand, perElement, perItem, result, vector } from './builder.js';
-import { type Fusions, reads } from './fuse.js';
+import type { Fusions } from './fuse.js';
 import { rmsNorm } from './kernels/norm.js';
 import { emitFew, emitLinear, emitMany, emitSum, onlyFew, onlyMany } from './lower-linear.js';
 
@@ -67,6 +67,6 @@ function inPlace(graph: LayerGraph, index: Value, to: Value, { operand }: Builde
     const of = graph.nodes[value];
     return of?.op === 'input' && of.name === name;
   };
-  const readLater = graph.nodes.some((other, at) => at > index && reads(other).some(sameInput));
+  const readLater = graph.nodes.some((other, at) => at > index && operandsOf(other).some(sameInput));
   return written && !readLater && sameInput(to) && !sameInput(to === node.a ? node.b : node.a);
 }

@@ -1,4 +1,4 @@
-import type { LayerGraph, Node, Op } from '@dsla/spec';
+import { type LayerGraph, type Op, operandsOf } from '@dsla/spec';
 import { invalid } from './tensor.js';
 
 /** How many vectors a value has: one a token of the served rows, or (after lastToken) one a row. */
@@ -41,27 +41,4 @@ export function placesOf(graph: LayerGraph, input: (name: string) => Place): Pla
     places.push(node.op === 'input' ? input(node.name) : node.op === 'lastToken' ? 'row' : first);
   });
   return places;
-}
-
-function operandsOf(node: Node): readonly number[] {
-  switch (node.op) {
-    case 'input':
-    case 'embed':
-    case 'foldState':
-      return [];
-    case 'add':
-    case 'mul':
-    case 'concat':
-      return [node.a, node.b];
-    case 'softmaxAttention':
-      return [node.q, node.k, node.v];
-    case 'dualLinearAttention':
-      return [node.q, node.k, node.v, node.gates];
-    case 'selectiveScan':
-      return [node.x, node.dt, node.b, node.c];
-    case 'call':
-      return node.inputs;
-    default:
-      return [node.x];
-  }
 }

@@ -63,3 +63,27 @@ export function remap(node: Node, to: readonly Value[]): Node {
       return { ...(node as Exclude<typeof node, NodeOf<'input'>>), x: at(node.x) };
   }
 }
+
+/** The values that a node reads, in the order of its fields; `foldState` reads a state only. */
+export function operandsOf(node: Node): readonly Value[] {
+  switch (node.op) {
+    case 'input':
+    case 'embed':
+    case 'foldState':
+      return [];
+    case 'add':
+    case 'mul':
+    case 'concat':
+      return [node.a, node.b];
+    case 'softmaxAttention':
+      return [node.q, node.k, node.v];
+    case 'dualLinearAttention':
+      return [node.q, node.k, node.v, node.gates];
+    case 'selectiveScan':
+      return [node.x, node.dt, node.b, node.c];
+    case 'call':
+      return node.inputs;
+    default:
+      return [node.x];
+  }
+}
