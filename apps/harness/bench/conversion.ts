@@ -64,7 +64,7 @@ async function measure(entries: readonly Entry[]): Promise<Pick<Measured, 'quali
   await using scope = new Scope();
   const progress = openProgress({ err: process.stderr, env: { CI: '1' } }, false);
   const gaps: string[] = [];
-  const running = await loadAll(entries, { backend, threads: undefined, context: 4096, progress, signal }, scope, gaps);
+  const running = await loadAll(entries, { backend, open: { signal }, context: 4096, progress, signal }, scope, gaps);
   const text = await readText(undefined);
   const rounds = { least: number('windows'), most: number('windows'), until: Number.POSITIVE_INFINITY };
   const recall = { windows: number('recall-windows'), until: Number.POSITIVE_INFINITY };

@@ -2,13 +2,17 @@ import { existsSync, readFileSync, realpathSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { type AttentionBackend, type Device, DslaError, openBackend } from '@dsla/spec';
+import { type AttentionBackend, type Device, DslaError, type OpenOptions, openBackend } from '@dsla/spec';
 
 interface Known {
   readonly package: string;
   load(): Promise<Readonly<Record<string, unknown>>>;
   /** Packages whose versions decide what it can do. */
   readonly natives: readonly string[];
+  /** What `--device` means to it: by name, or any name as the value of one option. */
+  readonly devices: Readonly<Record<string, Readonly<Record<string, string>>>> | string;
+  /** Whether it has matrices in blocks of 8 and 4 bits. */
+  readonly quantises: boolean;
 }
 
 /** Backends by the names that `--backend` takes; the first is the default. */
@@ -17,14 +21,30 @@ export const knownBackends: Readonly<Record<string, Known>> = {
     package: '@dsla/backend-onnx',
     load: () => import('@dsla/backend-onnx'),
     natives: ['onnxruntime-node', 'koffi'],
+    devices: { cpu: { device: 'cpu' }, cuda: { device: 'cuda' } },
+    quantises: false,
   },
-  webgpu: { package: '@dsla/backend-webgpu', load: () => import('@dsla/backend-webgpu'), natives: ['webgpu'] },
+  webgpu: {
+    package: '@dsla/backend-webgpu',
+    load: () => import('@dsla/backend-webgpu'),
+    natives: ['webgpu'],
+    devices: { gpu: {}, software: { software: 'allow' } },
+    quantises: true,
+  },
   tfjs: {
     package: '@dsla/backend-tfjs',
     load: () => import('@dsla/backend-tfjs'),
     natives: ['@tensorflow/tfjs-core'],
+    devices: 'engine',
+    quantises: false,
   },
-  reference: { package: '@dsla/reference', load: () => import('@dsla/reference'), natives: [] },
+  reference: {
+    package: '@dsla/reference',
+    load: () => import('@dsla/reference'),
+    natives: [],
+    devices: { cpu: {} },
+    quantises: false,
+  },
 };
 
 /**
@@ -63,8 +83,33 @@ export async function importBackend(name: string): Promise<AttentionBackend> {
 }
 
 /** @throws DslaError with every reason why it does not open. */
-export async function openNamed(name: string, threads: number | undefined, signal: AbortSignal): Promise<Device> {
-  return openBackend([await importBackend(name)], { signal, ...(threads === undefined ? {} : { threads }) });
+export async function openNamed(name: string, options: OpenOptions): Promise<Device> {
+  return openBackend([await importBackend(name)], options);
+}
+
+/** What `extra` must hold for a device of a backend; of one that is not known here, `device`. @throws DslaError E_INPUT */
+export function deviceSetting(backend: string, device: string): Readonly<Record<string, string>> {
+  const { devices } = knownBackends[backend] ?? { devices: 'device' };
+  if (typeof devices === 'string') return { [devices]: device };
+  if (Object.hasOwn(devices, device)) return devices[device]!;
+  throw new DslaError('E_INPUT', {
+    where: '--device',
+    rule: `the devices of ${backend} are ${Object.keys(devices).join(', ')}`,
+    got: device,
+    cure: 'Choose one of them, or another backend.',
+  });
+}
+
+/** What `extra` must hold for matrices in blocks. @throws DslaError E_INPUT where a backend has none */
+export function weightSetting(backend: string, weights: 'q8' | 'q4'): Readonly<Record<string, string>> {
+  if (knownBackends[backend]?.quantises ?? true) return { weights };
+  const able = Object.keys(knownBackends).filter((name) => knownBackends[name]!.quantises);
+  throw new DslaError('E_INPUT', {
+    where: '--weights',
+    rule: `the backend must be one that has matrices in blocks: ${able.join(', ')}`,
+    got: backend,
+    cure: 'Leave --weights out, or choose another backend.',
+  });
 }
 
 /** Versions of the packages of a backend, as installed; absent ones are left out. */

@@ -12,8 +12,18 @@ import {
   type Plan,
   parseConfig,
   planAt,
+  randomWeights,
+  shapes,
 } from '@dsla/models';
-import { type LoadedModel, type LoadOptions, loadModel, loadNetwork, type TextModel } from '@dsla/runtime';
+import {
+  createModel,
+  type LoadedModel,
+  type LoadOptions,
+  loadModel,
+  loadNetwork,
+  type Model,
+  type TextModel,
+} from '@dsla/runtime';
 import { type Device, DslaError } from '@dsla/spec';
 import { z } from 'zod';
 
@@ -60,7 +70,6 @@ export async function inspect(folder: string): Promise<Checkpoint> {
   const config = parseConfig(await readJson(join(folder, 'config.json')));
   const { convertible } = describe(config);
   const file = join(folder, 'order.json');
-  const natural = { order: Array.from({ length: convertible }, (_, layer) => layer), kept: 0 };
   const base = {
     folder,
     name: basename(resolve(folder)),
@@ -68,7 +77,7 @@ export async function inspect(folder: string): Promise<Checkpoint> {
     convertible,
     recallFormat: await readRecallFormat(folder),
   };
-  if (!existsSync(file)) return { ...base, ...natural, orderOrigin: 'bottom to top, nothing measured' };
+  if (!existsSync(file)) return { ...base, ...naturalOrder(convertible) };
   const parsed = orderSchema.safeParse(await readJson(file));
   if (!parsed.success) {
     throw new DslaError('E_FORMAT', {
@@ -79,6 +88,11 @@ export async function inspect(folder: string): Promise<Checkpoint> {
   }
   const { order, keep, origin } = parsed.data;
   return { ...base, order, kept: keep, orderOrigin: origin ?? 'order.json' };
+}
+
+function naturalOrder(convertible: number): Pick<Checkpoint, 'order' | 'kept' | 'orderOrigin'> {
+  const order = Array.from({ length: convertible }, (_, layer) => layer);
+  return { order, kept: 0, orderOrigin: 'bottom to top, nothing measured' };
 }
 
 async function readRecallFormat(folder: string): Promise<RecallFormat | undefined> {
@@ -153,6 +167,8 @@ export function describeConversion({ config }: Checkpoint, { mixer, options, lev
 export interface OpenOptions {
   readonly slots?: number;
   readonly context?: number;
+  /** Most tokens of a sequence in one step. */
+  readonly stepTokens?: number;
   readonly signal: AbortSignal;
 }
 
@@ -174,6 +190,28 @@ export function openNetwork(
   options: OpenOptions,
 ): Promise<LoadedModel> {
   return loadNetwork(checkpoint.folder, loadOptions(checkpoint, conversion, device, options));
+}
+
+/** A known shape in the place of a folder: only random weights fit it. */
+export function checkpointOf(shape: keyof typeof shapes): Checkpoint {
+  const config = parseConfig(shapes[shape]);
+  const { convertible } = describe(config);
+  return { folder: shape, name: shape, config, convertible, ...naturalOrder(convertible), recallFormat: undefined };
+}
+
+/** A checkpoint's shape with random weights: for what does not depend on them. */
+export function openSynthetic(
+  checkpoint: Checkpoint,
+  conversion: Conversion,
+  device: Device,
+  options: OpenOptions,
+): Promise<Model> {
+  const description = describeConversion(checkpoint, conversion);
+  return createModel(description, randomWeights(description), {
+    ...options,
+    device,
+    plan: planOf(checkpoint, conversion),
+  });
 }
 
 function loadOptions(

@@ -9,3 +9,4 @@ export type { ModelDescription, Plan, Segment, WeightRef } from './model.js';
 export { planAt } from './plan.js';
 export type { PublishedOptions } from './published.js';
 export type { RopeScaling } from './rope.js';
+export { randomWeights, shapes } from './synthetic.js';

@@ -1,4 +1,5 @@
-import { rm } from 'node:fs/promises';
+import { cp, mkdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { dsla } from '../../test/run.js';
 import { temporaryFolder, tinyCheckpoint } from '../../test/tiny.js';
@@ -28,6 +29,35 @@ describe('bench', () => {
       expect(stddev_ts).toBeCloseTo(Math.sqrt(variance), 6);
       expect(median_ts).toBe([...samples_ts].sort((a, b) => a - b)[1]);
     }
+  });
+
+  it('runs sequences together', async () => {
+    const { rows } = JSON.parse((await bench('-p', '6', '-n', '2', '-d', '3', '--batch', '1,3', '--json')).out);
+    expect(rows.map(({ test, n_seq }: BenchRow) => [test, n_seq])).toEqual([
+      ['pp6 @ d3', 1],
+      ['tg2 @ d3', 1],
+      ['pp6 @ d3 x 3', 3],
+      ['tg2 @ d3 x 3', 3],
+    ]);
+  });
+
+  it('needs no weights with --synthetic', async () => {
+    const folder = join(parent, 'config-only');
+    await mkdir(folder);
+    await cp(join(llama, 'config.json'), join(folder, 'config.json'));
+    const args = ['bench', '-m', folder, '-b', 'reference', '-q', '-r', '1', '-p', '4', '-n', '0', '--json'];
+    expect(await dsla(args)).toMatchObject({ code: 1, out: '', err: expect.stringContaining('safetensors') });
+    const { rows } = JSON.parse((await dsla([...args, '--synthetic', '--level', '2'])).out);
+    expect(rows).toEqual([expect.objectContaining({ test: 'pp4', level: 2, precision: 'f32', weights: 'f32' })]);
+  });
+
+  it.each([
+    [['--shape', 'llama2-7b'], 'no weights of its own'],
+    [['--shape', 'gpt-9'], 'Allowed choices are llama2-7b'],
+    [['--device', 'cuda'], 'the devices of reference are cpu'],
+    [['--weights', 'q4'], 'matrices in blocks: webgpu'],
+  ])('refuses %s', async (args, sentence) => {
+    expect(await bench(...args)).toMatchObject({ code: 2, out: '', err: expect.stringContaining(sentence) });
   });
 
   it('counts the parameters of the checkpoint', async () => {

@@ -1,8 +1,9 @@
 import { cpus } from 'node:os';
+import { shapes } from '@dsla/models';
 import type { Model } from '@dsla/runtime';
 import { type Device, DslaError } from '@dsla/spec';
-import type { Command } from 'commander';
-import { openNetwork, planOf } from '../checkpoint.js';
+import { type Command, Option } from 'commander';
+import { checkpointOf, openNetwork, openSynthetic, planOf, untuned } from '../checkpoint.js';
 import { summarise } from '../measure/statistics.js';
 import { runTest, type Test, testName } from '../measure/tests.js';
 import { parameterCount, weightBytes } from '../measure/weights.js';
@@ -18,6 +19,10 @@ interface BenchOptions extends CommonOptions, ModelOptions {
   readonly prompt: readonly number[];
   readonly generate: readonly number[];
   readonly depth: readonly number[];
+  readonly batch: readonly number[];
+  readonly stepTokens?: number;
+  readonly shape?: keyof typeof shapes;
+  readonly synthetic?: true;
   readonly repetitions: number;
   readonly warmUp: boolean;
   readonly csv?: true;
@@ -34,6 +39,9 @@ export interface BenchRow {
   readonly model_type: string;
   readonly model_size: number;
   readonly model_n_params: number;
+  /** Numbers that are computed with, and those of the matrices where they are others. */
+  readonly precision: string;
+  readonly weights: string;
   readonly mixer: string;
   readonly level: number;
   readonly layers: number;
@@ -42,6 +50,8 @@ export interface BenchRow {
   readonly n_prompt: number;
   readonly n_gen: number;
   readonly n_depth: number;
+  /** Sequences that run together. */
+  readonly n_seq: number;
   readonly test: string;
   readonly test_time: string;
   readonly warm_up: boolean;
@@ -59,6 +69,10 @@ export function addBench(program: Command, io: Io): void {
     .option('-p, --prompt <n,...>', 'prefill tests: tokens of the prompt; 0 for none', wholes(0), [512])
     .option('-n, --generate <n,...>', 'decode tests: tokens generated; 0 for none', wholes(0), [128])
     .option('-d, --depth <n,...>', 'tokens already in the cache', wholes(0), [0])
+    .option('--batch <n,...>', 'sequences that run together', wholes(1), [1])
+    .option('--step-tokens <n>', 'most tokens of a prompt in one step', whole(1))
+    .addOption(new Option('--shape <name>', 'a known model instead of a folder').choices(Object.keys(shapes)))
+    .option('--synthetic', 'random weights: of a folder, only config.json is read')
     .option('-r, --repetitions <n>', 'times that each test is run', whole(1), 5)
     .option('--no-warm-up', 'do not run each test once before it counts')
     .option('--csv', 'print comma-separated values')
@@ -69,14 +83,15 @@ export function addBench(program: Command, io: Io): void {
 async function runBench(options: BenchOptions, io: Io): Promise<void> {
   const tests = testsOf(options);
   const { signal } = io;
-  const opening = await inspectOptions(options, signal);
+  const opening = await openingOf(options, signal);
+  const open = options.synthetic ? openSynthetic : openNetwork;
   using progress = openProgress(io, options.quiet === true);
   await using device = await openDevice(options, signal);
-  const context = Math.max(...tests.map(({ depth, tokens }) => depth + tokens));
-  await using model = await openNetwork(opening.checkpoint, opening.conversion, device, {
+  await using model = await open(opening.checkpoint, opening.conversion, device, {
     signal,
-    slots: 2,
-    context,
+    slots: 1 + Math.max(...tests.map(({ batch }) => batch)), // one is the prompt that the others continue
+    context: Math.max(...tests.map(({ depth, tokens }) => depth + tokens)),
+    ...(options.stepTokens !== undefined && { stepTokens: options.stepTokens }),
   });
   const head = await commit();
   const rows: BenchRow[] = [];
@@ -90,11 +105,26 @@ async function runBench(options: BenchOptions, io: Io): Promise<void> {
   printRows(rows, options, io);
 }
 
-function testsOf({ prompt, generate, depth }: BenchOptions): Test[] {
-  const tests = depth.flatMap((each): Test[] => [
-    ...prompt.map((tokens): Test => ({ kind: 'prefill', tokens, depth: each })),
-    ...generate.map((tokens): Test => ({ kind: 'decode', tokens, depth: each })),
-  ]);
+/** @throws DslaError E_INPUT for a shape without --synthetic; what reading a folder throws */
+async function openingOf(options: BenchOptions, signal: AbortSignal): Promise<Opening> {
+  const { shape, synthetic, mixer, level } = options;
+  if (shape === undefined) return inspectOptions(synthetic ? { ...options, untuned: true } : options, signal);
+  if (synthetic) return { checkpoint: checkpointOf(shape), conversion: untuned(mixer ?? 'foldable', level) };
+  throw new DslaError('E_INPUT', {
+    where: '--shape',
+    rule: 'a shape has no weights of its own',
+    got: shape,
+    cure: 'Add --synthetic for random ones, or name a checkpoint with --model.',
+  });
+}
+
+function testsOf({ prompt, generate, depth, batch }: BenchOptions): Test[] {
+  const tests = batch.flatMap((sequences) =>
+    depth.flatMap((each): Test[] => [
+      ...prompt.map((tokens): Test => ({ kind: 'prefill', tokens, depth: each, batch: sequences })),
+      ...generate.map((tokens): Test => ({ kind: 'decode', tokens, depth: each, batch: sequences })),
+    ]),
+  );
   const wanted = tests.filter(({ tokens }) => tokens > 0);
   if (wanted.length > 0) return wanted;
   throw new DslaError('E_INPUT', {
@@ -116,6 +146,7 @@ function rowOf(
 ): BenchRow {
   const { mean, sd, median } = summarise(samples);
   const plan = planOf(checkpoint, conversion);
+  const { computeType } = device.capabilities;
   return {
     build_commit: head,
     cpu_info: cpus()[0]?.model.trim() ?? 'unknown',
@@ -123,8 +154,10 @@ function rowOf(
     device: device.description,
     model_filename: checkpoint.name,
     model_type: model.description.architecture,
-    model_size: weightBytes(model.description, plan, device.capabilities.computeType),
+    model_size: weightBytes(model.description, plan, computeType, options.weights),
     model_n_params: parameterCount(model.description, plan),
+    precision: computeType,
+    weights: options.weights ?? computeType,
     mixer: conversion.level === 0 ? 'softmax' : conversion.mixer,
     level: conversion.level,
     layers: checkpoint.convertible,
@@ -132,6 +165,7 @@ function rowOf(
     n_prompt: test.kind === 'prefill' ? test.tokens : 0,
     n_gen: test.kind === 'decode' ? test.tokens : 0,
     n_depth: test.depth,
+    n_seq: test.batch,
     test: testName(test),
     test_time: new Date().toISOString(),
     warm_up: options.warmUp,
@@ -149,6 +183,7 @@ const columns: readonly Column<BenchRow>[] = [
   { title: 'params', cell: ({ model_n_params }) => formatCount(model_n_params) },
   { title: 'attention', align: 'left', cell: ({ mixer, level, layers }) => `${mixer} ${level}/${layers}` },
   { title: 'backend', align: 'left', cell: ({ backends }) => backends },
+  { title: 'weights', align: 'left', cell: ({ weights }) => weights },
   { title: 'threads', cell: ({ n_threads }) => String(n_threads ?? 'auto') },
   { title: 'test', align: 'left', cell: ({ test }) => test },
   { title: 'n', cell: ({ n }) => String(n) },

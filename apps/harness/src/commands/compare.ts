@@ -23,9 +23,10 @@ import { renderReport } from '../report/table.js';
 import { type Io, print, printJson } from '../ui/io.js';
 import { addCommonOptions, type CommonOptions, names, whole, wholes } from '../ui/options.js';
 import { openProgress } from '../ui/progress.js';
+import { addDeviceOptions, type DeviceOptions, openOptions } from './device-options.js';
 import { defaultBackend } from './model-options.js';
 
-interface CompareOptions extends CommonOptions {
+interface CompareOptions extends CommonOptions, DeviceOptions {
   readonly llama?: string;
   readonly zamba?: string;
   readonly conversion?: string;
@@ -37,7 +38,6 @@ interface CompareOptions extends CommonOptions {
   readonly recallWindows?: number;
   readonly rounds?: number;
   readonly backend: readonly string[];
-  readonly threads?: number;
   readonly text?: string;
   readonly seconds?: number;
   readonly out: string;
@@ -64,17 +64,17 @@ export function addCompare(program: Command, io: Io): void {
       whole(1),
     )
     .option('-b, --backend <names>', `${Object.keys(knownBackends).join(', ')}, or packages`, names, [defaultBackend])
-    .option('-t, --threads <n>', 'threads of the backend', whole(1))
     .option('--text <file>', 'text to read (default: Moby-Dick)')
     .option('--quick', 'fewer lengths, windows and rounds')
     .option('-o, --out <folder>', 'where report.json and report.html go', 'dsla-report');
-  addCommonOptions(command).action((options: CompareOptions) => runCompare(options, io));
+  addCommonOptions(addDeviceOptions(command)).action((options: CompareOptions) => runCompare(options, io));
 }
 
 async function runCompare(options: CompareOptions, io: Io): Promise<void> {
   const { signal } = io;
   await openFolder(options.out);
   for (const name of options.backend) await importBackend(name);
+  const backends = new Map(options.backend.map((name) => [name, openOptions(name, options, signal)]));
   const { llama, zamba, tuned } = await checkpoints(options, signal);
   const levels = options.levels ?? defaultLevels(llama);
   checkLevels(levels, llama);
@@ -85,8 +85,7 @@ async function runCompare(options: CompareOptions, io: Io): Promise<void> {
   const time = 1000 * (options.seconds ?? (options.llama === undefined ? 75 : Number.POSITIVE_INFINITY));
   const report = await compare({
     entries: lineUp(llama, zamba, { levels, mixers: options.mixers, tuned }),
-    backends: options.backend,
-    threads: options.threads,
+    backends,
     text,
     quality: {
       contexts: lengths,

@@ -13,12 +13,12 @@ import {
   untuned,
 } from '../checkpoint.js';
 import { whole } from '../ui/options.js';
+import { addDeviceOptions, type DeviceOptions, openOptions } from './device-options.js';
 
 /** Options of every command that runs one model. */
-export interface ModelOptions {
+export interface ModelOptions extends DeviceOptions {
   readonly model: string;
   readonly backend: string;
-  readonly threads?: number;
   readonly level: number;
   readonly mixer?: Mixer;
   readonly conversion?: string;
@@ -28,10 +28,9 @@ export interface ModelOptions {
 export const defaultBackend: string = Object.keys(knownBackends)[0]!;
 
 export function addModelOptions(command: Command): Command {
-  return command
+  return addDeviceOptions(command)
     .option('-m, --model <folder>', 'Hugging Face folder', embedded('llama-4m'))
     .option('-b, --backend <name>', `${Object.keys(knownBackends).join(', ')}, or a package`, defaultBackend)
-    .option('-t, --threads <n>', 'threads of the backend', whole(1))
     .option('-l, --level <n>', 'layers to convert, in the order of order.json', whole(0), 0)
     .addOption(
       new Option(
@@ -70,9 +69,6 @@ export async function inspectOptions(options: ModelOptions, signal: AbortSignal)
   return { checkpoint: ordered, conversion: { ...tuned, level } };
 }
 
-export function openDevice(
-  { backend, threads }: Pick<ModelOptions, 'backend' | 'threads'>,
-  signal: AbortSignal,
-): Promise<Device> {
-  return openNamed(backend, threads, signal);
+export function openDevice(options: ModelOptions, signal: AbortSignal): Promise<Device> {
+  return openNamed(options.backend, openOptions(options.backend, options, signal));
 }

@@ -1,5 +1,5 @@
 import { performance } from 'node:perf_hooks';
-import { Scope, throwIfAborted } from '@dsla/spec';
+import { type OpenOptions, Scope, throwIfAborted } from '@dsla/spec';
 import type { Checkpoint } from '../checkpoint.js';
 import { measureSpeed, type SpeedProtocol } from '../measure/speed.js';
 import type { Text } from '../measure/text.js';
@@ -14,9 +14,8 @@ import { recallPairs } from './recall.js';
 
 export interface CompareOptions {
   readonly entries: readonly Entry[];
-  /** The first one measures quality, all measure speed. */
-  readonly backends: readonly string[];
-  readonly threads: number | undefined;
+  /** By name. The first one measures quality, all measure speed. */
+  readonly backends: ReadonlyMap<string, OpenOptions>;
   readonly text: Text;
   readonly quality: QualityProtocol;
   readonly speed: SpeedProtocol;
@@ -28,18 +27,19 @@ export interface CompareOptions {
 /** The main job: every contender on the same text, on every backend. @throws DslaError, E_ABORTED included */
 export async function compare(options: CompareOptions): Promise<Report> {
   const started = performance.now();
-  const { backends: names, threads, text, progress, signal } = options;
+  const { text, progress, signal } = options;
+  const names = [...options.backends.keys()];
   const gaps: string[] = [];
   const backends: Report['backends'] = [];
   const speed: Report['speed'] = [];
   let facts: Pick<Report, 'models' | 'contenders' | 'cache'> | undefined;
   let quality: Quality | undefined;
-  for (const backend of names) {
+  for (const [backend, open] of options.backends) {
     throwIfAborted(signal, 'compare');
     await using scope = new Scope();
     const context = Math.max(options.speed.lengths.at(-1)! + options.speed.decodeTokens, ...options.quality.contexts);
-    const running = await loadAll(options.entries, { backend, threads, context, progress, signal }, scope, gaps);
-    backends.push({ name: backend, description: running[0]!.model.device.description, threads: threads ?? null });
+    const running = await loadAll(options.entries, { backend, open, context, progress, signal }, scope, gaps);
+    backends.push({ name: backend, description: running[0]!.model.device.description, threads: open.threads ?? null });
     facts ??= factsOf(running, options.speed.lengths);
     quality ??= await measureQuality(running, text, options.quality, progress, signal);
     speed.push(...(await timeAll(running, backend, options)));

@@ -1,5 +1,5 @@
 import type { TextModel } from '@dsla/runtime';
-import { type Device, isDslaError, type Scope, stateBytes } from '@dsla/spec';
+import { type Device, isDslaError, type OpenOptions, type Scope, stateBytes } from '@dsla/spec';
 import { openNamed } from '../backends.js';
 import { type Checkpoint, hasUntuned, openModel, planOf } from '../checkpoint.js';
 import { parameterCount, weightBytes } from '../measure/weights.js';
@@ -17,7 +17,7 @@ export interface Running {
 
 export interface LoadOptions {
   readonly backend: string;
-  readonly threads: number | undefined;
+  readonly open: OpenOptions;
   /** Tokens that a sequence can hold. */
   readonly context: number;
   readonly progress: Progress;
@@ -30,7 +30,7 @@ export interface LoadOptions {
  */
 export async function loadAll(
   entries: readonly Entry[],
-  { backend, threads, context, progress, signal }: LoadOptions,
+  { backend, open, context, progress, signal }: LoadOptions,
   scope: Scope,
   gaps: string[],
 ): Promise<Running[]> {
@@ -39,7 +39,7 @@ export async function loadAll(
   progress.stage('load', entries.length);
   for (const entry of entries) {
     const { checkpoint, conversion } = entry;
-    const device = devices.get(checkpoint) ?? scope.use(await openNamed(backend, threads, signal));
+    const device = devices.get(checkpoint) ?? scope.use(await openNamed(backend, open));
     devices.set(checkpoint, device);
     try {
       // The second slot is for the forks that decode.

@@ -1,5 +1,6 @@
 import { performance } from 'node:perf_hooks';
 import type { Model, Sequence } from '@dsla/runtime';
+import { Scope } from '@dsla/spec';
 import { pause } from './pause.js';
 
 /** What llama-bench calls pp512, tg128, "tg128 @ d4096". */
@@ -9,13 +10,16 @@ export interface Test {
   readonly tokens: number;
   /** Tokens in the cache before. */
   readonly depth: number;
+  /** Sequences that run together, all alike. */
+  readonly batch: number;
 }
 
-export function testName({ kind, tokens, depth }: Test): string {
-  return `${kind === 'prefill' ? 'pp' : 'tg'}${tokens}${depth === 0 ? '' : ` @ d${depth}`}`;
+export function testName({ kind, tokens, depth, batch }: Test): string {
+  const name = `${kind === 'prefill' ? 'pp' : 'tg'}${tokens}`;
+  return `${name}${depth === 0 ? '' : ` @ d${depth}`}${batch === 1 ? '' : ` x ${batch}`}`;
 }
 
-/** Tokens a second of every repetition. The model needs two slots. Ids are drawn from a fixed sequence, as speed does not depend on them. */
+/** Tokens a second of every repetition, of all sequences together. The model needs a slot more than there are. Ids are drawn from a fixed sequence, as speed does not depend on them. */
 export async function runTest(
   model: Model,
   test: Test,
@@ -29,22 +33,37 @@ export async function runTest(
   const samples: number[] = [];
   for (let repetition = warmUp ? -1 : 0; repetition < repetitions; repetition++) {
     await pause(signal);
-    using sequence = test.depth > 0 ? await model.fork(base) : model.open();
+    await using scope = new Scope();
+    const sequences: Sequence[] = [];
+    for (let index = 0; index < test.batch; index++) {
+      sequences.push(scope.use(test.depth > 0 ? await model.fork(base) : model.open()));
+    }
     const start = performance.now();
-    await runTokens(model, sequence, ids.subarray(test.depth), test.kind, signal);
+    await runTokens(model, sequences, ids.subarray(test.depth), test.kind, signal);
     const seconds = (performance.now() - start) / 1000;
-    if (repetition >= 0) samples.push(test.tokens / seconds);
+    if (repetition >= 0) samples.push((test.batch * test.tokens) / seconds);
   }
   return samples;
 }
 
-async function runTokens(model: Model, sequence: Sequence, ids: Int32Array, kind: Test['kind'], signal: AbortSignal) {
+async function runTokens(
+  model: Model,
+  sequences: readonly Sequence[],
+  ids: Int32Array,
+  kind: Test['kind'],
+  signal: AbortSignal,
+): Promise<void> {
+  const run = (part: Int32Array) =>
+    model.run(
+      sequences.map((sequence) => ({ sequence, ids: part })),
+      { signal },
+    );
   if (kind === 'prefill') {
-    await model.run([{ sequence, ids }], { signal });
+    await run(ids);
     return;
   }
   for (let index = 0; index < ids.length; index++) {
-    await model.run([{ sequence, ids: ids.subarray(index, index + 1) }], { signal });
+    await run(ids.subarray(index, index + 1));
   }
 }
 
