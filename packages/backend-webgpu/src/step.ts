@@ -1,5 +1,6 @@
 import {
   type AttentionLayer,
+  checkDraws,
   type DeviceBuffer,
   type Draw,
   type DType,
@@ -316,11 +317,8 @@ export class WebgpuStep implements Step {
 
 /** [rows, 4] as kernels/draw.ts reads them. */
 function wordsOf(draws: readonly Draw[], rows: number): Float32Array<ArrayBuffer> {
-  if (draws.length !== rows) throw invalid('step draw', `must get one draw a row, ${rows}`, draws.length);
-  const all = draws.flatMap(({ temperature, topK = 2 ** 31, topP = 1, uniform }) => {
-    const sound = temperature >= 0 && topK >= 1 && topP > 0 && topP <= 1 && uniform >= 0 && uniform < 1;
-    if (!sound) throw invalid('step draw', 'options must be in range', { temperature, topK, topP, uniform });
-    return [temperature, topK, topP, uniform];
-  });
-  return Float32Array.from(all);
+  checkDraws(draws, rows);
+  return Float32Array.from(
+    draws.flatMap(({ temperature, topK = 2 ** 31, topP = 1, uniform }) => [temperature, topK, topP, uniform]),
+  );
 }

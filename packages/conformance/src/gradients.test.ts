@@ -80,7 +80,7 @@ function loss({ tensors }: Golden, { tape, past = 0, start, tokens }: Play, poin
       weights: new Map(Object.entries(weights).map(([name, { shape }]) => [name, { shape, data: point[name]! }])),
     },
     {
-      ids: new Int32Array(count),
+      ids: () => new Int32Array(count),
       rows: [{ slot: 0, past, count }],
       read: (name) => point[name]!,
       write: (name, values) => (name === 'mixed' ? undefined : add(values, 'do')),

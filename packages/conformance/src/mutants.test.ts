@@ -1,6 +1,7 @@
 import { referenceBackend } from '@dsla/reference';
 import {
   type Device,
+  type Draw,
   f32,
   fromFloat16,
   type Node,
@@ -76,6 +77,9 @@ const steps = (change: (step: Step) => Partial<Step>) => (device: Device) =>
       return wrap(step, change(step));
     },
   });
+
+/** Draws otherwise than it was told. */
+const draws = (change: (draw: Draw) => Draw) => steps((step) => ({ draw: (all) => step.draw!(all.map(change)) }));
 
 const downloads = (change: (x: number, index: number, call: number) => number) => (device: Device) => {
   let call = 0;
@@ -272,6 +276,27 @@ const mutants: readonly Mutant[] = [
     mistake: 'a deaf submit',
     make: steps((step) => ({ submit: () => step.submit() })),
     caught: ['a signal stops before the submit'],
+  },
+  {
+    mistake: 'draws that forget k',
+    make: draws(({ topK: _, ...draw }) => draw),
+    caught: ['draw > temperature and k', 'draw > equals of the last'],
+  },
+  {
+    mistake: 'p of the whole before k',
+    make: draws((draw) => (draw.topP && draw.topK ? { ...draw, topK: undefined } : draw)),
+    caught: ['draw > k, then p of what is left'],
+  },
+  {
+    mistake: 'draws without temperature',
+    make: draws((draw) => ({ ...draw, temperature: Math.min(draw.temperature, 1) })),
+    caught: ['draw > p', 'draw > k, then p'],
+  },
+  {
+    mistake: 'a step that ignores ids on the device',
+    make: (device) =>
+      wrap(device, { beginStep: (batch, { ids: _, ...values } = {}) => device.beginStep(batch, values) }),
+    caught: ['draw > the first of the largest'],
   },
   {
     mistake: 'weights held once a layer',

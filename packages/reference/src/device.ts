@@ -70,18 +70,23 @@ class ReferenceDevice implements Device {
 
   upload({ dtype, shape, data }: HostTensor): DeviceBuffer {
     this.#check();
-    if (dtype !== 'f32' || data.length !== elementCount(shape))
-      throw invalid('upload', `must be f32 with the length of [${shape.join(', ')}]`, `${dtype}, ${data.length}`);
+    if ((dtype !== 'f32' && dtype !== 'i32') || data.length !== elementCount(shape))
+      throw invalid(
+        'upload',
+        `must be f32 or i32 with the length of [${shape.join(', ')}]`,
+        `${dtype}, ${data.length}`,
+      );
     const own = this.#tally.take('upload', data.length);
     own.set(data);
-    return new ReferenceBuffer('buffer', shape, own, this.#tally);
+    return new ReferenceBuffer('buffer', shape, own, this.#tally, dtype);
   }
 
   async download(buffer: DeviceBuffer): Promise<HostTensor> {
     this.#check();
     if (!(buffer instanceof ReferenceBuffer))
       throw invalid('download', 'must be a buffer of this backend', typeof buffer);
-    return f32(buffer.shape, Float32Array.from(buffer.data));
+    const { dtype, shape, data } = buffer;
+    return dtype === 'i32' ? { dtype, shape, data: Int32Array.from(data) } : f32(shape, Float32Array.from(data));
   }
 
   beginStep(batch: StepBatch, values: Named<DeviceBuffer> = {}): Step {

@@ -19,7 +19,8 @@ export interface Program {
 
 /** What a run reads and writes: the served rows, end to end. */
 export interface Frame {
-  readonly ids: Int32Array;
+  /** Of the served rows, end to end; asked for when computed. */
+  readonly ids: () => Int32Array;
   readonly rows: readonly Row[];
   read(name: string): Float64Array;
   write(name: string, data: Float64Array): void;
@@ -48,7 +49,7 @@ function evaluate(node: Node, context: Context): Float64Array {
     case 'input':
       return frame.read(node.name);
     case 'embed':
-      return embed(frame.ids, weight(node.table));
+      return embed(frame.ids(), weight(node.table));
     case 'linear':
       return linear(values[node.x]!, weight(node.weight), optional(node.bias));
     case 'rmsNorm':
@@ -109,7 +110,7 @@ function eachRow(
 ): Float64Array {
   const { frame, values, widths } = context;
   const width = widths[inputs[0]!]!; // of q or x, and of the result
-  const out = new Float64Array(frame.ids.length * width);
+  const out = new Float64Array(frame.rows.reduce((sum, { count }) => sum + count, 0) * width);
   let first = 0;
   frame.rows.forEach(({ past, count }, index) => {
     const own = inputs.map((x) => values[x]!.subarray(first * widths[x]!, (first + count) * widths[x]!));

@@ -1,6 +1,8 @@
 import {
   type AttentionLayer,
+  checkDraws,
   type DeviceBuffer,
+  type Draw,
   type Named,
   type StateStore,
   type Step,
@@ -8,6 +10,7 @@ import {
   throwIfAborted,
 } from '@dsla/spec';
 import { ReferenceBuffer } from './buffer.js';
+import { drawToken } from './draw.js';
 import { type Frame, interpret, type Program } from './interpret.js';
 import { ReferenceLayer } from './layer.js';
 import { type Place, placesOf } from './places.js';
@@ -32,6 +35,8 @@ export class ReferenceStep implements Step {
   readonly #tally: Tally;
   readonly #values = new Map<string, NamedValue>();
   readonly #made: ReferenceBuffer[] = [];
+  /** Of the caller, in place of the batch's; known when computed. */
+  #ids: Float64Array | undefined;
   #recorded: (() => void)[] | undefined = [];
   #gone = false;
 
@@ -49,6 +54,12 @@ export class ReferenceStep implements Step {
       const [tokens, width] = buffer.shape;
       if (buffer.shape.length !== 2 || tokens !== total)
         throw invalid(where, `must be [${total}, width]`, buffer.shape);
+      if (name === 'ids') {
+        if (buffer.dtype !== 'i32' || width !== 1) throw invalid(where, 'must be [tokens, 1] i32', buffer.dtype);
+        this.#ids = buffer.data;
+        continue;
+      }
+      if (buffer.dtype !== 'f32') throw invalid(where, 'must be f32', buffer.dtype);
       this.#values.set(name, { place: 'token', width: width!, buffer, data: buffer.data, given: true });
     }
   }
@@ -61,7 +72,7 @@ export class ReferenceStep implements Step {
     const { name } = program.graph;
     if (layer.disposed) throw disposed(`layer ${name}`);
     const served = this.#served(name, rows);
-    this.#checkIds(program, served);
+    if (!this.#ids) this.#checkIds(program, served);
     const places = placesOf(program.graph, (input) => this.#values.get(input)?.place ?? 'token');
     const parts = this.#partsOf(program, states, served);
     const inputs = new Map<string, NamedValue>();
@@ -72,14 +83,19 @@ export class ReferenceStep implements Step {
       if (node.op === 'output')
         outputs.set(node.name, this.#output(node.name, places[node.x]!, program.widths[node.x]!));
     });
+    const ids = (): Int32Array => Int32Array.from(served.flatMap((row) => [...this.#idsOf(row)]));
+    const known = this.#ids ? undefined : ids();
     const frame: Frame = {
-      ids: Int32Array.from(served.flatMap((row) => [...this.#idsOf(row)])),
+      ids: () => known ?? ids(),
       rows: served.map((row) => this.#batch.rows[row]!),
       read: (input) => this.#gather(inputs.get(input)!, served),
       write: (output, data) => this.#scatter(outputs.get(output)!, served, data),
       parts: (state, row) => parts.get(state)![row]!,
     };
-    this.#recorded.push(() => interpret(program, frame));
+    this.#recorded.push(() => {
+      if (!known) this.#checkIds(program, served);
+      interpret(program, frame);
+    });
   }
 
   value(name: string): DeviceBuffer {
@@ -88,6 +104,19 @@ export class ReferenceStep implements Step {
     if (!value)
       throw invalid('step value', `must be one of ${[...this.#values.keys()].join(', ') || '(none yet)'}`, name);
     return value.buffer;
+  }
+
+  draw(draws: readonly Draw[]): void {
+    if (this.#gone) throw disposed('step');
+    if (!this.#recorded) throw invalid('step', 'tokens must be drawn before submit', 'a draw after it');
+    const logits = this.#values.get('logits');
+    if (logits?.place !== 'row')
+      throw invalid('step draw', 'an earlier run must have written logits of the last tokens', logits);
+    checkDraws(draws, this.#batch.rows.length);
+    const ids = this.#output('ids', 'row', 1, 'i32');
+    this.#recorded.push(() => {
+      for (const [row, draw] of draws.entries()) ids.data[row] = drawToken(this.#stretch(logits, row), draw);
+    });
   }
 
   async submit(signal?: AbortSignal): Promise<void> {
@@ -116,7 +145,8 @@ export class ReferenceStep implements Step {
   }
 
   #idsOf(row: number): Int32Array {
-    return this.#batch.ids.subarray(this.#first[row]!, this.#first[row]! + this.#batch.rows[row]!.count);
+    const [from, to] = [this.#first[row]!, this.#first[row]! + this.#batch.rows[row]!.count];
+    return this.#ids ? Int32Array.from(this.#ids.subarray(from, to)) : this.#batch.ids.subarray(from, to);
   }
 
   #checkIds({ graph, weights }: Program, served: readonly number[]): void {
@@ -197,14 +227,14 @@ export class ReferenceStep implements Step {
   }
 
   /** The value to write: the one of that name and shape, or a new one, NaN until written. */
-  #output(name: string, place: Place, width: number): NamedValue {
+  #output(name: string, place: Place, width: number, dtype: 'f32' | 'i32' = 'f32'): NamedValue {
     const old = this.#values.get(name);
     const same = old?.place === place && old.width === width;
     if (same && !old.given) return old;
     const rows = place === 'token' ? this.#batch.ids.length : this.#batch.rows.length;
     const data = this.#tally.take(`value ${name}`, rows * width).fill(Number.NaN);
     if (same) data.set(old.data);
-    const buffer = new ReferenceBuffer(`value ${name}`, [rows, width], data, this.#tally);
+    const buffer = new ReferenceBuffer(`value ${name}`, [rows, width], data, this.#tally, dtype);
     this.#made.push(buffer);
     const value: NamedValue = { place, width, buffer, data, given: false };
     this.#values.set(name, value);

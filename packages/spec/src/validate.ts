@@ -1,4 +1,4 @@
-import type { StepBatch } from './backend.js';
+import type { Draw, StepBatch } from './backend.js';
 import { DslaError } from './errors.js';
 import type { DualForm, LayerGraph, Node, Value, Weight } from './graph.js';
 import { gateWidth } from './layouts.js';
@@ -204,6 +204,16 @@ function nodeWidth(node: Node, width: (value: Value) => number, shapeOf: WeightS
       return 0;
     default:
       return fail(where, 'the op must be known to this version', (node satisfies never as Node).op);
+  }
+}
+
+/** @throws DslaError E_INPUT unless there is one draw a row, each in range */
+export function checkDraws(draws: readonly Draw[], rows: number): void {
+  if (draws.length !== rows) fail('step draw', `must get one draw a row, ${rows}`, draws.length);
+  for (const draw of draws) {
+    const { temperature, topK = 1, topP = 1, uniform } = draw;
+    const sound = temperature >= 0 && topK >= 1 && topP > 0 && topP <= 1 && uniform >= 0 && uniform < 1;
+    if (!sound) fail('step draw', 'options must be in range', draw);
   }
 }
 

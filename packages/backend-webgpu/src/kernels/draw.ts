@@ -8,7 +8,7 @@ const unit = 2 ** 30;
  * ids [rows]: a token a row from logits [rows, vocabulary]. draws [rows] of (temperature, k, p, uniform): temperature 0 takes
  * the first of the largest logits; else softmax(logits / temperature), the k most likely tokens, of these the most likely ones
  * that reach p together (both with those equal to the last), and the first token, by id, at which the sum of what is left
- * exceeds `uniform`. The k-th largest and the last of p are found by their bits, eight at a time. One workgroup a row.
+ * exceeds `uniform`; -1 where a logit is not a number. The k-th largest and the last of p are found by their bits, eight at a time. One workgroup a row.
  */
 export function drawTokens(vocabulary: number): Kernel {
   const share = Math.ceil(vocabulary / size);
@@ -20,6 +20,7 @@ var<workgroup> bins: array<atomic<u32>, 256>;
 var<workgroup> found: array<u32, 2>; // threshold so far, what is still wanted
 var<workgroup> sums: array<u32, ${size}>;
 var<workgroup> chosen: atomic<u32>;
+var<workgroup> broken: atomic<u32>;
 // Greater numbers have greater keys.
 fn key(x: f32) -> u32 {
   let bits = bitcast<u32>(x);
@@ -65,7 +66,13 @@ fn mass(x: f32, draw: vec4f, top: f32, total: f32) -> u32 {
     main: `  let row = group.x * ${vocabulary}u;
   let draw = draws[group.x];
   var own = -3e38;
-  for (var i = lane; i < ${vocabulary}u; i += ${size}u) { own = max(own, logits[row + i]); }
+  if (lane == 0u) { atomicStore(&broken, 0u); }
+  workgroupBarrier();
+  for (var i = lane; i < ${vocabulary}u; i += ${size}u) {
+    let x = logits[row + i];
+    own = max(own, x);
+    if ((bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u) { atomicStore(&broken, 1u); } // not a number
+  }
   let top = max_all(own, lane);
   if (lane == 0u) { atomicStore(&chosen, ${vocabulary}u); }
   workgroupBarrier();
@@ -116,7 +123,7 @@ fn mass(x: f32, draw: vec4f, top: f32, total: f32) -> u32 {
     }
   }
   workgroupBarrier();
-  if (lane == 0u) { ids[group.x] = i32(min(atomicLoad(&chosen), ${vocabulary - 1}u)); }`,
+  if (lane == 0u) { ids[group.x] = select(i32(min(atomicLoad(&chosen), ${vocabulary - 1}u)), -1, atomicLoad(&broken) == 1u); }`,
   });
 }
 

@@ -1,4 +1,5 @@
 import type { Case } from '../case.js';
+import { draw } from './draw.js';
 import { dual } from './dual.js';
 import { errors } from './errors.js';
 import { golden } from './golden.js';
@@ -17,6 +18,7 @@ export const cases: readonly Case[] = [
   ...golden,
   ...halfBlocks,
   ...steps,
+  ...draw,
   ...state,
   ...swap,
   ...ownership,
