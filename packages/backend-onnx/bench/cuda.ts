@@ -86,6 +86,7 @@ async function tried(
   try {
     const samples: number[] = [];
     const computed: number[] = [];
+    const parts = { record: [] as number[], submit: [] as number[], download: [] as number[] };
     const count = test === 'prefill' ? Math.min(rounds, 5) : rounds;
     let traffic = { toDevice: 0, toHost: 0 };
     for (let round = 0; round < count + warmUp; round++) {
@@ -95,11 +96,17 @@ async function tried(
       const begun = performance.now();
       using step = device.beginStep({ ids, rows });
       for (const layer of layers) step.run(layer, states);
+      const recorded = performance.now();
       await step.submit();
+      const submitted = performance.now();
       const { data } = await device.download(step.value('logits'));
       if (round < warmUp) continue;
-      samples.push(performance.now() - begun);
+      const end = performance.now();
+      samples.push(end - begun);
       computed.push(device.binding.computed / 1000);
+      parts.record.push(recorded - begun);
+      parts.submit.push(submitted - recorded - device.binding.computed / 1000);
+      parts.download.push(end - submitted);
       if (!data.every(Number.isFinite)) throw new Error('logits are not finite');
     }
     const now = device.binding.traffic ?? traffic;
@@ -107,7 +114,9 @@ async function tried(
     const milliseconds: Statistics = statistics(samples);
     const inSessions = statistics(computed).median;
     const { replayed } = device.binding;
-    print({ test, plan, tokens, batch, milliseconds, inSessions, replayed, copied, free: device.binding.available() });
+    const outside = Object.fromEntries(Object.entries(parts).map(([name, times]) => [name, statistics(times).median]));
+    const free = device.binding.available();
+    print({ test, plan, tokens, batch, milliseconds, inSessions, outside, replayed, copied, free });
   } catch (error) {
     print({ test, plan, tokens, batch, error: String(error).slice(0, 300) });
   } finally {

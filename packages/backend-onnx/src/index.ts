@@ -1,6 +1,9 @@
 import { type AttentionBackend, DslaError, throwIfAborted } from '@dsla/spec';
-import { choose } from './binding/choose.js';
+import { choose, version } from './binding/choose.js';
+import { type CudaRequirement, cudaRequirements as requirements } from './binding/cuda-requirements.js';
 import { OnnxDevice } from './device.js';
+
+export type { CudaRequirement };
 
 /**
  * ONNX Runtime, on the CPU in float32 or on CUDA. `extra`: `device` is 'cpu' (default) or 'cuda' (float16 unless `computeType` is
@@ -20,3 +23,13 @@ export const onnxBackend: AttentionBackend = {
     return new OnnxDevice(await open());
   },
 };
+
+/** Why `open` with `extra.device` 'cuda' would fail here, each a sentence with what to install; empty where it should work. */
+export async function cudaObstacles(): Promise<readonly string[]> {
+  return await onnxBackend.obstacles({ extra: { device: 'cuda' } });
+}
+
+/** What CUDA needs to be installed, the package first. `major`: of CUDA, 12 (which onnxruntime-node's installer brings) or 13. */
+export function cudaRequirements(major: 12 | 13 = 12): readonly CudaRequirement[] {
+  return requirements(version, major);
+}

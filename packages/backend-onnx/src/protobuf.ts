@@ -3,10 +3,11 @@ import protobuf from 'protobufjs/minimal.js';
 // The part of onnx.proto that the models need, written field by field (numbers: onnx/onnx.proto, IR version 10).
 
 /** ONNX element types that occur here. */
-export type ElementType = 'float' | 'float16' | 'int32' | 'int64' | 'bool';
+export type ElementType = 'float' | 'float16' | 'uint8' | 'int32' | 'int64' | 'bool';
 
 const elementTypes: Readonly<Record<ElementType, number>> = {
   float: 1,
+  uint8: 2,
   int32: 6,
   int64: 7,
   bool: 9,
@@ -16,6 +17,7 @@ const elementTypes: Readonly<Record<ElementType, number>> = {
 export const elementBytes: Readonly<Record<ElementType, number>> = {
   float: 4,
   float16: 2,
+  uint8: 1,
   int32: 4,
   int64: 8,
   bool: 1,

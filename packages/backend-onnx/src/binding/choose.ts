@@ -6,7 +6,8 @@ import type { OpenOptions } from '@dsla/spec';
 import type { Binding, BindingOptions } from './binding.js';
 import { openCApi } from './c-api.js';
 import type { CudaOptions } from './cuda.js';
-import { findCuda, folderVariable, mainLibrary } from './cuda-files.js';
+import { findCuda, mainLibrary } from './cuda-files.js';
+import { folderVariable } from './cuda-requirements.js';
 import { openNode } from './node.js';
 
 /** How to open what was asked for, or why it cannot be opened. */
@@ -15,7 +16,8 @@ export interface Choice {
   readonly open?: () => Promise<Binding>;
 }
 
-const version = '1.29.0';
+/** Of ONNX Runtime. */
+export const version = '1.29.0';
 
 export async function choose(options: OpenOptions = {}): Promise<Choice> {
   const general = generalObstacles(options);

@@ -2,9 +2,10 @@ import { copyFileSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { onnxBackend } from '../index.js';
+import { cudaObstacles, cudaRequirements } from '../index.js';
 import { libraryPath } from './choose.js';
-import { findCuda, folderVariable } from './cuda-files.js';
+import { findCuda } from './cuda-files.js';
+import { folderVariable } from './cuda-requirements.js';
 import { containsText, neededLibraries } from './elf.js';
 
 describe('what an ELF file needs', () => {
@@ -36,14 +37,13 @@ describe('the files of CUDA', () => {
   afterAll(() => rmSync(folder, { recursive: true }));
 
   it('are looked for beside onnxruntime-node, or in the folder that a variable names', async () => {
-    const sentences = () => onnxBackend.obstacles({ extra: { device: 'cuda' } });
     const before = process.env[folderVariable];
     try {
       process.env[folderVariable] = folder;
-      expect(await sentences()).toEqual([expect.stringContaining(join(folder, 'libonnxruntime.so.1'))]);
+      expect(await cudaObstacles()).toEqual([expect.stringContaining(join(folder, 'libonnxruntime.so.1'))]);
       delete process.env[folderVariable];
       if (!existsSync(join(dirname(libraryPath()), 'libonnxruntime_providers_cuda.so')))
-        expect(await sentences()).toEqual([
+        expect(await cudaObstacles()).toEqual([
           expect.stringContaining('has no libonnxruntime_providers_shared.so, libonnxruntime_providers_cuda.so'),
         ]);
     } finally {
@@ -58,7 +58,9 @@ describe('the files of CUDA', () => {
     const provider = join(folder, 'libonnxruntime_providers_cuda.so');
     writeFileSync(provider, 'ONNX Runtime 1.30.0');
     expect((await findCuda(folder, '1.29.0')).obstacles).toEqual([
-      `${provider} is not of ONNX Runtime 1.29.0; install the CUDA provider of that version`,
+      expect.stringMatching(
+        /libonnxruntime_providers_cuda\.so is not of ONNX Runtime 1\.29\.0\. Run onnxruntime-node's own/,
+      ),
     ]);
     copyFileSync(libraryPath(), provider);
     expect((await findCuda(folder, '1.29.0')).obstacles).toEqual([
@@ -68,14 +70,38 @@ describe('the files of CUDA', () => {
 
   it('need libraries that the system finds; each that is missing is named, with what to do', async () => {
     const provider = join(folder, 'libonnxruntime_providers_cuda.so');
-    writeFileSync(provider, elfNeeding(['libcudart.so.0', 'libcuda.so.0', 'libm.so.6']));
-    expect(neededLibraries(provider)).toEqual(['libcudart.so.0', 'libcuda.so.0', 'libm.so.6']);
+    writeFileSync(provider, elfNeeding(['libcudart.so.12', 'libcuda.so.0', 'libm.so.6']));
+    expect(neededLibraries(provider)).toEqual(['libcudart.so.12', 'libcuda.so.0', 'libm.so.6']);
     const { obstacles, runtime } = await findCuda(folder, '1.29.0');
-    expect(runtime).toBe('libcudart.so.0');
-    expect(obstacles).toEqual([
-      expect.stringMatching(/^libcudart\.so\.0 does not load \(.*No such file.*\); install that version of CUDA/),
-      expect.stringMatching(/^libcuda\.so\.0 does not load \(.*No such file.*\); install NVIDIA's driver$/),
+    expect(runtime).toBe('libcudart.so.12');
+    expect(obstacles.slice(0, 2)).toEqual([
+      expect.stringMatching(
+        /^libcudart\.so\.12 does not load \(.*No such file.*\)\. Install cuda-cudart-12-0 of NVIDIA's/,
+      ),
+      expect.stringMatching(
+        /^libcuda\.so\.0 does not load \(.*No such file.*\)\. Install NVIDIA's driver, 525 or later$/,
+      ),
     ]);
+    for (const cudnn of obstacles.slice(2)) expect(cudnn).toMatch(/^cuDNN .*\. Install cudnn9-cuda-12 of NVIDIA's/);
+  });
+});
+
+describe('what CUDA needs', () => {
+  it('is named with a version and what to install, by the version of CUDA', () => {
+    expect(cudaRequirements().map(({ name }) => name)).toEqual([
+      'onnxruntime-node',
+      'libonnxruntime_providers_cuda.so',
+      'libcuda',
+      'libcudart',
+      'libcublasLt',
+      'libcublas',
+      'libcurand',
+      'libcudnn',
+    ]);
+    const [cudart, newer] = [cudaRequirements(12)[3]!, cudaRequirements(13)[3]!];
+    expect([cudart.version, newer.version]).toEqual(['12', '13']);
+    expect(cudart.install).toContain('nvidia-cuda-runtime-cu12');
+    expect(newer.install).toContain('Install cuda-cudart-13-0');
   });
 });
 
