@@ -1,10 +1,8 @@
-import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
 import { onnxBackend } from '@dsla/backend-onnx';
 import { tfjsBackend } from '@dsla/backend-tfjs';
-import { openStudent, type Student } from '@dsla/distill';
+import { openStudent, readTuned, type Student } from '@dsla/distill';
 import type { Segment } from '@dsla/models';
-import { f32, type HostTensor, isTrainingDevice, joinGraphs } from '@dsla/spec';
+import { f32, isTrainingDevice, joinGraphs } from '@dsla/spec';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { embedded, inspect, openTuned } from './checkpoint.js';
 import { readText } from './measure/text.js';
@@ -29,37 +27,13 @@ beforeAll(async () => {
   student = await openStudent(base, { device, mixer: { name: tuned.mixer, options: tuned.options } });
   close.push(student, device);
   order = checkpoint.order;
-  for (const [name, value] of tensorsOf(join(tuned.folder, 'model.safetensors'))) student.tuned.set(name, value);
+  for (const [name, value] of await readTuned(tuned.folder)) student.tuned.set(name, value);
   const { content } = await readText(undefined);
   ids = Int32Array.from(student.tokenizer.encode(content.slice(0, 8 * tokens)).slice(0, tokens));
 });
 afterAll(async () => {
   for (const each of close) await each[Symbol.asyncDispose]();
 });
-
-/** Float32 tensors of a safetensors file. */
-function tensorsOf(path: string): Map<string, HostTensor> {
-  const file = readFileSync(path);
-  const begin = 8 + Number(file.readBigUInt64LE());
-  const { __metadata__: _, ...entries } = JSON.parse(file.toString('utf8', 8, begin)) as Record<
-    string,
-    { readonly shape: number[]; readonly data_offsets: [number, number] }
-  >;
-  return new Map(
-    Object.entries(entries).map(
-      ([
-        name,
-        {
-          shape,
-          data_offsets: [from, to],
-        },
-      ]) => {
-        const bytes = Uint8Array.from(file.subarray(begin + from, begin + to));
-        return [name, f32(shape, new Float32Array(bytes.buffer))];
-      },
-    ),
-  );
-}
 
 /** Hidden states before a layer. */
 async function before(at: number): Promise<Float32Array> {

@@ -1,13 +1,19 @@
-import { cp, mkdir, mkdtemp, writeFile } from 'node:fs/promises';
+import { cp, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { afterAll } from 'vitest';
 
 const golden = fileURLToPath(new URL('../../../packages/conformance/golden/models', import.meta.url));
 
-/** A folder of its own for one test file. */
-export function temporaryFolder(): Promise<string> {
-  return mkdtemp(join(tmpdir(), 'dsla-harness-'));
+const made: string[] = [];
+afterAll(() => Promise.all(made.map((folder) => rm(folder, { recursive: true, force: true }))));
+
+/** A folder of its own for one test file; it goes with it. */
+export async function temporaryFolder(): Promise<string> {
+  const folder = await mkdtemp(join(tmpdir(), 'dsla-harness-'));
+  made.push(folder);
+  return folder;
 }
 
 /** A golden checkpoint with random weights (vocabulary 97 or 101) and a tokenizer of single characters. */

@@ -4,16 +4,16 @@ import { join } from 'node:path';
 import { planAt } from '@dsla/models';
 import { referenceBackend } from '@dsla/reference';
 import { loadNetwork } from '@dsla/runtime';
-import type { HostTensor, TrainingDevice } from '@dsla/spec';
+import type { TrainingDevice } from '@dsla/spec';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { temporaryFolder, tinyBase } from '../test/folders.js';
 import { killed } from '../test/killed.js';
-import { data, heldOut, options, recipe, temporaryFolder, tinyBase, trainer } from '../test/tiny.js';
+import { data, heldOut, options, recipe, trainer } from '../test/tiny.js';
 import { type ChainEvent, type ChainOptions, chain } from './chain.js';
-import { readConversion } from './conversion.js';
+import { readConversion, readTuned } from './conversion.js';
 import { outputOf } from './evaluate.js';
 import { openStudent, type Student } from './student.js';
 import { modelTape } from './tapes.js';
-import { readTensors } from './tensors.js';
 import { openWindows } from './windows.js';
 
 const order = { order: [1, 0], keep: 1, origin: 'a test' };
@@ -80,7 +80,7 @@ describe('chain', () => {
     expect(model.untuned).toEqual([]);
     using sequence = model.open();
     const [want] = await model.run([{ sequence, ids: window }], { logits: 'all' });
-    for (const [name, value] of await tunedIn(folder)) own.tuned.set(name, value);
+    for (const [name, value] of await readTuned(folder)) own.tuned.set(name, value);
     using hybrid = await device.compileTrainable(modelTape(own.description, plan), own.weights, []);
     const got = await outputOf(own, hybrid, { rows: 1, tokens: window.length, ids: window }, 'logits');
     const square = (values: Float32Array) => values.reduce((sum, value) => sum + value * value, 0);
@@ -103,7 +103,7 @@ describe('chain', () => {
       else await run1;
     }
     expect(got).toEqual(want);
-    expect(await tunedIn(broken)).toEqual(await tunedIn(whole));
+    expect(await readTuned(broken)).toEqual(await readTuned(whole));
   });
 
   it('goes on exactly after being killed at any moment', async () => {
@@ -125,11 +125,11 @@ describe('chain', () => {
   it('goes further from a finished run, leaving earlier layers as they are', async () => {
     const out = await temporaryFolder();
     await run(out, { level: 1 });
-    const first = await tunedIn(out);
+    const first = await readTuned(out);
     expect(losses(await run(out, { level: 1, resume: true })).size).toBe(0);
     const events = await run(out, { level: 2, resume: true });
     expect([...losses(events).keys()].every((key) => key.startsWith('layer 0'))).toBe(true);
-    const both = await tunedIn(out);
+    const both = await readTuned(out);
     for (const [name, value] of first) expect(both.get(name)).toEqual(value);
     expect(both.size).toBe(2 * first.size);
   });
@@ -141,7 +141,7 @@ describe('chain', () => {
     expect(tasks).toEqual(['layer 1, match', 'layer 0, match', 'layer 1, 0, logits']);
     const levels = events.flatMap((event) => (event.kind === 'level' ? [event.result.level] : []));
     expect(levels).toEqual([1, 2]);
-    expect([...(await tunedIn(out)).keys()].some((name) => name.includes('feature'))).toBe(false);
+    expect([...(await readTuned(out)).keys()].some((name) => name.includes('feature'))).toBe(false);
     const nothing = run(await temporaryFolder(), { recipe: { ...recipe, train: ['norm'] } });
     await expect(nothing).rejects.toThrow(/recipe.train must name some of .*gate.weight, gate.bias, mix, got \[norm\]/);
   });
@@ -150,7 +150,7 @@ describe('chain', () => {
     const moved = async (rates: Record<string, number>) => {
       const out = await temporaryFolder();
       await run(out, { level: 1, recipe: { ...recipe, rates } });
-      const [tensor] = [...(await tunedIn(out))].flatMap(([name, value]) =>
+      const [tensor] = [...(await readTuned(out))].flatMap(([name, value]) =>
         name.endsWith('.log_weight') ? [value] : [],
       );
       return Math.abs(tensor!.data[0]! - options.logWeight);
@@ -169,7 +169,7 @@ describe('the published variant', () => {
     const { octaves: _, ...published } = match;
     const [level] = await chain(own, settings(out, { level: 1, recipe: { ...recipe, match: published } }));
     expect(level!.kl.value).toBeLessThan(level!.untuned!.value);
-    const names = [...(await tunedIn(out)).keys()].map((name) => name.split('.published.')[1]);
+    const names = [...(await readTuned(out)).keys()].map((name) => name.split('.published.')[1]);
     const gates = ['far.weight', 'far.bias', 'near.weight', 'near.bias'];
     expect(names.sort()).toEqual([...gates, 'key', 'mix', 'output', 'query', 'value'].sort());
   });
@@ -235,7 +235,3 @@ describe('bad input', () => {
     expect((await readdir(out)).sort()).toEqual(['conversion.json', 'model.safetensors', 'resume.safetensors']);
   });
 });
-
-async function tunedIn(folder: string): Promise<ReadonlyMap<string, HostTensor>> {
-  return (await readTensors(join(folder, 'model.safetensors'))).tensors;
-}

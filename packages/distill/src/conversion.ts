@@ -68,6 +68,11 @@ export async function writeConversion(
   }
 }
 
+/** Tuned values of a conversion. @throws DslaError E_IO, E_FORMAT when it is damaged */
+export async function readTuned(folder: string): Promise<ReadonlyMap<Weight, HostTensor>> {
+  return (await readTensors(join(folder, weightsFile))).tensors;
+}
+
 /**
  * Reads a conversion and checks that it was made for the checkpoint in `base`.
  * @throws DslaError E_IO when there is none, E_FORMAT when it is damaged or of another version, E_CONFIG for another base

@@ -1,5 +1,5 @@
 export { type ChainEvent, type ChainOptions, chain } from './chain.js';
-export { type Conversion, type ConversionNote, readConversion } from './conversion.js';
+export { type Conversion, type ConversionNote, readConversion, readTuned } from './conversion.js';
 export { type Evaluation, evaluate, type LevelResult, type Misfit } from './evaluate.js';
 export { foldableRecipe, publishedRecipe, type Recipe, type Stage } from './recipe.js';
 export {

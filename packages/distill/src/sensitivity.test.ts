@@ -3,7 +3,8 @@ import { parseOrder } from '@dsla/policy';
 import type { TrainingDevice } from '@dsla/spec';
 import { openCheckpoint } from '@dsla/weights';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { data, heldOut, options, recipe, tinyBase, trainer } from '../test/tiny.js';
+import { tinyBase } from '../test/folders.js';
+import { data, heldOut, options, recipe, trainer } from '../test/tiny.js';
 import { lastRowEntropy } from './entropy.js';
 import { evaluate } from './evaluate.js';
 import {

@@ -1,7 +1,7 @@
-import { mkdtemp, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
+import { temporaryFolder } from '../../test/tiny.js';
 import { readText } from './text.js';
 
 it('reads Moby-Dick from its first chapter to its last', async () => {
@@ -12,7 +12,7 @@ it('reads Moby-Dick from its first chapter to its last', async () => {
 });
 
 it('reads a file, with its digest', async () => {
-  const folder = await mkdtemp(join(tmpdir(), 'dsla-text-'));
+  const folder = await temporaryFolder();
   await writeFile(join(folder, 'a.txt'), 'abc');
   expect((await readText(join(folder, 'a.txt'))).facts).toEqual({
     name: 'a.txt',
@@ -23,7 +23,7 @@ it('reads a file, with its digest', async () => {
 });
 
 it('refuses missing and empty files', async () => {
-  const folder = await mkdtemp(join(tmpdir(), 'dsla-text-'));
+  const folder = await temporaryFolder();
   await writeFile(join(folder, 'empty.txt'), ' \n');
   await expect(readText(join(folder, 'no.txt'))).rejects.toMatchObject({ code: 'E_IO' });
   await expect(readText(join(folder, 'empty.txt'))).rejects.toMatchObject({ code: 'E_INPUT' });
