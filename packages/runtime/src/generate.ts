@@ -4,8 +4,9 @@ import { z } from 'zod';
 import { createDetokenizer, createStopScanner } from './detokenize.js';
 import type { TextModel } from './load.js';
 import { checkOptions } from './options.js';
-import { createSampler, type SamplingOptions, samplingShape } from './sample.js';
+import { type SamplingOptions, samplingShape } from './sample.js';
 import type { Sequence } from './slots.js';
+import { tokensOf } from './tokens.js';
 
 export interface GenerateOptions extends SamplingOptions {
   /** Most tokens to generate; as many as the context holds unless said. */
@@ -68,20 +69,21 @@ export async function* generate(
 ): AsyncGenerator<Generated, Usage, void> {
   const checked = checkOptions(optionsSchema, options, 'generate');
   const { maxTokens = Number.POSITIVE_INFINITY, stop = [], eos = model.eos } = checked;
-  const sample = createSampler(options);
   const ids = promptIds(model, prompt, options.sequence);
   throwIfAborted(options.signal, 'generate');
   const own = options.sequence ? undefined : model.open(options.plan);
+  const sequence = options.sequence ?? own!;
+  const start = sequence.past;
+  const history = [...ids];
+  const tokens = tokensOf(model, sequence, history, { ...options, ahead: own !== undefined });
   try {
-    const sequence = options.sequence ?? own!;
-    const history = [...ids];
     const text = createTextStream(model, ids, stop);
-    const next = async (input: readonly number[]): Promise<{ id: number; ms: number }> => {
-      const start = performance.now();
-      const [logits] = await model.run([{ sequence, ids: input }], { signal: options.signal });
-      return { id: sample(logits!, history), ms: performance.now() - start };
+    const next = async (): Promise<{ id: number; ms: number }> => {
+      const began = performance.now();
+      const { value: id } = await tokens.next();
+      return { id: id!, ms: performance.now() - began };
     };
-    let token = await next(ids);
+    let token = await next();
     const prefillMs = token.ms;
     let decodeMs = 0;
     const usage = (finish: Usage['finish']): Usage => {
@@ -93,16 +95,17 @@ export async function* generate(
       let finish: Usage['finish'] | undefined;
       if (text.stopped) finish = 'stop';
       else if (history.length - ids.length >= maxTokens) finish = 'length';
-      else if (sequence.past >= model.context) finish = 'context';
+      else if (start + history.length > model.context) finish = 'context';
       yield { ids: [token.id], text: finish ? piece + text.flush() : piece };
       if (finish) return usage(finish);
-      token = await next([token.id]);
+      token = await next();
       decodeMs += token.ms;
     }
     const rest = text.flush();
     if (rest !== '') yield { ids: [], text: rest };
     return usage('eos');
   } finally {
+    await tokens.return(undefined as never);
     own?.[Symbol.dispose]();
   }
 }

@@ -1,6 +1,8 @@
 import type { ModelDescription, Plan } from '@dsla/models';
 import {
+  checkDraws,
   type Device,
+  type Draw,
   DslaError,
   isDslaError,
   type Named,
@@ -8,8 +10,9 @@ import {
   throwIfAborted,
   type WeightSource,
 } from '@dsla/spec';
+import { type Drawn, DrawnTokens, drawInputs, type Following } from './draw.js';
 import { type CompileOptions, compile, type Program } from './program.js';
-import { type OwnInput, type RunOptions, runInputs } from './run.js';
+import { type OwnInput, type RunOptions, runInputs, type StepLimits } from './run.js';
 import { type OwnSequence, type Sequence, Slots } from './slots.js';
 import { changePlan } from './swap.js';
 
@@ -37,6 +40,13 @@ export interface Model extends AsyncDisposable {
    * @throws DslaError E_INPUT before anything runs; E_ABORTED; what the device throws
    */
   run(inputs: readonly RunInput[], options?: RunOptions): Promise<Float32Array[]>;
+  /**
+   * Runs inputs as `run` does, and draws the next token of each; or goes on with the tokens drawn before, whether or not they
+   * are known yet. Where the device draws, this returns once the step is handed over, so that it has the next one before the
+   * host has read the last. Whoever gets the tokens disposes them. When a step fails, its sequences are cleared.
+   * @throws DslaError as `run`; E_INPUT for draws out of range, and for tokens of sequences that have gone on otherwise
+   */
+  draw(from: readonly RunInput[] | Drawn, draws: readonly Draw[], signal?: AbortSignal): Promise<Drawn>;
   /**
    * Changes the plan of a sequence that has tokens in its states, and frees the caches it no longer needs. No other sequence
    * notices. When it throws, the sequence is as it was.
@@ -124,11 +134,22 @@ class CompiledModel implements Model {
       const own = this.#check(inputs);
       throwIfAborted(options.signal, 'model.run');
       try {
-        const { vocabulary } = this.description;
-        return await runInputs(this.#program, own, options, { vocabulary, stepTokens: this.#settings.stepTokens });
+        return await runInputs(this.#program, own, options, this.#limits);
       } catch (cause) {
-        throw unfinished(this.#clear(own.map(({ sequence }) => sequence)), cause);
+        throw unfinished('model.run', this.#clear(own.map(({ sequence }) => sequence)), cause);
       }
+    });
+  }
+
+  draw(from: readonly RunInput[] | Drawn, draws: readonly Draw[], signal?: AbortSignal): Promise<Drawn> {
+    return this.#inTurn(async () => {
+      const { inputs, drawn } = from instanceof DrawnTokens ? await this.#following(from) : this.#given(from);
+      checkDraws(draws, inputs.length);
+      throwIfAborted(signal, 'model.draw');
+      const failed = (cause: unknown): never => {
+        throw unfinished('model.draw', this.#clear(inputs.map(({ sequence }) => sequence)), cause);
+      };
+      return await drawInputs(this.#program, inputs, { drawn, draws, limits: this.#limits, signal, failed });
     });
   }
 
@@ -148,6 +169,26 @@ class CompiledModel implements Model {
     this.#slots.close();
     await this.#last;
     await this.#program[Symbol.asyncDispose]();
+  }
+
+  get #limits(): StepLimits {
+    return { vocabulary: this.description.vocabulary, stepTokens: this.#settings.stepTokens };
+  }
+
+  #given(from: readonly RunInput[] | Drawn): Following {
+    if (Array.isArray(from)) return { inputs: this.#check(from) };
+    fail('model.draw', 'it must get inputs, or what a draw of this model returned', typeof from);
+  }
+
+  /** The tokens drawn before as inputs. */
+  async #following(from: DrawnTokens): Promise<Following> {
+    for (const sequence of from.sequences) {
+      this.#slots.own(sequence);
+      if (sequence.past >= this.context) {
+        fail('model.draw', `the tokens must fit the context of ${this.context}`, `${sequence.past} + 1`);
+      }
+    }
+    return await from.next();
   }
 
   #check(inputs: readonly RunInput[]): OwnInput[] {
@@ -214,9 +255,9 @@ function checkPlan({ architecture, convertible, mixers }: ModelDescription, plan
   fail('plan', `its mixers must be among ${known.join(', ')}`, unknown, 'Give the mixers when the model is loaded.');
 }
 
-function unfinished(slots: readonly number[], cause: unknown): DslaError {
+function unfinished(where: string, slots: readonly number[], cause: unknown): DslaError {
   return new DslaError(isDslaError(cause) ? cause.code : 'E_DEVICE', {
-    where: 'model.run',
+    where,
     rule: `a step did not finish, so the sequences of slots ${slots.join(', ')} were cleared (${cause instanceof Error ? cause.message : cause})`,
     cure: 'Run their tokens again from the first.',
     details: { slots },

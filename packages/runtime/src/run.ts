@@ -1,4 +1,4 @@
-import { fromFloat16, type HostTensor, type Row, throwIfAborted } from '@dsla/spec';
+import { fromFloat16, type HostTensor, type Row, type StepBatch, throwIfAborted } from '@dsla/spec';
 import { forward, type HeadRun } from './forward.js';
 import type { Program } from './program.js';
 import { closed, type OwnSequence } from './slots.js';
@@ -12,6 +12,12 @@ export interface RunOptions {
 export interface OwnInput {
   readonly sequence: OwnSequence;
   readonly ids: Int32Array;
+}
+
+export interface StepLimits {
+  readonly vocabulary: number;
+  /** Most tokens of a sequence in one step. */
+  readonly stepTokens: number;
 }
 
 /** The part of an input that goes through in one step. */
@@ -29,7 +35,7 @@ export async function runInputs(
   program: Program,
   inputs: readonly OwnInput[],
   { logits = 'last', signal }: RunOptions,
-  { vocabulary, stepTokens }: { readonly vocabulary: number; readonly stepTokens: number },
+  { vocabulary, stepTokens }: StepLimits,
 ): Promise<Float32Array[]> {
   const rowsOf = { last: () => 1, all: (ids: Int32Array) => ids.length, none: () => 0 }[logits];
   const results = inputs.map(({ ids }) => new Float32Array(rowsOf(ids) * vocabulary));
@@ -63,19 +69,29 @@ async function runPieces(
   head: HeadRun | undefined,
   signal: AbortSignal | undefined,
 ): Promise<HostTensor | undefined> {
-  const ids = new Int32Array(pieces.reduce((sum, piece) => sum + piece.ids.length, 0));
+  const plans = pieces.map(({ sequence }) => sequence.plan);
+  const output = await forward(program, batchOf(pieces), plans, head, signal);
+  advance(pieces);
+  return output;
+}
+
+/** @throws DslaError E_DISPOSED for a sequence that was closed while the step before was in flight */
+export function batchOf(inputs: readonly OwnInput[]): StepBatch {
+  const ids = new Int32Array(inputs.reduce((sum, input) => sum + input.ids.length, 0));
   const rows: Row[] = [];
   let at = 0;
-  for (const { sequence, ids: own } of pieces) {
-    if (!sequence.open) throw closed(sequence); // while the step before was in flight
+  for (const { sequence, ids: own } of inputs) {
+    if (!sequence.open) throw closed(sequence);
     ids.set(own, at);
     at += own.length;
     rows.push({ slot: sequence.slot, past: sequence.past, count: own.length });
   }
-  const plans = pieces.map(({ sequence }) => sequence.plan);
-  const output = await forward(program, { ids, rows }, plans, head, signal);
-  for (const { sequence, ids: own } of pieces) sequence.past += own.length;
-  return output;
+  return { ids, rows };
+}
+
+/** Their tokens are in the states. */
+export function advance(inputs: readonly OwnInput[]): void {
+  for (const { sequence, ids } of inputs) sequence.past += ids.length;
 }
 
 /** The last-token head serves only the rows that end here. */
@@ -87,6 +103,6 @@ function headFor({ heads }: Program, pieces: readonly Piece[], logits: 'last' | 
 }
 
 /** A device that computes in f16 gives f16 bits. */
-function toFloat32({ dtype, data }: HostTensor): Float32Array {
+export function toFloat32({ dtype, data }: HostTensor): Float32Array {
   return dtype === 'f16' ? fromFloat16(data as Uint16Array) : (data as Float32Array);
 }

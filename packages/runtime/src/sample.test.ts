@@ -111,12 +111,11 @@ function plain(values: readonly number[], history: readonly number[], options: S
     return pairs.map(([id, weight]) => [id, weight / total]);
   };
   const kept = normalise(scores.filter(([, score]) => score >= last).map(([id, score]) => [id, Math.exp(score)]));
-  let mass = 0;
-  const nucleus = kept.filter(([, probability]) => {
-    const before = mass;
-    mass += probability;
-    return topP === 1 || before < topP - 1e-12;
-  });
+  const mass = kept.map((_, index) => kept.slice(0, index).reduce((sum, [, probability]) => sum + probability, 0));
+  const least = Math.min(
+    ...kept.filter((_, index) => mass[index]! < topP - 1e-12).map(([, probability]) => probability),
+  );
+  const nucleus = kept.filter(([, probability]) => topP === 1 || probability >= least);
   return normalise(nucleus);
 }
 

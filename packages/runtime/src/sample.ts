@@ -1,4 +1,4 @@
-import { DslaError } from '@dsla/spec';
+import { type Draw, DslaError } from '@dsla/spec';
 import { uniformFloat64 } from 'pure-rand/distribution/uniformFloat64';
 import { xoroshiro128plus } from 'pure-rand/generator/xoroshiro128plus';
 import { z } from 'zod';
@@ -10,7 +10,7 @@ export interface SamplingOptions {
   readonly temperature?: number | undefined;
   /** Only the k most likely tokens (and those equal to the last of them). */
   readonly topK?: number | undefined;
-  /** Only the smallest set of most likely tokens whose probability reaches p; at least one. */
+  /** Only the smallest set of most likely tokens whose probability reaches p (and those equal to the last); at least one. */
   readonly topP?: number | undefined;
   /** Logits of tokens seen before are divided by it where positive, multiplied where negative (CTRL, arXiv 1909.05858). */
   readonly repetitionPenalty?: number | undefined;
@@ -31,17 +31,35 @@ export type Sampler = (logits: Float32Array, history: readonly number[]) => numb
 
 /** @throws DslaError E_INPUT that lists every option out of range; the sampler: E_INTERNAL when a logit is NaN. */
 export function createSampler(options: SamplingOptions = {}): Sampler {
-  const checked = checkOptions(z.object(samplingShape), options, 'sampling options');
-  const random = xoroshiro128plus(checked.seed ?? Math.floor(Math.random() * 2 ** 31));
+  const next = createDraws(options);
   return (logits, history) => {
-    refuseNaN(logits);
-    return checked.temperature
-      ? draw(distribution(logits, history, checked), uniformFloat64(random))
-      : argmax(penalise(logits, history, checked.repetitionPenalty));
+    const id = drawToken(penalise(logits, history, options.repetitionPenalty), next());
+    if (id < 0) throw notNumbers('sampler', `logit ${logits.findIndex(Number.isNaN)}`);
+    return id;
   };
 }
 
-/** What a sampler draws from: by id, or most likely first where `topP` is below 1. The probabilities sum to 1. */
+/** The draws of one token after the other, without the penalty. @throws DslaError E_INPUT that lists every option out of range */
+export function createDraws(options: SamplingOptions = {}): () => Draw {
+  const { temperature = 0, topK, topP, seed } = checkOptions(z.object(samplingShape), options, 'sampling options');
+  const random = xoroshiro128plus(seed ?? Math.floor(Math.random() * 2 ** 31));
+  return () => ({ temperature, topK, topP, uniform: temperature === 0 ? 0 : uniformFloat64(random) });
+}
+
+/** The token of a draw; -1 where a logit is not a number. */
+export function drawToken(logits: Float32Array, { temperature, topK, topP, uniform }: Draw): number {
+  if (logits.some(Number.isNaN)) return -1;
+  if (temperature === 0) return argmax(logits);
+  const { ids, probabilities } = distribution(logits, [], { temperature, topK, topP });
+  let mass = 0;
+  for (let index = 0; index < ids.length; index++) {
+    mass += probabilities[index]!;
+    if (uniform < mass) return ids[index]!;
+  }
+  return ids.at(-1)!; // rounding left the sum a little below 1
+}
+
+/** What a token is drawn from, by id. The probabilities sum to 1. */
 export interface Distribution {
   readonly ids: Int32Array;
   readonly probabilities: Float64Array;
@@ -63,19 +81,19 @@ export function distribution(
   return topP === 1 ? filtered : nucleus(filtered, topP);
 }
 
-/** Top-p (arXiv 1904.09751): the smallest prefix of the sorted distribution whose mass reaches p. */
+/** Top-p (arXiv 1904.09751): the most likely tokens whose mass reaches p, and those equal to the last of them. */
 function nucleus({ ids, probabilities }: Distribution, topP: number): Distribution {
   // Tokens below (1 - p) / n have less than 1 - p together, so none of them is in the nucleus: they need no sorting.
   const floor = (1 - topP) / ids.length;
-  const order = Int32Array.from(ids, (_, index) => index).filter((index) => probabilities[index]! >= floor);
-  order.sort((a, b) => probabilities[b]! - probabilities[a]! || a - b);
+  const sorted = probabilities.filter((probability) => probability >= floor).sort();
   let mass = 0;
-  let count = 0;
-  while (count < order.length && mass < topP) mass += probabilities[order[count++]!]!;
-  const kept = order.subarray(0, count);
+  let at = sorted.length;
+  while (at > 0 && mass < topP) mass += sorted[--at]!;
+  const kept = Int32Array.from(ids.keys()).filter((index) => probabilities[index]! >= sorted[at]!);
+  const total = kept.reduce((sum, index) => sum + probabilities[index]!, 0);
   return {
     ids: kept.map((index) => ids[index]!),
-    probabilities: Float64Array.from(kept, (index) => probabilities[index]! / mass),
+    probabilities: Float64Array.from(kept, (index) => probabilities[index]! / total),
   };
 }
 
@@ -86,13 +104,12 @@ export function argmax(values: Float32Array): number {
   return best;
 }
 
-function refuseNaN(logits: Float32Array): void {
-  const id = logits.findIndex(Number.isNaN);
-  if (id < 0) return;
-  throw new DslaError('E_INTERNAL', {
-    where: 'sampler',
-    rule: `logits must be numbers, logit ${id} is not`,
-    got: logits[id],
+/** The error for logits that no token can be drawn from. */
+export function notNumbers(where: string, which: string): DslaError {
+  return new DslaError('E_INTERNAL', {
+    where,
+    rule: 'logits must be numbers',
+    got: `NaN in ${which}`,
     cure: 'Check the weights for NaN and infinity; on a device that computes in f16, try f32.',
   });
 }
@@ -137,13 +154,4 @@ function softmax(scores: Float64Array, ids: Int32Array): Distribution {
   const weights = Float64Array.from(ids, (id) => Math.exp(scores[id]! - most));
   const total = weights.reduce((sum, weight) => sum + weight, 0);
   return { ids, probabilities: weights.map((weight) => weight / total) };
-}
-
-function draw({ ids, probabilities }: Distribution, uniform: number): number {
-  let mass = 0;
-  for (let index = 0; index < ids.length; index++) {
-    mass += probabilities[index]!;
-    if (uniform < mass) return ids[index]!;
-  }
-  return ids.at(-1)!; // rounding left the sum a little below 1
 }

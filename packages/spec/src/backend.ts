@@ -126,7 +126,7 @@ export interface Step extends Disposable {
   submit(signal?: AbortSignal): Promise<void>;
   /**
    * Where a backend can: draws a token a row from the value `logits`, [rows, vocabulary], and writes the value `ids`, [rows, 1]
-   * i32, -1 where a logit is not a number. The next step may take it before it was downloaded.
+   * i32, -1 where a logit is not a number. Once submit was called, it may be downloaded, and the next step may take it.
    * @throws DslaError E_INPUT: no logits of last tokens, not one draw a row, a draw out of range
    */
   draw?(draws: readonly Draw[]): void;

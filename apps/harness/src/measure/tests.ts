@@ -19,7 +19,7 @@ export function testName({ kind, tokens, depth, batch }: Test): string {
   return `${name}${depth === 0 ? '' : ` @ d${depth}`}${batch === 1 ? '' : ` x ${batch}`}`;
 }
 
-/** Tokens a second of every repetition, of all sequences together. The model needs a slot more than there are. Ids are drawn from a fixed sequence, as speed does not depend on them. */
+/** Tokens a second of every repetition, of all sequences together. The model needs a slot more than there are. Ids are a fixed sequence, as speed does not depend on them. */
 export async function runTest(
   model: Model,
   test: Test,
@@ -46,6 +46,7 @@ export async function runTest(
   return samples;
 }
 
+/** Decoding goes on from the first of `ids` with the most likely tokens, drawn as generation does. */
 async function runTokens(
   model: Model,
   sequences: readonly Sequence[],
@@ -53,18 +54,21 @@ async function runTokens(
   kind: Test['kind'],
   signal: AbortSignal,
 ): Promise<void> {
-  const run = (part: Int32Array) =>
-    model.run(
-      sequences.map((sequence) => ({ sequence, ids: part })),
-      { signal },
-    );
+  const inputs = sequences.map((sequence) => ({ sequence, ids: kind === 'prefill' ? ids : ids.subarray(0, 1) }));
   if (kind === 'prefill') {
-    await run(ids);
+    await model.run(inputs, { signal });
     return;
   }
-  for (let index = 0; index < ids.length; index++) {
-    await run(ids.subarray(index, index + 1));
+  const draws = sequences.map(() => ({ temperature: 0, uniform: 0 }));
+  let drawn = await model.draw(inputs, draws, signal);
+  for (let step = 1; step < ids.length; step++) {
+    const next = await model.draw(drawn, draws, signal);
+    await drawn.ids;
+    drawn[Symbol.dispose]();
+    drawn = next;
   }
+  await drawn.ids;
+  drawn[Symbol.dispose]();
 }
 
 /** A full-period linear congruential sequence (Numerical Recipes) over the vocabulary. */

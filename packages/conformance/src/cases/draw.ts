@@ -39,11 +39,12 @@ async function drawn(
   expect(step.draw, 'a step must be able to draw').toBeDefined();
   step.draw!(draws);
   const submitted = step.submit();
+  const download = device.download(step.value('ids'));
   using after = device.beginStep(batch, { ids: step.value('ids') });
   for (const row of [...rows.keys()].reverse()) after.run(next, {}, [row]);
   await after.submit();
   await submitted;
-  const ids = await device.download(step.value('ids'));
+  const ids = await download;
   expect(ids).toMatchObject({ dtype: 'i32', shape: [rows.length, 1] });
   return [[...ids.data], [...floats(await device.download(after.value('x')))]];
 }
