@@ -4,13 +4,23 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { type AttentionBackend, type Device, DslaError, type OpenOptions, openBackend } from '@dsla/spec';
 
+/** Something to install. */
+export interface Requirement {
+  readonly name: string;
+  readonly version: string;
+  /** How, as a sentence. */
+  readonly install: string;
+}
+
 interface Known {
   readonly package: string;
   load(): Promise<Readonly<Record<string, unknown>>>;
   /** Packages whose versions decide what it can do. */
   readonly natives: readonly string[];
-  /** What `--device` means to it: by name, or any name as the value of one option. */
+  /** What `--device` means to it: by name, the default first, or any name as the value of one option. */
   readonly devices: Readonly<Record<string, Readonly<Record<string, string>>>> | string;
+  /** What a device of it needs of the system, the whole list. */
+  readonly requirements?: Readonly<Record<string, () => Promise<readonly Requirement[]>>>;
   /** Whether it has matrices in blocks of 8 and 4 bits. */
   readonly quantises: boolean;
 }
@@ -22,6 +32,7 @@ export const knownBackends: Readonly<Record<string, Known>> = {
     load: () => import('@dsla/backend-onnx'),
     natives: ['onnxruntime-node', 'koffi'],
     devices: { cpu: { device: 'cpu' }, cuda: { device: 'cuda' } },
+    requirements: { cuda: async () => (await import('@dsla/backend-onnx')).cudaRequirements() },
     quantises: false,
   },
   webgpu: {
@@ -98,6 +109,21 @@ export function deviceSetting(backend: string, device: string): Readonly<Record<
     got: device,
     cure: 'Choose one of them, or another backend.',
   });
+}
+
+/** Devices of a backend that are asked one by one; undefined: the one that it opens by itself. Software is not asked for. */
+export function devicesOf(backend: string): readonly (string | undefined)[] {
+  const devices = knownBackends[backend]?.devices;
+  const all = typeof devices === 'object' ? Object.keys(devices).filter((name) => name !== 'software') : [];
+  return all.length > 1 ? all : [undefined];
+}
+
+/** What a device needs of the system, where that is known. */
+export async function requirementsOf(
+  backend: string,
+  device: string | undefined,
+): Promise<readonly Requirement[] | undefined> {
+  return await knownBackends[backend]?.requirements?.[device ?? '']?.();
 }
 
 /** What `extra` must hold for matrices in blocks. @throws DslaError E_INPUT where a backend has none */

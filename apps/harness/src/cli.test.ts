@@ -57,6 +57,27 @@ it('reports backends, as text and as one JSON object', async () => {
   ]);
 });
 
+it('asks every device of a backend, and explains with --fix what one needs', async () => {
+  const { backends } = JSON.parse((await dsla(['doctor', '--backend', 'onnx,reference', '--fix', '--json'])).out);
+  expect(backends.map(({ name, device }: { name: string; device?: string }) => [name, device])).toEqual([
+    ['onnx', 'cpu'],
+    ['onnx', 'cuda'],
+    ['reference', undefined],
+  ]);
+  const [cpu, cuda] = backends;
+  expect(cpu).toMatchObject({ works: true });
+  expect(cpu).not.toHaveProperty('requirements');
+  if (cuda.works) return; // nothing to fix on this machine
+  expect(cuda.obstacles[0]).toMatch(/libonnxruntime_providers|libcu|koffi/);
+  expect(cuda.requirements).toContainEqual({
+    name: 'libcudnn',
+    version: expect.any(String),
+    install: expect.stringContaining('cudnn'),
+  });
+  const text = (await dsla(['doctor', '--backend', 'onnx', '--fix'])).out;
+  expect(text).toMatch(/missing onnx, cuda: does not open\n(.*\n)+ +It needs:\n +- onnxruntime-node/);
+});
+
 it('colours terminals only, and not with NO_COLOR', async () => {
   const args = ['doctor', '--backend', 'reference'];
   const green = '\u001b[32m';

@@ -2,7 +2,15 @@ import { availableParallelism, cpus, totalmem } from 'node:os';
 import { tapesOf } from '@dsla/models';
 import { type Device, isDslaError } from '@dsla/spec';
 import type { Command } from 'commander';
-import { backendVersions, importBackend, knownBackends } from '../backends.js';
+import {
+  backendVersions,
+  deviceSetting,
+  devicesOf,
+  importBackend,
+  knownBackends,
+  type Requirement,
+  requirementsOf,
+} from '../backends.js';
 import { type Checkpoint, describeConversion, inspect, type Mixer, mixers, untuned } from '../checkpoint.js';
 import { ownVersion } from '../report/machine.js';
 import { colorsFor, type Io, print, printJson } from '../ui/io.js';
@@ -12,14 +20,19 @@ import { formatBytes } from '../ui/units.js';
 interface DoctorOptions extends CommonOptions {
   readonly model?: string;
   readonly backend: readonly string[];
+  readonly fix?: true;
 }
 
 interface BackendState {
   readonly name: string;
+  /** Of those that it has, where it has several. */
+  readonly device?: string;
   readonly works: boolean;
   readonly description: string | null;
   readonly versions: Readonly<Record<string, string>>;
   readonly obstacles: readonly string[];
+  /** With --fix, where it does not work: what it needs, whether or not it is there. */
+  readonly requirements?: readonly Requirement[];
   /** By mixer ('softmax' for the model's own attention), for the model asked about. */
   readonly unsupported?: Readonly<Record<string, readonly string[]>>;
 }
@@ -29,7 +42,8 @@ export function addDoctor(program: Command, io: Io): void {
     .command('doctor')
     .description('what works on this machine, and what is missing')
     .option('-m, --model <folder>', 'also ask every backend what of this model it cannot run')
-    .option('-b, --backend <names>', 'backends to ask', names, Object.keys(knownBackends));
+    .option('-b, --backend <names>', 'backends to ask', names, Object.keys(knownBackends))
+    .option('--fix', 'explain what to install for what does not work');
   addCommonOptions(command).action((options: DoctorOptions) => runDoctor(options, io));
 }
 
@@ -44,7 +58,13 @@ async function runDoctor(options: DoctorOptions, io: Io): Promise<void> {
     memoryBytes: totalmem(),
   };
   const backends: BackendState[] = [];
-  for (const name of options.backend) backends.push(await examine(name, checkpoint, io.signal));
+  for (const name of options.backend) {
+    for (const device of devicesOf(name)) {
+      const state = await examine(name, device, checkpoint, io.signal);
+      const requirements = options.fix && !state.works && (await requirementsOf(name, device));
+      backends.push(requirements ? { ...state, requirements } : state);
+    }
+  }
   if (options.json) {
     printJson(io, { ...machine, backends });
     return;
@@ -59,15 +79,23 @@ async function runDoctor(options: DoctorOptions, io: Io): Promise<void> {
   );
 }
 
-async function examine(name: string, checkpoint: Checkpoint | undefined, signal: AbortSignal): Promise<BackendState> {
-  const missing = { name, works: false, description: null, versions: backendVersions(name) };
+/** `device`: of the backend; undefined for its default. */
+async function examine(
+  name: string,
+  device: string | undefined,
+  checkpoint: Checkpoint | undefined,
+  signal: AbortSignal,
+): Promise<BackendState> {
+  const versions = backendVersions(name);
+  const missing = { name, ...(device !== undefined && { device }), works: false, description: null, versions };
+  const options = { signal, ...(device !== undefined && { extra: deviceSetting(name, device) }) };
   try {
     const backend = await importBackend(name);
-    const obstacles = await backend.obstacles({ signal });
+    const obstacles = await backend.obstacles(options);
     if (obstacles.length > 0) return { ...missing, obstacles };
-    await using device = await backend.open({ signal });
-    const unsupported = checkpoint && unsupportedOf(checkpoint, device);
-    return { ...missing, works: true, description: device.description, obstacles, ...(unsupported && { unsupported }) };
+    await using opened = await backend.open(options);
+    const unsupported = checkpoint && unsupportedOf(checkpoint, opened);
+    return { ...missing, works: true, description: opened.description, obstacles, ...(unsupported && { unsupported }) };
   } catch (error) {
     if (signal.aborted || (isDslaError(error) && error.code === 'E_INPUT')) throw error;
     return { ...missing, obstacles: [error instanceof Error ? error.message : String(error)] };
@@ -90,14 +118,17 @@ function unsupportedOf(checkpoint: Checkpoint, device: Device): Record<string, r
   };
 }
 
-function describeState({ name, works, description, versions, obstacles, unsupported }: BackendState, io: Io): string[] {
+function describeState(state: BackendState, io: Io): string[] {
+  const { name, device, works, description, versions, obstacles, requirements, unsupported } = state;
   const colors = colorsFor(io.out, io.env);
   const packages = Object.entries(versions).map(([each, version]) => `${each} ${version}`);
   return [
     '',
-    `${works ? colors.green('ok     ') : colors.red('missing')} ${name}: ${description ?? 'does not open'}`,
+    `${works ? colors.green('ok     ') : colors.red('missing')} ${name}${device === undefined ? '' : `, ${device}`}: ${description ?? 'does not open'}`,
     ...(packages.length > 0 ? [`        ${packages.join(', ')}`] : []),
     ...obstacles.map((obstacle) => `        ${obstacle}`),
+    ...(requirements ? ['        It needs:'] : []),
+    ...(requirements ?? []).map(({ name: what, version, install }) => `        - ${what} ${version}. ${install}.`),
     ...Object.entries(unsupported ?? {}).map(
       ([mixer, reasons]) =>
         `        ${mixer}: ${reasons.length === 0 ? 'runs' : [...new Set(reasons.map(anyLayer))].join(' | ')}`,
