@@ -1,11 +1,11 @@
-import { bytesPerElement, type DeviceBuffer, elementCount } from '@dsla/spec';
+import { bytesPerElement, type DeviceBuffer, elementCount, f32, type HostTensor } from '@dsla/spec';
 import type { Memory } from './binding/binding.js';
 import { disposed, invalid } from './errors.js';
 import { unpacked } from './numbers.js';
 
-/** A tensor of the device's compute type: an upload, or a named value of a step, which gets its memory when the step computes. */
+/** A tensor of the device's compute type, or ids: an upload, or a named value of a step, which gets its memory when the step computes. */
 export class OnnxBuffer implements DeviceBuffer {
-  readonly dtype: 'f32' | 'f16';
+  readonly dtype: 'f32' | 'f16' | 'i32';
   readonly shape: readonly number[];
   readonly #name: string;
   readonly #giveBack: (memory: Memory) => void;
@@ -14,7 +14,7 @@ export class OnnxBuffer implements DeviceBuffer {
 
   constructor(
     name: string,
-    dtype: 'f32' | 'f16',
+    dtype: 'f32' | 'f16' | 'i32',
     shape: readonly number[],
     giveBack: (memory: Memory) => void,
     memory?: Memory,
@@ -52,9 +52,12 @@ export class OnnxBuffer implements DeviceBuffer {
     this.#memory = memory;
   }
 
-  /** A copy of the content, as float32. */
-  async read(): Promise<Float32Array> {
-    return unpacked(await this.memory.read(this.bytes), this.dtype === 'f16' ? 'float16' : 'float');
+  /** A copy of the content, float16 as float32. */
+  async read(): Promise<HostTensor> {
+    const { shape, dtype } = this;
+    const bytes = await this.memory.read(this.bytes);
+    if (dtype === 'i32') return { dtype, shape, data: new Int32Array(bytes) };
+    return f32(shape, unpacked(bytes, dtype === 'f16' ? 'float16' : 'float'));
   }
 
   [Symbol.dispose](): void {

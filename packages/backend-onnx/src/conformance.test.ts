@@ -2,13 +2,10 @@ import { backendConformance, float16 } from '@dsla/conformance';
 import { describe, test } from 'vitest';
 import { onnxBackend } from './index.js';
 
-const skip = [{ reason: 'its steps do not draw; the runtime does it on the host', tests: ['draw > '] }];
-
 for (const binding of ['c-api', 'node']) {
   backendConformance({
     name: `onnx, ${binding}`,
     open: () => onnxBackend.open({ threads: 2, extra: { binding } }),
-    skip,
   });
 }
 
@@ -21,7 +18,6 @@ if (obstacles.length > 0) {
     backendConformance({
       name: `onnx, cuda ${computeType}`,
       open: () => onnxBackend.open({ ...onCuda, computeType }),
-      skip,
       ...(computeType === 'f16' && { tolerance: float16 }),
     });
 }

@@ -5,7 +5,6 @@ import {
   type Device,
   type DeviceBuffer,
   elementCount,
-  f32,
   type HostTensor,
   type LayerGraph,
   type Named,
@@ -19,6 +18,7 @@ import {
 import type { Binding } from './binding/binding.js';
 import { OnnxBuffer } from './buffer.js';
 import { computeType } from './dialect.js';
+import { Drawings } from './drawings.js';
 import { disposed, invalid } from './errors.js';
 import { compileLayer } from './layer.js';
 import { packed } from './numbers.js';
@@ -42,6 +42,7 @@ export class OnnxDevice implements Device {
   readonly sizePool: Pool;
   readonly weights: WeightTable;
   readonly tables: Tables;
+  readonly drawings: Drawings;
   readonly order: Order = new Order();
   plan: Plan | undefined;
   readonly #type: 'f32' | 'f16';
@@ -58,6 +59,7 @@ export class OnnxDevice implements Device {
     this.sizePool = new Pool(binding, true);
     this.weights = new WeightTable(this.pool, binding.dialect.compute);
     this.tables = new Tables(binding);
+    this.drawings = new Drawings(binding, this.order);
   }
 
   unsupported(graph: LayerGraph): readonly string[] {
@@ -88,7 +90,7 @@ export class OnnxDevice implements Device {
   async download(buffer: DeviceBuffer): Promise<HostTensor> {
     this.#check();
     if (!(buffer instanceof OnnxBuffer)) throw invalid('download', 'must be a buffer of this backend', typeof buffer);
-    return await this.order.run(async () => f32(buffer.shape, await buffer.read()));
+    return await this.order.run(() => buffer.read());
   }
 
   beginStep(batch: StepBatch, values: Named<DeviceBuffer> = {}): Step {

@@ -7,15 +7,17 @@ export interface Dialect {
   readonly compute: 'float' | 'float16';
   /** Widest head that the operator GroupQueryAttention takes; 0 where it does not run at all. */
   readonly fusedHead: number;
+  /** It never holds the scores of more than a few queries. */
+  readonly flash: boolean;
   /** Sizes that operators read on the host do not change from one decode step to the next, so that a step can be replayed. */
   readonly replays: boolean;
 }
 
-export const onCpu: Dialect = { compute: 'float', fusedHead: Number.POSITIVE_INFINITY, replays: false };
+export const onCpu: Dialect = { compute: 'float', fusedHead: Number.POSITIVE_INFINITY, flash: false, replays: false };
 
 /** ONNX Runtime's CUDA provider has GroupQueryAttention in half precision only, its fast kernels up to a head width of 256. */
 export function onCuda(compute: Dialect['compute']): Dialect {
-  return { compute, fusedHead: compute === 'float16' ? 256 : 0, replays: true };
+  return { compute, fusedHead: compute === 'float16' ? 256 : 0, flash: true, replays: true };
 }
 
 /** The compute type as a backend tells it. */

@@ -1,6 +1,7 @@
 import type { Memory } from './binding/binding.js';
 import type { Place } from './places.js';
 import type { Pool } from './pool.js';
+import { elementBytes } from './protobuf.js';
 import type { NamedValue, Recorded } from './record.js';
 import type { Served } from './rows.js';
 
@@ -115,7 +116,7 @@ export class Frame {
 
   #temporary(place: Place, width: number): Storage {
     const { served } = this.#recorded;
-    const stride = width * this.#recorded.layer.program.numberBytes;
+    const stride = width * elementBytes[this.#recorded.layer.program.dialect.compute];
     const memory = this.#borrow(stride * (place === 'token' ? served.tokens : served.rows.length));
     this.temporary.add(memory);
     this.#held.add(memory);

@@ -1,17 +1,24 @@
-import type { Tensor } from './binding/binding.js';
+import type { Memory, Tensor } from './binding/binding.js';
 import type { ControlData } from './lowering.js';
 import type { Pool } from './pool.js';
-import type { ElementType } from './protobuf.js';
+import { type ElementType, elementBytes } from './protobuf.js';
 import type { Recorded } from './record.js';
 
+/** What lies on the device already: [from, byte, bytes] end to end. */
+export interface Gathered {
+  readonly dims: readonly number[];
+  readonly pieces: readonly (readonly [Memory, number, number])[];
+}
+
 /** Makes a small input from what a step runs. */
-export type Make = (runs: readonly Recorded[]) => ControlData;
+export type Make = (runs: readonly Recorded[]) => ControlData | Gathered;
 
 interface Input {
   readonly tensor: Tensor;
   readonly make: Make;
   readonly onHost: boolean;
-  data: ControlData['data'];
+  /** What it holds, unless it was gathered. */
+  data: ControlData['data'] | undefined;
 }
 
 /** The small inputs of one step: each made once, however many layers want it. */
@@ -39,12 +46,15 @@ export class HostInputs {
     }
     let tensor = known.get(of);
     if (!tensor) {
-      const { dims, data } = make(this.#runs);
-      const memory = (onHost ? this.#sizePool : this.#pool).borrow(data.byteLength, 'inputs of a step');
-      memory.write(data);
+      const content = make(this.#runs);
+      const { dims } = content;
+      const bytes = dims.reduce((product, size) => product * size, elementBytes[type]);
+      const memory = (onHost ? this.#sizePool : this.#pool).borrow(bytes, 'inputs of a step');
       tensor = { memory, offset: 0, type, dims };
       known.set(of, tensor);
-      this.#made.push({ tensor, make, onHost, data });
+      const input: Input = { tensor, make, onHost, data: undefined };
+      fill(input, content);
+      this.#made.push(input);
     }
     return tensor;
   }
@@ -55,12 +65,9 @@ export class HostInputs {
     const fits = contents.every(({ dims }, at) => dims.join() === this.#made[at]!.tensor.dims.join());
     if (!fits) return false;
     this.resized = false;
-    for (const [at, { data }] of contents.entries()) {
+    for (const [at, content] of contents.entries()) {
       const input = this.#made[at]!;
-      if (same(data, input.data)) continue;
-      input.data = data;
-      input.tensor.memory.write(data);
-      this.resized ||= input.onHost;
+      if (fill(input, content)) this.resized ||= input.onHost;
     }
     return true;
   }
@@ -70,6 +77,24 @@ export class HostInputs {
     for (const { tensor, onHost } of [...this.#made].reverse())
       (onHost ? this.#sizePool : this.#pool).giveBack(tensor.memory);
   }
+}
+
+/** Brings an input's content to where it belongs, unless it is there already. */
+function fill(input: Input, content: ControlData | Gathered): boolean {
+  const { memory } = input.tensor;
+  if ('pieces' in content) {
+    input.data = undefined;
+    let at = 0;
+    for (const [from, byte, bytes] of content.pieces) {
+      memory.copy(from, byte, at, bytes);
+      at += bytes;
+    }
+    return true;
+  }
+  if (input.data && same(content.data, input.data)) return false;
+  input.data = content.data;
+  memory.write(content.data);
+  return true;
 }
 
 function same(a: ControlData['data'], b: ControlData['data']): boolean {

@@ -1,7 +1,7 @@
 import { DslaError } from '@dsla/spec';
 import type { Tensor } from './binding/binding.js';
 import type { Frame } from './frame.js';
-import type { HostInputs, Make } from './host-inputs.js';
+import type { Gathered, HostInputs, Make } from './host-inputs.js';
 import type { Kernel } from './kernel.js';
 import type { ControlData, Port, Table } from './lowering.js';
 import { pieceOf } from './nodes/stateful.js';
@@ -25,7 +25,7 @@ export interface Launch {
 
 /** What the sessions of a layer are to do for the rows it serves, in order. `run`: its place in the step. */
 export function launchesOf({ layer, served, states }: Recorded, run: number): Launch[] {
-  const { stages, whole } = layer.program;
+  const { stages, whole, dialect } = layer.program;
   const { rows, tokens } = served;
   const one = (kernel: Kernel, at: number): Launch => rowLaunch(kernel, run, rows[at]!, at, 0, rows[at]!.count);
   if (whole && rows.length === 1 && tokens === 1) return [one(layer.kernel(whole), 0)];
@@ -42,7 +42,7 @@ export function launchesOf({ layer, served, states }: Recorded, run: number): La
       else if (row.count === 1) launches.push(one(layer.kernel(stage.decode), at));
       else if (row.count > 0) {
         // In pieces: the state goes from one to the next.
-        const limit = pieceOf(stage.node, states);
+        const limit = pieceOf(stage.node, dialect, states);
         for (let from = 0; from < row.count; from += limit)
           launches.push(rowLaunch(layer.kernel(stage.prefill), run, row, at, from, Math.min(limit, row.count - from)));
       }
@@ -107,10 +107,9 @@ function suppliedTensor(
 ): Tensor {
   switch (source.kind) {
     case 'ids':
-      return host.get('ids', served.key, type, (runs) => {
-        const { ids } = runs[run]!.served;
-        return { dims: [1, ids.length], data: ids };
-      });
+      return host.get('ids', served.key, type, (runs) => idsOf(runs[run]!));
+    case 'draw':
+      return host.get(`draw ${source.name}`, run, type, (runs) => source.make(runs[run]!.draws!), source.onHost);
     case 'capacity': {
       const { tokens: capacity } = states[source.state]!;
       return host.get('capacity', capacity, type, () => ({ dims: [], data: Int32Array.of(capacity) }), true);
@@ -152,6 +151,17 @@ export function identityOf(launch: Launch, frame: Frame, { served, states }: Rec
     }
   }
   return numbers;
+}
+
+/** [1, tokens]: those of the batch, or what an earlier step drew. */
+function idsOf({ served, ids }: Recorded): ControlData | Gathered {
+  const dims = [1, served.tokens];
+  if (!ids) return { dims, data: served.ids };
+  const { buffer, stride } = ids;
+  return {
+    dims,
+    pieces: served.rows.map(({ first, count }) => [buffer.memory, first * stride, count * stride] as const),
+  };
 }
 
 /** A row without tokens in this step points at the first token. */

@@ -1,4 +1,4 @@
-import type { Row, Weight } from '@dsla/spec';
+import type { Draw, Row, Weight } from '@dsla/spec';
 import type { Dialect } from './dialect.js';
 import type { Dims, GraphBuilder, Ref } from './emit.js';
 import type { ElementType } from './protobuf.js';
@@ -47,6 +47,13 @@ export type Source =
   | { readonly kind: 'capacity'; readonly state: string }
   | { readonly kind: 'weight'; readonly weight: Weight; readonly derivation?: Derivation }
   | { readonly kind: 'control'; readonly control: Control }
+  /** What the draws of a step ask for. */
+  | {
+      readonly kind: 'draw';
+      readonly name: string;
+      readonly onHost: boolean;
+      make(draws: readonly Draw[]): ControlData;
+    }
   | { readonly kind: 'table'; readonly table: Table }
   | { readonly kind: 'state'; readonly state: string; readonly part: number };
 

@@ -15,6 +15,8 @@ export interface Model {
   /** Weights that the session gets once, as constants, and rearranges for itself. */
   readonly matrices: readonly Port[];
   readonly outputs: readonly Port[];
+  /** It serves exactly one token of one row. */
+  readonly decode: boolean;
   encode(): Uint8Array;
 }
 
@@ -97,6 +99,7 @@ class ModelWriter implements Lowering {
       inputs: [...this.#inputs.values()],
       matrices: [...this.#matrices.values()],
       outputs: this.#outputs,
+      decode: this.decode,
       encode: () => this.graph.finish(name),
     };
   }

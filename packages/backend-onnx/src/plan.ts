@@ -1,5 +1,6 @@
 import type { Binding, Bound, Commands, Memory } from './binding/binding.js';
 import type { OnnxBuffer } from './buffer.js';
+import type { Drawings } from './drawings.js';
 import { Frame } from './frame.js';
 import { HostInputs } from './host-inputs.js';
 import { identityOf, type Launch, lastUses, launchesOf, type Supplies, tensorOf } from './launch.js';
@@ -19,6 +20,7 @@ export interface StepDevice {
   readonly sizePool: Pool;
   readonly order: Order;
   readonly tables: Tables;
+  readonly drawings: Drawings;
   /** The last step's. */
   plan: Plan | undefined;
 }
@@ -102,6 +104,7 @@ class WorkingPlan implements Plan {
       this.#host.renew(runs);
     if (!fits) return false;
     if (this.#host.resized) this.commands.resized();
+    for (const memory of this.#temporary) pool.use(memory);
     for (const [index, buffer] of made.entries()) {
       buffer.memory = this.#named[index]!;
       pool.reborrow(this.#named[index]!);

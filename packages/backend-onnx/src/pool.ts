@@ -1,6 +1,6 @@
 import type { Binding, Memory } from './binding/binding.js';
 
-/** Largest block that is kept idle, in bytes. */
+/** Largest block that is kept while no step uses it, in bytes. */
 const kept = 2 ** 24;
 
 /**
@@ -11,6 +11,8 @@ export class Pool {
   readonly #binding: Binding;
   readonly #onHost: boolean;
   readonly #idle = new Map<number, Memory[]>();
+  /** Large ones that were used since the last trim. */
+  readonly #fresh = new Set<Memory>();
   #buffers = 0;
   #bytes = 0;
 
@@ -40,8 +42,14 @@ export class Pool {
   borrow(bytes: number, where: string): Memory {
     const size = 2 ** Math.ceil(Math.log2(Math.max(bytes, 256)));
     const memory = this.#idle.get(size)?.pop() ?? this.#binding.allocate(size, where, this.#onHost);
+    this.use(memory);
     this.#count(1, size);
     return memory;
+  }
+
+  /** Says that a step uses the block. */
+  use(memory: Memory): void {
+    if (memory.bytes > kept) this.#fresh.add(memory);
   }
 
   isIdle(memory: Memory): boolean {
@@ -52,6 +60,7 @@ export class Pool {
   reborrow(memory: Memory): void {
     const idle = this.#idle.get(memory.bytes)!;
     idle.splice(idle.lastIndexOf(memory), 1);
+    this.use(memory);
     this.#count(1, memory.bytes);
   }
 
@@ -65,13 +74,17 @@ export class Pool {
     this.#count(-1, -memory.bytes);
   }
 
-  /** Frees the large ones of the idle blocks: a long prompt should not hold its memory for ever. */
+  /** Frees the large ones of the idle blocks that the last step did not use: a long prompt should not hold its memory for ever. */
   trim(): void {
     for (const [size, idle] of this.#idle) {
       if (size <= kept) continue;
-      for (const memory of idle) memory.free();
-      this.#idle.delete(size);
+      for (const memory of idle) if (!this.#fresh.has(memory)) memory.free();
+      this.#idle.set(
+        size,
+        idle.filter((memory) => this.#fresh.has(memory)),
+      );
     }
+    this.#fresh.clear();
   }
 
   #count(buffers: number, bytes: number): void {

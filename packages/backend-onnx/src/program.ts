@@ -1,8 +1,8 @@
 import { inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
+import type { Dialect } from './dialect.js';
 import { type Model, type ModelOptions, modelOf } from './model.js';
 import { isStateful, type Stateful } from './nodes/stateful.js';
 import { isTokenWise } from './nodes/token-wise.js';
-import { elementBytes } from './protobuf.js';
 import { type Tape, tapeOf } from './tape.js';
 
 /** A stretch of token-wise nodes, run for all rows at once, or one node with a state, run row by row. */
@@ -14,8 +14,7 @@ type Stage =
 /** A compiled tape. */
 export interface Program extends Tape, Contents {
   readonly stages: readonly Stage[];
-  /** Of the numbers of a value. */
-  readonly numberBytes: number;
+  readonly dialect: Dialect;
   /** The whole tape for one token of one row: one run instead of one a stage. */
   readonly whole?: Model;
 }
@@ -38,7 +37,7 @@ export function compileProgram(
   const { graph } = tape;
   const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, options));
   const all = graph.nodes.map((_, index) => index);
-  const program = { ...tape, ...contentsOf(tape), stages, numberBytes: elementBytes[options.dialect.compute] };
+  const program = { ...tape, ...contentsOf(tape), stages, dialect: options.dialect };
   if (stages.length === 1 || program.folds.length > 0) return program;
   return { ...program, whole: modelOf(tape, graph.name, all, { ...options, decode: true }) };
 }

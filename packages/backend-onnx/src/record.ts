@@ -1,4 +1,12 @@
-import { bytesPerElement, type DeviceBuffer, type Named, type StateStore, type StepBatch } from '@dsla/spec';
+import {
+  bytesPerElement,
+  checkDraws,
+  type DeviceBuffer,
+  type Draw,
+  type Named,
+  type StateStore,
+  type StepBatch,
+} from '@dsla/spec';
 import type { Memory } from './binding/binding.js';
 import { OnnxBuffer } from './buffer.js';
 import { invalid } from './errors.js';
@@ -42,6 +50,10 @@ export interface Recorded {
   readonly inputs: readonly NamedValue[];
   /** In the order of the program's outputs. */
   readonly outputs: readonly Target[];
+  /** Ids that the caller gives instead of the batch's. */
+  readonly ids?: NamedValue | undefined;
+  /** By row of the batch, where it draws. */
+  readonly draws?: readonly Draw[];
 }
 
 /** Checks and keeps what a step is to do, and its named values. */
@@ -51,6 +63,7 @@ export class Recorder {
   readonly #dtype: 'f32' | 'f16';
   readonly #choices: Choices;
   readonly #values = new Map<string, NamedValue>();
+  #ids: NamedValue | undefined;
   /** Values that the step makes, in order. */
   readonly made: OnnxBuffer[] = [];
 
@@ -68,13 +81,10 @@ export class Recorder {
       const [tokens, width] = buffer.shape;
       if (buffer.shape.length !== 2 || tokens !== total)
         throw invalid(where, `must be [${total}, width]`, buffer.shape);
-      this.#values.set(name, {
-        place: 'token',
-        width: width!,
-        stride: width! * bytesPerElement[buffer.dtype],
-        buffer,
-        given: true,
-      });
+      const stride = width! * bytesPerElement[buffer.dtype];
+      const value: NamedValue = { place: 'token', width: width!, stride, buffer, given: true };
+      this.#values.set(name, value);
+      if (name === 'ids' && buffer.dtype === 'i32') this.#ids = value;
     }
   }
 
@@ -89,7 +99,7 @@ export class Recorder {
   record(layer: OnnxLayer, stores: Named<StateStore>, only: readonly number[] | undefined): Recorded {
     const { graph, widths, inputs, outputs } = layer.program;
     const served = this.#choices.of(only, graph.name);
-    this.#checkIds(layer, served);
+    if (!this.#ids) this.#checkIds(layer, served);
     const places = layer.places((input) => this.#values.get(input)?.place ?? 'token');
     return {
       layer,
@@ -97,7 +107,25 @@ export class Recorder {
       places,
       states: this.#statesOf(layer, stores, served),
       inputs: inputs.map(({ index, name, width }) => this.#input(layer, index, name, width)),
-      outputs: outputs.map(({ name, value }) => this.#output(name, places[value]!, widths[value]!)),
+      outputs: outputs.map(({ name, value }) => this.#output(name, places[value]!, widths[value]!, this.#dtype)),
+      ids: this.#ids,
+    };
+  }
+
+  /** Tokens from the logits of the rows. @throws DslaError E_INPUT */
+  draw(draws: readonly Draw[], layerFor: (vocabulary: number) => OnnxLayer): Recorded {
+    const logits = this.#values.get('logits');
+    if (logits?.place !== 'row')
+      throw invalid('step draw', 'an earlier run must have written logits of the last tokens', logits?.place);
+    checkDraws(draws, this.#batch.rows.length);
+    return {
+      layer: layerFor(logits.width),
+      served: this.#choices.of(undefined, 'draw'),
+      places: ['row', 'row'],
+      states: {},
+      inputs: [logits],
+      outputs: [this.#output('ids', 'row', 1, 'i32')],
+      draws,
     };
   }
 
@@ -115,15 +143,13 @@ export class Recorder {
   }
 
   /** The value to write: the one of that name and shape, or a new one. */
-  #output(name: string, place: Place, width: number): Target {
+  #output(name: string, place: Place, width: number, dtype: 'f32' | 'f16' | 'i32'): Target {
     const old = this.#values.get(name);
     const same = old?.place === place && old.width === width;
     if (same && !old.given) return { to: old };
     const vectors = place === 'token' ? this.#batch.ids.length : this.#batch.rows.length;
-    const stride = width * bytesPerElement[this.#dtype];
-    const buffer = new OnnxBuffer(`value ${name}`, this.#dtype, [vectors, width], (memory) =>
-      this.#pool.giveBack(memory),
-    );
+    const stride = width * bytesPerElement[dtype];
+    const buffer = new OnnxBuffer(`value ${name}`, dtype, [vectors, width], (memory) => this.#pool.giveBack(memory));
     this.made.push(buffer);
     const to: NamedValue = { place, width, stride, buffer, given: false };
     this.#values.set(name, to);

@@ -83,7 +83,7 @@ export class OnnxStore implements StateStore {
     const target = this.parts(to);
     this.#order.after(() => {
       source.forEach((part, index) => {
-        target[index]!.copy(part);
+        target[index]!.copy(part, 0, 0, part.bytes);
       });
     });
   }

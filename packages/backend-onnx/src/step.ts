@@ -1,6 +1,7 @@
 import {
   type AttentionLayer,
   type DeviceBuffer,
+  type Draw,
   type Named,
   type StateStore,
   type Step,
@@ -33,6 +34,13 @@ export class OnnxStep implements Step {
     if (!(layer instanceof OnnxLayer)) throw invalid('run', 'the layer must be one of this backend', typeof layer);
     if (layer.disposed) throw disposed(`layer ${layer.graph.name}`);
     this.#recorded.push(this.#values.record(layer, states, rows));
+  }
+
+  draw(draws: readonly Draw[]): void {
+    if (this.#gone) throw disposed('step');
+    if (!this.#recorded) throw invalid('step', 'tokens must be drawn before submit', 'a draw after it');
+    const { drawings } = this.#device;
+    this.#recorded.push(this.#values.draw(draws, (vocabulary) => drawings.for(vocabulary, draws)));
   }
 
   value(name: string): DeviceBuffer {

@@ -258,7 +258,7 @@ async function openNode({ threads, profile }) {
       memories.set(memory, buffer);
     },
     write: ({ memory, data }) => new Uint8Array(memories.get(memory)).set(data),
-    copy: ({ memory, from, bytes }) => copy(memory, 0, from, 0, bytes),
+    copy: ({ memory, toByte, from, fromByte, bytes }) => copy(memory, toByte, from, fromByte, bytes),
     read: ({ memory, bytes }) => memories.get(memory).slice(0, bytes),
     drop: ({ memory }) => {
       memories.delete(memory);

@@ -11,8 +11,8 @@ export interface Memory {
   readonly bytes: number;
   /** Fills its beginning. `data` may be used again afterwards. */
   write(data: ArrayBufferView): void;
-  /** Fills its beginning with that of another, as far as the shorter one goes. */
-  copy(from: Memory): void;
+  /** Fills `bytes` from `toByte` on with those of another from `fromByte` on. */
+  copy(from: Memory, fromByte: number, toByte: number, bytes: number): void;
   /** Its beginning, as it is now. */
   read(bytes: number): Promise<ArrayBuffer>;
   /** What is bound to it and must go with it. */

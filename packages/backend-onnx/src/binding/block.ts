@@ -3,7 +3,7 @@ export interface Block {
   readonly address: bigint;
   write(data: Uint8Array): void;
   /** From one of the same kind. */
-  copy(from: Block, bytes: number): void;
+  copy(from: Block, fromByte: number, toByte: number, bytes: number): void;
   read(bytes: number): ArrayBuffer;
   free(): void;
 }
@@ -20,7 +20,8 @@ export function hostBlock(address: bigint, buffer: ArrayBuffer, free: () => void
     address,
     content,
     write: (data) => content.set(data),
-    copy: (from, bytes) => content.set((from as HostBlock).content.subarray(0, bytes)),
+    copy: (from, fromByte, toByte, bytes) =>
+      content.set((from as HostBlock).content.subarray(fromByte, fromByte + bytes), toByte),
     read: (bytes) => buffer.slice(0, bytes),
     free,
   };

@@ -68,7 +68,8 @@ export async function openCuda(
       traffic.toDevice += data.byteLength;
       if (data.byteLength > 0) copy(address, data, data.byteLength, toDevice);
     },
-    copy: (from, bytes) => copy(address, from.address, bytes, onDevice),
+    copy: (from, fromByte, toByte, bytes) =>
+      copy(address + BigInt(toByte), from.address + BigInt(fromByte), bytes, onDevice),
     read(bytes) {
       traffic.toHost += bytes;
       const content = new Uint8Array(bytes);

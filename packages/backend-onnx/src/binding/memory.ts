@@ -26,8 +26,8 @@ export class CApiMemory implements Memory {
     this.#held.write(new Uint8Array(data.buffer, data.byteOffset, data.byteLength));
   }
 
-  copy(from: Memory): void {
-    this.#held.copy((from as CApiMemory).#held, Math.min(this.bytes, from.bytes));
+  copy(from: Memory, fromByte: number, toByte: number, bytes: number): void {
+    this.#held.copy((from as CApiMemory).#held, fromByte, toByte, bytes);
   }
 
   async read(bytes: number): Promise<ArrayBuffer> {

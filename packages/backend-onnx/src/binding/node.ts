@@ -44,9 +44,8 @@ class NodeMemory implements Memory {
     this.#thread.tell({ kind: 'write', memory: this.held, data: copy }, [copy.buffer]);
   }
 
-  copy(from: Memory): void {
-    const bytes = Math.min(this.bytes, from.bytes);
-    this.#thread.tell({ kind: 'copy', memory: this.held, from: (from as NodeMemory).held, bytes });
+  copy(from: Memory, fromByte: number, toByte: number, bytes: number): void {
+    this.#thread.tell({ kind: 'copy', memory: this.held, toByte, from: (from as NodeMemory).held, fromByte, bytes });
   }
 
   async read(bytes: number): Promise<ArrayBuffer> {

@@ -1,4 +1,5 @@
 import type { NodeOf } from '@dsla/spec';
+import type { Dialect } from '../dialect.js';
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
@@ -9,20 +10,21 @@ import { windowAttention } from './window-attention.js';
 /** Causal attention of one row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] -> [1, T, heads*hd]. */
 export function softmaxAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { window } = node;
-  if (!window && fused(node, lowering)) return groupQueryAttention(node, lowering, q, k, v);
+  if (!window && fused(node, lowering.dialect)) return groupQueryAttention(node, lowering, q, k, v);
   const [queries, keys, values] = [q, k, v].map(lowering.float) as [Ref, Ref, Ref];
   if (window) return lowering.compute(windowAttention({ ...node, window }, lowering, queries, keys, values));
   return lowering.compute(plainAttention(node, lowering, queries, keys, values));
 }
 
 /** Widths that ONNX Runtime's GroupQueryAttention takes. */
-function fused({ headDim, rope }: NodeOf<'softmaxAttention'>, { dialect }: Lowering): boolean {
+function fused({ headDim, rope }: NodeOf<'softmaxAttention'>, dialect: Dialect): boolean {
   return headDim <= dialect.fusedHead && headDim % 8 === 0 && (!rope || rope.rotaryDim % 16 === 0);
 }
 
-/** Longest stretch of tokens in one run: the scores take heads * T * capacity floats. */
-export function softmaxPiece({ heads }: NodeOf<'softmaxAttention'>, capacity: number): number {
-  return Math.max(16, Math.floor(scoreLimit / (heads * capacity)));
+/** Longest stretch of tokens in one run: unless it is made in pieces, the scores take heads * T * capacity floats. */
+export function softmaxPiece(node: NodeOf<'softmaxAttention'>, dialect: Dialect, capacity: number): number {
+  if (dialect.flash && fused(node, dialect)) return Number.POSITIVE_INFINITY;
+  return Math.max(16, Math.floor(scoreLimit / (node.heads * capacity)));
 }
 
 const scoreLimit = 1 << 26; // floats

@@ -1,4 +1,5 @@
 import type { Named, Node, StateStore } from '@dsla/spec';
+import type { Dialect } from '../dialect.js';
 import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 import { causalConv } from './causal-conv.js';
@@ -45,10 +46,10 @@ export function lowerStateful(node: Stateful, lowering: Lowering, value: (index:
 }
 
 /** Most tokens of a row that one run may serve, so that its intermediate values stay small. */
-export function pieceOf(node: Stateful, states: Named<{ readonly store: StateStore }>): number {
+export function pieceOf(node: Stateful, dialect: Dialect, states: Named<{ readonly store: StateStore }>): number {
   switch (node.op) {
     case 'softmaxAttention':
-      return node.window ? longest : softmaxPiece(node, states[node.state]!.store.tokens);
+      return node.window ? longest : softmaxPiece(node, dialect, states[node.state]!.store.tokens);
     case 'selectiveScan': {
       const [channels, n] = states[node.state]!.store.spec.parts[0]!.shape as [number, number];
       return scanPiece(channels, n);
