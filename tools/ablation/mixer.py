@@ -31,7 +31,7 @@ class Form:
     norm: bool = False  # RMS norm of the states' output, a head at a time
     delta: bool = False  # the delta rule in state 0
     own: bool = False  # own q, k, v, o that are tuned too
-    log_weight: float = -7.0
+    log_weight: float = -3.0
 
 
 PUBLISHED = Form(window=0, map="none", gate="vector", source="hidden", gate_start="identity", own=True)

@@ -25,11 +25,15 @@ class Recipe:
     octaves: float | None = 3.0  # None: the published cosine of the gates
     weighted: bool = False  # logits: weight 5 on the answers of recall passages, 0 on their unpredictable tokens
     projections: float = 0.1  # share of the rate for own q, k, v, o, which start at the teacher's
+    far: float = 10.0  # factor of the rate for one number a head that has far to go
     rows: int = 4
     length: int = 4096
 
 
-PUBLISHED_RECIPE = Recipe(rate=1e-4, floor=0.5, loss="kl", separation=0.001, octaves=None, projections=1.0, logits=0)
+PUBLISHED_RECIPE = Recipe(rate=1e-4, floor=0.5, loss="kl", separation=0.001, octaves=None, projections=1.0, far=1.0, logits=0)
+PROJECTIONS = ("query", "key", "value", "output")
+FAR = ("log_weight", "mix", "gate.bias")
+
 
 
 def windows(text, step: int, seed: int, recipe: Recipe):
@@ -43,7 +47,7 @@ class AdamW:
 
     def __init__(self, p, rate: float, steps: int, recipe: Recipe):
         self.p, self.peak, self.steps, self.floor, self.step = p, rate, steps, recipe.floor, 0
-        self.share = {n: recipe.projections if n in ("query", "key", "value", "output") else 1.0 for n in p}
+        self.share = {n: recipe.far if n in FAR else recipe.projections if n in PROJECTIONS else 1.0 for n in p}
         self.state = {n: (torch.zeros_like(x), torch.zeros_like(x)) for n, x in p.items()}
         self.now = torch.zeros(3, device=next(iter(p.values())).device)  # rate, corrections: on the device, for replays
 
