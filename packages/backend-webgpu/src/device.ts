@@ -121,7 +121,8 @@ class WebgpuDevice implements Device {
     this.#traits = traits;
     const { description, device: name } = adapter.info;
     this.description = `WebGPU (Dawn) on ${name || 'an unnamed adapter'}${description ? `, ${description}` : ''}, ${type}`;
-    this.capabilities = { computeType: type, grain: 'run' };
+    const hardware = !adapter.info.isFallbackAdapter;
+    this.capabilities = { computeType: type, grain: 'run', ...(hardware && { stepTokens: 4096 }) };
     this.#pipelines = pipelines;
     const memory = new Memory(device, limit, (error) => {
       this.#failure ??= error;

@@ -65,7 +65,7 @@ export interface ModelOptions extends Pick<CompileOptions, 'device' | 'plan' | '
   readonly slots?: number | undefined;
   /** Tokens that a sequence can hold; what the model was trained for unless said. */
   readonly context?: number | undefined;
-  /** Most tokens of a sequence in one step; 512 unless said. Longer inputs go through in pieces. */
+  /** Most tokens of a sequence in one step; what the device does best unless said, 512 where it does not tell. Longer inputs go through in pieces. */
   readonly stepTokens?: number | undefined;
 }
 
@@ -78,7 +78,8 @@ export async function createModel(
   weights: WeightSource,
   options: ModelOptions,
 ): Promise<Model> {
-  const { slots = 1, context = description.context, stepTokens = 512, plan } = options;
+  const { slots = 1, context = description.context, plan } = options;
+  const { stepTokens = options.device.capabilities.stepTokens ?? 512 } = options;
   for (const [name, value] of Object.entries({ slots, context, stepTokens })) {
     if (!Number.isInteger(value) || value < 1) fail('model options', `${name} must be an integer of at least 1`, value);
   }

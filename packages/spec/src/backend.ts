@@ -29,6 +29,8 @@ export interface Capabilities {
   readonly computeType: DType;
   /** What one compile call should get: a segment, or as many consecutive segments as no swap separates. */
   readonly grain: 'segment' | 'run';
+  /** Tokens of a sequence in one step that a prompt is best cut into; left out: a few hundred. */
+  readonly stepTokens?: number;
 }
 
 export interface Device extends AsyncDisposable {
