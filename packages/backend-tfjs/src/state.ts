@@ -1,4 +1,14 @@
-import { elementCount, f32, type HostTensor, partShape, type StateSpec, type StateStore } from '@dsla/spec';
+import {
+  checkStateContent,
+  checkStateSize,
+  elementCount,
+  f32,
+  type HostTensor,
+  partShape,
+  type StateSpec,
+  type StateStore,
+  stateCapacity,
+} from '@dsla/spec';
 import type { Tensor } from '@tensorflow/tfjs-core';
 import * as tf from '@tensorflow/tfjs-core';
 import { type Engine, use } from './engines.js';
@@ -15,10 +25,7 @@ export class TfjsStore implements StateStore {
   #gone = false;
 
   constructor(spec: StateSpec, slots: number, tokens: number, engine: Engine, holder: Holder) {
-    const where = `createState ${spec.name}`;
-    if (!Number.isInteger(slots) || slots < 1) throw invalid(where, 'slots must be an integer of at least 1', slots);
-    if (!Number.isInteger(tokens) || tokens < 0)
-      throw invalid(where, 'tokens must be an integer of at least 0', tokens);
+    checkStateSize(spec, slots, tokens);
     this.spec = spec;
     this.slots = slots;
     this.tokens = tokens;
@@ -28,7 +35,7 @@ export class TfjsStore implements StateStore {
 
   /** Longest row, in tokens: Infinity where the state does not grow with them. */
   get capacity(): number {
-    return this.spec.parts.some(({ shape }) => shape.includes('tokens')) ? this.tokens : Number.POSITIVE_INFINITY;
+    return stateCapacity(this.spec, this.tokens);
   }
 
   get bytes(): number {
@@ -88,15 +95,7 @@ export class TfjsStore implements StateStore {
 
   import(slot: number, parts: readonly HostTensor[]): void {
     this.#check(slot, 'import');
-    const where = `state ${this.spec.name} import`;
-    if (parts.length !== this.spec.parts.length)
-      throw invalid(where, `must be given ${this.spec.parts.length} parts`, parts.length);
-    parts.forEach(({ dtype, shape, data }, index) => {
-      const part = this.spec.parts[index]!;
-      const want = partShape(part, this.tokens);
-      if (dtype !== 'f32' || shape.join() !== want.join() || data.length !== elementCount(want))
-        throw invalid(`${where} ${part.name}`, `must be f32 [${want.join(', ')}]`, `${dtype} [${shape.join(', ')}]`);
-    });
+    checkStateContent(this.spec, this.tokens, parts);
     use(this.#engine);
     this.put(
       slot,

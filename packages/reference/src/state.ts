@@ -1,4 +1,14 @@
-import { elementCount, f32, type HostTensor, partShape, type StateSpec, type StateStore } from '@dsla/spec';
+import {
+  checkStateContent,
+  checkStateSize,
+  elementCount,
+  f32,
+  type HostTensor,
+  partShape,
+  type StateSpec,
+  type StateStore,
+  stateCapacity,
+} from '@dsla/spec';
 import { disposed, invalid, type Tally } from './tensor.js';
 
 /** States in float64, laid out as their spec says. A slot takes memory at its first use. */
@@ -12,10 +22,7 @@ export class ReferenceStore implements StateStore {
   #gone = false;
 
   constructor(spec: StateSpec, slots: number, tokens: number, tally: Tally) {
-    const where = `createState ${spec.name}`;
-    if (!Number.isInteger(slots) || slots < 1) throw invalid(where, 'slots must be an integer of at least 1', slots);
-    if (!Number.isInteger(tokens) || tokens < 0)
-      throw invalid(where, 'tokens must be an integer of at least 0', tokens);
+    checkStateSize(spec, slots, tokens);
     this.spec = spec;
     this.slots = slots;
     this.tokens = tokens;
@@ -25,7 +32,7 @@ export class ReferenceStore implements StateStore {
 
   /** Longest row, in tokens: Infinity where the state does not grow with them. */
   get capacity(): number {
-    return this.spec.parts.some(({ shape }) => shape.includes('tokens')) ? this.tokens : Number.POSITIVE_INFINITY;
+    return stateCapacity(this.spec, this.tokens);
   }
 
   get bytes(): number {
@@ -72,15 +79,7 @@ export class ReferenceStore implements StateStore {
 
   import(slot: number, parts: readonly HostTensor[]): void {
     this.#check(slot);
-    const where = `state ${this.spec.name} import`;
-    if (parts.length !== this.#shapes.length)
-      throw invalid(where, `must get ${this.#shapes.length} parts`, parts.length);
-    parts.forEach(({ dtype, shape, data }, index) => {
-      const want = `f32 [${this.#shapes[index]!.join(', ')}]`;
-      const got = `${dtype} [${shape.join(', ')}]`;
-      if (got !== want || data.length !== elementCount(shape))
-        throw invalid(where, `part ${this.spec.parts[index]!.name} must be ${want}`, got);
-    });
+    checkStateContent(this.spec, this.tokens, parts);
     const target = this.parts(slot);
     parts.forEach(({ data }, index) => {
       target[index]!.set(data);

@@ -1,4 +1,5 @@
-import { bytesPerElement, type DType } from './tensor.js';
+import { DslaError } from './errors.js';
+import { bytesPerElement, type DType, elementCount, type HostTensor } from './tensor.js';
 
 /** Shape and kind of what one slot remembers between steps. Bytes follow from it, so no device is needed to count them. */
 export interface StateSpec {
@@ -30,4 +31,34 @@ export function stateBytes(spec: StateSpec, tokens: number, compute: DType = 'f3
         bytesPerElement[part.dtype === 'compute' ? compute : part.dtype],
     0,
   );
+}
+
+/** Longest row, in tokens, of a store made for `tokens`: Infinity where the state does not grow with them. */
+export function stateCapacity(spec: StateSpec, tokens: number): number {
+  return spec.parts.some(({ shape }) => shape.includes('tokens')) ? tokens : Number.POSITIVE_INFINITY;
+}
+
+/** What every backend asks of `createState`. @throws DslaError E_INPUT */
+export function checkStateSize({ name }: StateSpec, slots: number, tokens: number): void {
+  const where = `createState ${name}`;
+  if (!Number.isInteger(slots) || slots < 1)
+    throw new DslaError('E_INPUT', { where, rule: 'slots must be an integer of at least 1', got: slots });
+  if (!Number.isInteger(tokens) || tokens < 0)
+    throw new DslaError('E_INPUT', { where, rule: 'tokens must be an integer of at least 0', got: tokens });
+}
+
+/** What every backend asks of `import`: the parts of `spec`, in order, in f32. @throws DslaError E_INPUT */
+export function checkStateContent(spec: StateSpec, tokens: number, parts: readonly HostTensor[]): void {
+  const where = `state ${spec.name} import`;
+  const fail = (rule: string, got: unknown): never => {
+    throw new DslaError('E_INPUT', { where, rule, got });
+  };
+  if (parts.length !== spec.parts.length) fail(`must get ${spec.parts.length} parts`, parts.length);
+  for (const [index, { dtype, shape, data }] of parts.entries()) {
+    const part = spec.parts[index]!;
+    const want = partShape(part, tokens).join(', ');
+    if (dtype !== 'f32' || shape.join(', ') !== want)
+      fail(`part ${part.name} must be f32 [${want}]`, `${dtype} [${shape.join(', ')}]`);
+    if (data.length !== elementCount(shape)) fail(`part ${part.name} must fill [${want}]`, `${data.length} numbers`);
+  }
 }
