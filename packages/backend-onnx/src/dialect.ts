@@ -1,10 +1,13 @@
 import type { DType } from '@dsla/spec';
 import type { ElementType } from './protobuf.js';
+import type { Quantised } from './quantise.js';
 
 /** What lowering must know of the execution provider that will run a model. */
 export interface Dialect {
   /** Type of values, weights and caches. States and all that is computed from gates stay float: float16 cannot decay slowly. */
   readonly compute: 'float' | 'float16';
+  /** Of matrices, where they have a type of their own. */
+  readonly weights?: Quantised | undefined;
   /** Widest head that the operator GroupQueryAttention takes; 0 where it does not run at all. */
   readonly fusedHead: number;
   /** It never holds the scores of more than a few queries. */

@@ -71,6 +71,7 @@ class DrawWriter {
     return {
       name: 'draw',
       decode: false,
+      joins: false,
       inputs: this.#inputs,
       matrices: [],
       outputs: [{ name: 'ids', source: { kind: 'value', value: 1 }, type: 'int32', dims }],

@@ -12,6 +12,12 @@ import {
 export type Ref = string;
 export type Dims = readonly (number | string)[];
 
+/** What a size like `2 rows` counts for every row. */
+export function ofRows(size: number | string): number | undefined {
+  const count = typeof size === 'string' ? /^(\d+) rows$/.exec(size)?.[1] : undefined;
+  return count === undefined ? undefined : Number(count);
+}
+
 const microsoft = 'com.microsoft';
 
 export interface MatmulOptions {

@@ -32,7 +32,9 @@ export interface Derivation {
   /** Equal names mean equal functions. */
   readonly name: string;
   shape(from: readonly number[]): readonly number[];
-  apply(data: Float32Array, from: readonly number[]): Float32Array;
+  apply(data: Float32Array, from: readonly number[]): Float32Array | Uint8Array;
+  /** It is a part, of another type, of what `apply` makes of the weight as the device would hold it; in bytes. */
+  readonly view?: { readonly type: ElementType; offset(from: readonly number[]): number };
 }
 
 /** Where a graph input comes from or a graph output goes to. */
@@ -69,8 +71,13 @@ export interface Port {
 export interface Lowering {
   readonly graph: GraphBuilder;
   readonly dialect: Dialect;
-  /** The model serves exactly one token of one row. */
+  /**
+   * The model serves exactly one token of each of its rows. Values lead with the rows then, [rows, 1, width], and so do controls,
+   * made for each row and joined along their first axis; a control without axes is the largest of the rows.
+   */
   readonly decode: boolean;
+  /** Leading size of a state's part that has `count` of something for every row. */
+  rows(count: number): number | string;
   /** A value of the compute type as float, */
   float(x: Ref): Ref;
   /** and one of float as compute type. */
@@ -78,16 +85,18 @@ export interface Lowering {
   shapeOf(weight: Weight): readonly number[];
   /** Tokens that a cache holds. */
   entriesOf(state: string): number | string;
+  /** Last size of a state's part. */
+  widthOf(state: string, part: number): number;
   /** Of the compute type; with a derivation float. */
   weight(weight: Weight, derivation?: Derivation): Ref;
   /** The same numbers in float. */
   floatWeight(weight: Weight): Ref;
-  /** The matrix of a linear node, [out, in]. */
-  matrix(weight: Weight): Ref;
+  /** The product of a linear node: x [..., in] with a matrix [out, in]. */
+  product(x: Ref, weight: Weight): Ref;
   control(control: Control): Ref;
   capacity(state: string): Ref;
   table(table: Table): Ref;
-  /** A part of the row's state, as it is held; `dims` are its shape, possibly with leading ones. */
+  /** A part of the rows' states, as it is held; `dims` are its shape, possibly with leading ones. */
   past(state: string, part: number, dims: Dims): Ref;
   /**
    * Its next content, written over the old one: every reader of the old one must come before in the graph, so that what

@@ -1,11 +1,12 @@
 import { type Node, type NodeOf, operandsOf, type StatePart, type Weight } from '@dsla/spec';
 import { type Dialect, partType } from './dialect.js';
-import { type Dims, GraphBuilder, type Ref } from './emit.js';
+import { type Dims, GraphBuilder, ofRows, type Ref } from './emit.js';
 import { invalid } from './errors.js';
 import type { Control, Derivation, Lowering, Port, Source, Table } from './lowering.js';
-import { isStateful, lowerStateful } from './nodes/stateful.js';
+import { isStateful, joinsRows, lowerStateful } from './nodes/stateful.js';
 import { lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
 import { float } from './protobuf.js';
+import { bitsOf, blockSize, blocksOf, hasBlocks } from './quantise.js';
 import type { Tape } from './tape.js';
 
 /** One ONNX model and what its inputs and outputs stand for. */
@@ -15,13 +16,15 @@ export interface Model {
   /** Weights that the session gets once, as constants, and rearranges for itself. */
   readonly matrices: readonly Port[];
   readonly outputs: readonly Port[];
-  /** It serves exactly one token of one row. */
+  /** It serves exactly one token of each of its rows. */
   readonly decode: boolean;
+  /** Of more than one row. */
+  readonly joins: boolean;
   encode(): Uint8Array;
 }
 
 export interface ModelOptions {
-  /** It will serve exactly one token of one row. */
+  /** It will serve exactly one token of each of its rows. */
   readonly decode: boolean;
   /** File that the matrices of linear nodes are said to lie in; without it they are inputs like all other weights. */
   readonly standIn: string | undefined;
@@ -44,6 +47,7 @@ class ModelWriter implements Lowering {
   readonly #inputs = new Map<string, Port>();
   readonly #matrices = new Map<string, Port>();
   readonly #outputs: Port[] = [];
+  #joins: boolean;
   /** What the values made here are called. */
   readonly #made = new Map<number, Ref>();
 
@@ -52,6 +56,7 @@ class ModelWriter implements Lowering {
     this.decode = decode;
     this.dialect = dialect;
     this.#standIn = standIn;
+    this.#joins = decode;
   }
 
   add(index: number, inside: readonly number[]): void {
@@ -68,9 +73,18 @@ class ModelWriter implements Lowering {
   }
 
   #lowered(node: Node): Ref | undefined {
-    if (isStateful(node)) return lowerStateful(node, this, this.#value);
+    if (isStateful(node)) {
+      this.#joins &&= joinsRows(node, this.dialect);
+      return lowerStateful(node, this, this.#value);
+    }
     return lowerTokenWise(node as TokenWise, this, {
-      ids: () => this.#bring({ name: 'ids', source: { kind: 'ids' }, type: 'int32', dims: [1, 'tokens'] }),
+      ids: () =>
+        this.#bring({
+          name: 'ids',
+          source: { kind: 'ids' },
+          type: 'int32',
+          dims: this.decode ? ['1 rows', 1] : [1, 'tokens'],
+        }),
       last: () => this.#bring({ name: 'last', source: { kind: 'last' }, type: 'int64', dims: ['rows'] }),
       value: this.#value,
     });
@@ -100,6 +114,7 @@ class ModelWriter implements Lowering {
       matrices: [...this.#matrices.values()],
       outputs: this.#outputs,
       decode: this.decode,
+      joins: this.#joins,
       encode: () => this.graph.finish(name),
     };
   }
@@ -109,6 +124,10 @@ class ModelWriter implements Lowering {
   readonly compute = (x: Ref): Ref => (this.dialect.compute === 'float' ? x : this.graph.cast(x, this.dialect.compute));
 
   readonly shapeOf = (weight: Weight): readonly number[] => this.#tape.shapeOf(weight);
+
+  readonly rows = (count: number): number | string => (this.decode ? `${count} rows` : count);
+
+  readonly widthOf = (state: string, part: number): number => this.#partOf(state, part)!.shape.at(-1) as number;
 
   readonly entriesOf = (state: string): number | string => this.#partOf(state, 0)!.shape[1]!;
 
@@ -123,16 +142,35 @@ class ModelWriter implements Lowering {
   readonly floatWeight = (weight: Weight): Ref =>
     this.dialect.compute === 'float' ? this.weight(weight) : this.weight(weight, inFloat);
 
-  readonly matrix = (weight: Weight): Ref => {
+  readonly product = (x: Ref, weight: Weight): Ref => {
+    const shape = this.shapeOf(weight);
+    const { weights, compute } = this.dialect;
+    if (weights === undefined || !hasBlocks(shape)) return this.graph.matmul(x, this.#matrix(weight), { transB: true });
+    const { codes, scales } = blocksOf(weights, compute);
+    const part = (derivation: Derivation, what: string): Ref =>
+      this.#bring({
+        name: `${what} ${weight}`,
+        source: { kind: 'weight', weight, derivation },
+        type: derivation.view!.type,
+        dims: derivation.shape(shape),
+      });
+    const [N, K] = shape as [number, number];
+    const options = { K, N, bits: bitsOf(weights), block_size: blockSize };
+    return this.graph.msOp('MatMulNBits', [x, part(codes, 'codes'), part(scales, 'scales')], options);
+  };
+
+  #matrix(weight: Weight): Ref {
     if (this.#standIn === undefined) return this.weight(weight);
     const name = `matrix ${weight}`;
     const { compute: type } = this.dialect;
     this.#matrices.set(name, { name, source: { kind: 'weight', weight }, type, dims: this.shapeOf(weight) });
     return name;
-  };
+  }
 
   readonly control = (control: Control): Ref => {
-    const { key, type, dims } = control;
+    const { key, type } = control;
+    const [lead, ...rest] = control.dims;
+    const dims = this.decode && lead !== undefined ? ['1 rows', ...rest] : control.dims;
     return this.#bring({ name: `control ${key}`, source: { kind: 'control', control }, type, dims });
   };
 
@@ -162,7 +200,8 @@ class ModelWriter implements Lowering {
   }
 
   #valuePort(value: number): Port {
-    const dims = [1, `rows ${value}`, this.#tape.widths[value]!];
+    const width = this.#tape.widths[value]!;
+    const dims = this.decode ? ['1 rows', 1, width] : [1, `tokens ${value}`, width];
     return { name: `value ${value}`, source: { kind: 'value', value }, type: this.dialect.compute, dims };
   }
 
@@ -185,8 +224,9 @@ class ModelWriter implements Lowering {
 
 const inFloat: Derivation = { name: 'in float', shape: (shape) => shape, apply: (data) => data };
 
-/** Number of elements, and which of the sizes are open. */
+/** Number of elements of a row, and which of the sizes are open. */
 function layout(shape: Dims): string {
-  const sizes = shape.filter((size) => typeof size === 'number');
-  return [sizes.reduce((a, b) => a * b, 1), ...shape.filter((size) => typeof size === 'string')].join();
+  const sizes = shape.map((size) => (typeof size === 'number' ? size : (ofRows(size) ?? 1)));
+  const open = shape.filter((size) => typeof size === 'string' && ofRows(size) === undefined);
+  return [sizes.reduce((a, b) => a * b, 1), ...open].join();
 }

@@ -1,4 +1,4 @@
-import type { Binding, Memory } from './binding/binding.js';
+import type { Binding, Memory, Region } from './binding/binding.js';
 
 /** Largest block that is kept while no step uses it, in bytes. */
 const kept = 2 ** 24;
@@ -29,6 +29,14 @@ export class Pool {
   /** Zeroed, of exactly this size. @throws DslaError E_MEMORY */
   take(bytes: number, where: string): Memory {
     const memory = this.#binding.allocate(bytes, where, this.#onHost);
+    this.#count(1, bytes);
+    return memory;
+  }
+
+  /** The same in a region, or elsewhere where its place is not free yet. @throws DslaError E_MEMORY */
+  takeAt(region: Region, index: number, bytes: number, where: string): Memory {
+    const memory = region.take(index, where);
+    if (!memory) return this.take(bytes, where);
     this.#count(1, bytes);
     return memory;
   }

@@ -5,17 +5,17 @@ import { isStateful, type Stateful } from './nodes/stateful.js';
 import { isTokenWise } from './nodes/token-wise.js';
 import { type Tape, tapeOf } from './tape.js';
 
-/** A stretch of token-wise nodes, run for all rows at once, or one node with a state, run row by row. */
+/** A stretch of token-wise nodes, run for all rows at once, or one node with a state. */
 type Stage =
   | { readonly kind: 'shared'; readonly model: Model }
-  /** One model for exactly one token, one for any number. */
+  /** One model for exactly one token of each of some rows, one for any number of one row. */
   | { readonly kind: 'row'; readonly node: Stateful; readonly decode: Model; readonly prefill: Model };
 
 /** A compiled tape. */
 export interface Program extends Tape, Contents {
   readonly stages: readonly Stage[];
   readonly dialect: Dialect;
-  /** The whole tape for one token of one row: one run instead of one a stage. */
+  /** The whole tape for one token of each of its rows: one run instead of one a stage. */
   readonly whole?: Model;
 }
 

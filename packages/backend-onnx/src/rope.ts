@@ -39,9 +39,14 @@ export function rotateTokens(lowering: Lowering, x: Ref, heads: number, rope: Ro
 
 /** Undoes the rotation of tokens: x [heads, ...tokens, headDim] at `where` [1, tokens] -> the same. */
 export function rotateBack(lowering: Lowering, x: Ref, where: Ref, heads: number, headDim: number, rope: Rope): Ref {
-  const { graph, decode } = lowering;
+  const { graph } = lowering;
   const turned = rotary(lowering, graph.reshape(x, [1, heads, -1, headDim]), where, heads, rope, true);
-  return decode ? graph.reshape(turned, [heads, 1, 1, headDim]) : graph.op('Reshape', [turned, graph.op('Shape', [x])]);
+  return graph.op('Reshape', [turned, graph.op('Shape', [x])]);
+}
+
+/** The same of one token a row: x [rows, heads, 1, headDim]. */
+export function rotateTokensBack(lowering: Lowering, x: Ref, where: Control, heads: number, rope: Rope): Ref {
+  return rotary(lowering, x, lowering.control(where), heads, rope, true);
 }
 
 function rotary(lowering: Lowering, x: Ref, where: Ref, heads: number, rope: Rope, back: boolean): Ref {

@@ -1,5 +1,5 @@
 import { DslaError, elementCount, f32, type HostTensor, partShape, type StateSpec, type StateStore } from '@dsla/spec';
-import type { Binding, Memory } from './binding/binding.js';
+import type { Binding, Memory, Region } from './binding/binding.js';
 import { partType } from './dialect.js';
 import { disposed, invalid } from './errors.js';
 import { packed, unpacked } from './numbers.js';
@@ -20,6 +20,8 @@ export class OnnxStore implements StateStore {
   /** How the parts are held. */
   readonly #types: readonly ElementType[];
   readonly #slots = new Map<number, readonly Memory[]>();
+  /** By part, where slots lie side by side. */
+  readonly #regions: readonly (Region | undefined)[];
   #gone = false;
 
   constructor(spec: StateSpec, slots: number, tokens: number, binding: Binding, pool: Pool, order: Order) {
@@ -44,6 +46,7 @@ export class OnnxStore implements StateStore {
         cure: 'Choose a smaller capacity.',
         details: { wanted: bytes, free },
       });
+    this.#regions = this.#shapes.map((_, part) => binding.region(this.#bytesOf(part), slots));
   }
 
   get bytes(): number {
@@ -57,7 +60,7 @@ export class OnnxStore implements StateStore {
     this.check(slot);
     let parts = this.#slots.get(slot);
     if (!parts) {
-      parts = this.#take();
+      parts = this.#take(slot);
       this.#slots.set(slot, parts);
     }
     return parts;
@@ -123,6 +126,9 @@ export class OnnxStore implements StateStore {
   [Symbol.dispose](): void {
     if (this.#gone) return;
     for (const slot of [...this.#slots.keys()]) this.clear(slot);
+    this.#order.after(() => {
+      for (const region of this.#regions) region?.free();
+    });
     this.#gone = true;
   }
 
@@ -137,11 +143,14 @@ export class OnnxStore implements StateStore {
     return elementBytes[this.#types[part]!] * elementCount(this.#shapes[part]!);
   }
 
-  #take(): readonly Memory[] {
+  #take(slot: number): readonly Memory[] {
     const taken: Memory[] = [];
     try {
-      for (const part of this.#shapes.keys())
-        taken.push(this.#pool.take(this.#bytesOf(part), `state ${this.spec.name}`));
+      for (const part of this.#shapes.keys()) {
+        const region = this.#regions[part];
+        const [bytes, where] = [this.#bytesOf(part), `state ${this.spec.name}`];
+        taken.push(region ? this.#pool.takeAt(region, slot, bytes, where) : this.#pool.take(bytes, where));
+      }
     } catch (error) {
       for (const memory of taken) this.#pool.give(memory);
       throw error;

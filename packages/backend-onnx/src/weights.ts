@@ -1,4 +1,4 @@
-import { DslaError, elementCount, type Weight, type WeightSource } from '@dsla/spec';
+import { DslaError, elementCount, fromFloat16, type HostTensor, type Weight, type WeightSource } from '@dsla/spec';
 import type { Tensor } from './binding/binding.js';
 import type { Dialect } from './dialect.js';
 import type { Derivation } from './lowering.js';
@@ -42,7 +42,9 @@ export class WeightTable {
     entry.users += 1;
     try {
       const tensor = await entry.loading;
-      return { tensor, release: () => this.#release(key, entry, tensor) };
+      const { view } = derivation ?? {};
+      const part = view && { type: view.type, offset: view.offset(shape), dims: derivation!.shape(shape) };
+      return { tensor: { ...tensor, ...part }, release: () => this.#release(key, entry, tensor) };
     } catch (error) {
       this.#release(key, entry);
       throw error;
@@ -62,7 +64,8 @@ export class WeightTable {
     derivation: Derivation | undefined,
     source: WeightSource,
   ): Promise<Tensor> {
-    const type = derivation ? 'float' : this.#type;
+    // Parts are made from the numbers that would be held.
+    const type = derivation && !derivation.view ? 'float' : this.#type;
     const host = await source.read(weight, type === 'float' ? 'f32' : 'f16');
     checkShape(weight, host.shape, shape);
     const typed = type === 'float' ? host.data instanceof Float32Array : host.data instanceof Uint16Array;
@@ -72,11 +75,17 @@ export class WeightTable {
         rule: `must be read as ${elementCount(shape)} ${type === 'float' ? 'float32' : 'float16'} numbers`,
         got: `${host.data.length} of ${host.dtype}`,
       });
-    const data = derivation ? derivation.apply(host.data as Float32Array, shape) : host.data;
+    const data = derivation ? derivation.apply(inFloat(host.data), shape) : host.data;
     const memory = this.#pool.take(data.byteLength, `weight ${weight}`);
     memory.write(data);
-    return { memory, offset: 0, type, dims: derivation ? derivation.shape(shape) : shape };
+    return derivation
+      ? { memory, offset: 0, type: 'float', dims: derivation.shape(shape) }
+      : { memory, offset: 0, type, dims: shape };
   }
+}
+
+function inFloat(data: HostTensor['data']): Float32Array {
+  return data instanceof Uint16Array ? fromFloat16(data) : (data as Float32Array);
 }
 
 function checkShape(weight: Weight, got: readonly number[], want: readonly number[]): void {

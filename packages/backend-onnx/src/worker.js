@@ -231,7 +231,7 @@ function openCuda(koffi, { runtime, stream, runOptions, turn }) {
 /** onnxruntime-node: its sessions and tensors belong to this thread, and so does the memory under them. */
 async function openNode({ threads, profile }) {
   const { InferenceSession, Tensor } = await import('onnxruntime-node');
-  const arrays = { float: Float32Array, int32: Int32Array, int64: BigInt64Array, bool: Uint8Array };
+  const arrays = { float: Float32Array, int32: Int32Array, int64: BigInt64Array, bool: Uint8Array, uint8: Uint8Array };
   const sessions = new Map();
   const bindings = new Map();
   const memories = new Map();

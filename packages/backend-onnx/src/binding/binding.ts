@@ -1,5 +1,6 @@
 import type { Dialect } from '../dialect.js';
 import type { ElementType } from '../protobuf.js';
+import type { Quantised } from '../quantise.js';
 
 // What the backend needs of ONNX Runtime, whichever way it is reached. Everything that computes happens off the calling
 // thread; memory is written, copied and read between executions.
@@ -15,8 +16,17 @@ export interface Memory {
   copy(from: Memory, fromByte: number, toByte: number, bytes: number): void;
   /** Its beginning, as it is now. */
   read(bytes: number): Promise<ArrayBuffer>;
+  /** The same beginning, together with the following ones of its region; undefined where they are not there. */
+  beside?(count: number): Memory | undefined;
   /** What is bound to it and must go with it. */
   readonly bound: Set<{ dispose(): void }>;
+  free(): void;
+}
+
+/** Room for equal pieces of memory side by side, each there while it is taken. */
+export interface Region {
+  /** A zeroed piece; undefined while it is held by somebody else. @throws DslaError E_MEMORY */
+  take(index: number, where: string): Memory | undefined;
   free(): void;
 }
 
@@ -83,6 +93,8 @@ export interface Binding {
   readonly lost: Promise<Error>;
   /** `onHost`: in the host's memory, wherever it computes. @throws DslaError E_MEMORY */
   allocate(bytes: number, where: string, onHost?: boolean): Memory;
+  /** Room for `count` pieces of memory; undefined where they cannot lie side by side. */
+  region(bytes: number, count: number): Region | undefined;
   /** Bytes that could be allocated now. */
   available(): number;
   /** Bytes that went between host and device so far; undefined where there is no difference. */
@@ -107,6 +119,8 @@ export interface Binding {
 
 export interface BindingOptions {
   readonly threads: number;
+  /** Of matrices, where they have a type of their own. */
+  readonly weights?: Quantised;
   /** Keep matrices packed where that is possible. */
   readonly packs: boolean;
   /** Prefix of the files of ONNX Runtime's profiler, which is off without it. */

@@ -12,6 +12,7 @@ import type {
   Commands,
   Memory,
   Pack,
+  Region,
   Session,
   SessionRequest,
   Tensor,
@@ -21,6 +22,7 @@ import { type Cuda, type CudaOptions, openCuda } from './cuda.js';
 import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
 import { CApiMemory } from './memory.js';
 import { type Handle, type OrtLibrary, openLibrary } from './ort-api.js';
+import { CApiRegion } from './region.js';
 
 /** ONNX Runtime's C API through koffi: memory is bound in place and nothing is copied. Without `onDevice` on the CPU. */
 export async function openCApi(path: string, options: BindingOptions, onDevice?: CudaOptions): Promise<Binding> {
@@ -39,7 +41,7 @@ export async function openCApi(path: string, options: BindingOptions, onDevice?:
   );
   const thread = await startThread({ binding: 'c-api', addresses, cuda: cuda?.forThread }, cuda && patience);
   const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
-  const dialect = onDevice ? onCuda(onDevice.compute) : onCpu;
+  const dialect = { ...(onDevice ? onCuda(onDevice.compute) : onCpu), weights: options.weights };
   return new CApi(path, { library, environment, thread, shared, dialect, cuda }, options);
 }
 
@@ -90,6 +92,9 @@ async function hasPool(library: OrtLibrary, { handle: env }: Environment, thread
   }
 }
 
+/** Of a tensor's first byte, as kernels that read several numbers at once want it. */
+const alignedBytes = 16;
+
 const logErrors = 3;
 const allOptimisations = 99;
 
@@ -123,6 +128,7 @@ class CApi implements Binding {
   /** What the computing thread executed last. */
   #last: BigUint64Array | undefined;
   readonly #memories = new Set<Memory>();
+  readonly #regions = new Set<Region>();
   /** Sessions and packs in use, in the order in which they may go. */
   readonly #sessions = new Set<CApiSession>();
   readonly #packs = new Set<CApiPack>();
@@ -151,6 +157,22 @@ class CApi implements Binding {
     const memory: CApiMemory = new CApiMemory(block, info, bytes, () => this.#memories.delete(memory));
     this.#memories.add(memory);
     return memory;
+  }
+
+  region(bytes: number, count: number): Region | undefined {
+    if (count < 2 || bytes === 0 || bytes % alignedBytes !== 0) return undefined;
+    const space = (this.#cuda ?? this.#library).reserve(bytes * count);
+    const { info } = this.#cuda ?? { info: this.#environment.hostMemory };
+    if (!space) return undefined;
+    const region: CApiRegion = new CApiRegion(
+      space,
+      bytes,
+      info,
+      () => this.available(),
+      () => this.#regions.delete(region),
+    );
+    this.#regions.add(region);
+    return region;
   }
 
   available(): number {
@@ -221,6 +243,7 @@ class CApi implements Binding {
     if (this.#cuda) await this.#thread.ask({ kind: 'forget' }).catch(() => undefined); // it may be lost
     await this.#thread.close();
     for (const memory of this.#memories) memory.free();
+    for (const region of this.#regions) region.free();
     for (const session of this.#sessions) session.dispose();
     for (const pack of this.#packs) pack.dispose();
     this.#cuda?.close();

@@ -22,7 +22,9 @@ export const version = '1.29.0';
 export async function choose(options: OpenOptions = {}): Promise<Choice> {
   const general = generalObstacles(options);
   if (general.length > 0) return { obstacles: general };
+  const weights = options.extra?.weights;
   const settings: BindingOptions = {
+    ...(weights === 'q8' || weights === 'q4' ? { weights } : {}),
     threads: options.threads ?? availableParallelism(),
     packs: options.extra?.prepack !== 'off',
     ...(options.extra?.profile === undefined ? {} : { profile: options.extra.profile }),
@@ -60,6 +62,9 @@ function generalObstacles({ computeType, threads, extra = {} }: OpenOptions): st
     obstacles.push(`extra.binding must be c-api or node, not ${extra.binding}`);
   if (extra.prepack !== undefined && extra.prepack !== 'on' && extra.prepack !== 'off')
     obstacles.push(`extra.prepack must be on or off, not ${extra.prepack}`);
+  const computed = computeType ?? (onCpu ? 'f32' : 'f16');
+  if (extra.weights !== undefined && ![computed, 'q8', 'q4'].includes(extra.weights))
+    obstacles.push(`extra.weights must be ${computed}, q8 or q4, not ${extra.weights}`);
   const installed = installedVersion();
   if (installed === undefined) obstacles.push(`onnxruntime-node is not installed; add onnxruntime-node ${version}`);
   else if (installed !== version)

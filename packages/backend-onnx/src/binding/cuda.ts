@@ -2,7 +2,9 @@ import { DslaError } from '@dsla/spec';
 import type { Dialect } from '../dialect.js';
 import type { Traffic } from './binding.js';
 import type { Block } from './block.js';
+import { openCudaPages } from './cuda-pages.js';
 import type { Handle, OrtLibrary } from './ort-api.js';
+import { PagedSpace, type Space } from './space.js';
 
 const [toDevice, toHost, onDevice] = [1, 2, 3]; // cudaMemcpyKind
 const outOfMemoryStatus = 2;
@@ -22,6 +24,8 @@ export interface Cuda {
   /** Undefined where there is no memory left. */
   allocate(bytes: number): Block | undefined;
   available(): number;
+  /** Addresses for so many bytes; undefined where there are none. */
+  reserve(bytes: number): Space | undefined;
   /** What was written has arrived when this returns. */
   settle(): void;
   /** Makes a session compute here. */
@@ -62,7 +66,8 @@ export async function openCuda(
     call('cudaMemcpy', to, from, bytes, kind);
     arriving ||= kind !== toHost;
   };
-  const block = (address: bigint): Block => ({
+  const pages = await openCudaPages();
+  const block = (address: bigint, free: () => void): Block => ({
     address,
     write(data) {
       traffic.toDevice += data.byteLength;
@@ -76,8 +81,13 @@ export async function openCuda(
       if (bytes > 0) copy(content, address, bytes, toHost);
       return content.buffer;
     },
-    free: () => call('cudaFree', address),
+    free,
   });
+  const zeroed = (address: bigint, bytes: number, free: () => void): Block => {
+    call('cudaMemset', address, 0, bytes);
+    arriving = true;
+    return block(address, free);
+  };
   return {
     name: deviceName(call),
     info,
@@ -89,9 +99,22 @@ export async function openCuda(
         call('cudaGetLastError');
         return undefined;
       }
-      call('cudaMemset', out[0]!, 0, bytes);
-      arriving = true;
-      return block(out[0]!);
+      return zeroed(out[0]!, bytes, () => call('cudaFree', out[0]!));
+    },
+    reserve(bytes) {
+      const room = pages?.reserve(bytes);
+      if (!pages || !room) return undefined;
+      const space = new PagedSpace(pages, room.address);
+      return {
+        take(from, size) {
+          if (!space.take(from, size)) return undefined;
+          return zeroed(room.address + BigInt(from), size, () => {
+            call('cudaStreamSynchronize', null); // unlike cudaFree, giving pages back waits for nothing
+            space.give(from, size);
+          });
+        },
+        free: room.free,
+      };
     },
     available() {
       const [free, total] = [new BigUint64Array(1), new BigUint64Array(1)];

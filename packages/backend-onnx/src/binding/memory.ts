@@ -13,9 +13,18 @@ export class CApiMemory implements Memory {
   readonly info: Handle;
   readonly bound: Set<{ dispose(): void }> = new Set();
   readonly #forget: () => void;
+  readonly beside: ((count: number) => CApiMemory | undefined) | undefined;
   #block: Block | undefined;
 
-  constructor(block: Block, info: Handle, bytes: number, forget: () => void) {
+  /** `beside`: of what lies in a region. */
+  constructor(
+    block: Block,
+    info: Handle,
+    bytes: number,
+    forget: () => void,
+    beside?: (count: number) => CApiMemory | undefined,
+  ) {
+    this.beside = beside;
     this.#block = block;
     this.info = info;
     this.bytes = bytes;

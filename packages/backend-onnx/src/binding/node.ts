@@ -68,14 +68,15 @@ class NodeMemory implements Memory {
 
 class NodeBinding implements Binding {
   readonly description: string;
-  readonly dialect: Dialect = onCpu;
+  readonly dialect: Dialect;
   readonly standIn = undefined;
   readonly traffic = undefined;
   readonly replayed = false;
   readonly lost: Promise<Error>;
   readonly #thread: Thread;
 
-  constructor(thread: Thread, version: string, { threads }: BindingOptions) {
+  constructor(thread: Thread, version: string, { threads, weights }: BindingOptions) {
+    this.dialect = { ...onCpu, weights };
     this.description = `ONNX Runtime ${version}, CPU, ${threads} threads a session, onnxruntime-node's own binding`;
     this.lost = thread.lost;
     this.#thread = thread;
@@ -93,6 +94,8 @@ class NodeBinding implements Binding {
       throw outOfMemory(bytes, this.available(), where, cause);
     }
   }
+
+  region(): undefined {}
 
   pack(): Pack {
     return { dispose() {} };

@@ -1,6 +1,7 @@
 import { DslaError } from '@dsla/spec';
 import type { TypeObject } from 'koffi';
 import { type HostBlock, hostBlock } from './block.js';
+import { PagedSpace, type Space } from './space.js';
 
 // The functions of ONNX Runtime's C API that are used, by their slot in OrtApi (onnxruntime_c_api.h, API 23 to 29: the table
 // only ever grows at its end).
@@ -107,6 +108,9 @@ const alignment = 64;
 const largeBlock = 2 ** 18;
 const readWrite = 3; // PROT_READ | PROT_WRITE
 const privateAnonymous = 0x22; // MAP_PRIVATE | MAP_ANONYMOUS
+const unreserved = 0x4000; // MAP_NORESERVE
+const notNeeded = 4; // MADV_DONTNEED
+const pageSize = 2 ** 16; // at least that of the system
 const mapFailed = 0xffff_ffff_ffff_ffffn;
 
 export interface OrtLibrary {
@@ -119,6 +123,8 @@ export interface OrtLibrary {
   make(name: OrtFunction, ...args: unknown[]): Handle;
   /** Has the C library give back what it keeps of freed memory. */
   trim(): void;
+  /** Addresses for so many bytes; undefined where there are none. */
+  reserve(bytes: number): Space | undefined;
   /** A block of zeroed memory on a boundary of 64 bytes; undefined where there is none. */
   allocate(bytes: number): HostBlock | undefined;
 }
@@ -172,6 +178,7 @@ async function load(path: string): Promise<OrtLibrary> {
   const free = libc.func('free', V, [P]);
   const trim = libc.func('malloc_trim', I, [Z]);
   const mmap = libc.func('mmap', P, [P, Z, I, I, I, 'int64_t']);
+  const madvise = libc.func('madvise', I, [P, Z, I]);
   const munmap = libc.func('munmap', I, [P, Z]);
 
   const call = (name: OrtFunction, ...args: unknown[]): void => {
@@ -191,6 +198,25 @@ async function load(path: string): Promise<OrtLibrary> {
       return out[0]!;
     },
     trim: () => trim(0),
+    reserve(bytes) {
+      const length = Math.ceil(bytes / pageSize) * pageSize;
+      const address: bigint | null = mmap(null, length, readWrite, privateAnonymous | unreserved, -1, 0);
+      if (!address || address === mapFailed) return undefined;
+      // The system backs pages when they are first touched, with zeros.
+      const unmap = (page: bigint, size: number): void => madvise(page, size, notNeeded);
+      const pages = new PagedSpace({ size: pageSize, map: () => true, unmap }, address);
+      return {
+        take(from, size) {
+          pages.take(from, size);
+          const block = hostBlock(address + BigInt(from), koffi.view(address + BigInt(from), size), () => {
+            block.content.fill(0); // what stays of a border page
+            pages.give(from, size);
+          });
+          return block;
+        },
+        free: () => munmap(address, length),
+      };
+    },
     allocate(bytes) {
       if (bytes >= largeBlock) {
         const address: bigint | null = mmap(null, bytes, readWrite, privateAnonymous, -1, 0);

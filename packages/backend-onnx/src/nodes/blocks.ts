@@ -79,8 +79,7 @@ export function toBlocks(
   width: number,
   group?: number,
 ): Ref {
-  const { graph, decode } = lowering;
-  if (decode) return graph.reshape(x, group ? [kvHeads, 1, group, 1, width] : [kvHeads, 1, 1, width]);
+  const { graph } = lowering;
   const gathered = gatherTokens(lowering, x, kvHeads * (group ?? 1) * width, rowTokens(blocking)); // [n, C, features]
   if (group) return graph.transpose(graph.reshape(gathered, [0, 0, kvHeads, group, width]), [2, 0, 3, 1, 4]);
   return graph.transpose(graph.reshape(gathered, [0, 0, kvHeads, width]), [2, 0, 1, 3]);
@@ -92,8 +91,7 @@ export function gatherTokens({ graph, control }: Lowering, x: Ref, features: num
 }
 
 /** x [kvHeads, n, group, C, width] -> [1, T, kvHeads*group*width] */
-export function fromBlocks({ graph, decode, control }: Lowering, x: Ref, features: number): Ref {
-  if (decode) return graph.reshape(x, [1, 1, features]);
+export function fromBlocks({ graph, control }: Lowering, x: Ref, features: number): Ref {
   const rows = graph.reshape(graph.transpose(x, [1, 3, 0, 2, 4]), [1, -1, features]);
   return graph.slice(rows, 1, 0, control(countTokens));
 }

@@ -15,20 +15,20 @@ import {
   toBlocks,
 } from './blocks.js';
 import { featureMap, featuresOf } from './feature-map.js';
-import { chunked, recurrent, type Sizes } from './linear-state.js';
+import { chunked, type Sizes } from './linear-state.js';
 import { exactScores, type Kept, keep, leavesAt, leavingPositions, type Ring } from './ring.js';
 
 // In the comments: St states, g kv heads, G query heads a kv head, n blocks of C tokens, F features of phi.
 
 type Dual = NodeOf<'dualLinearAttention'>;
 
-/** One row, in float: q [1, T, heads*hd], k and v [1, T, kvHeads*hd], gates [1, T, gate width] -> [1, T, heads*hd]. */
+/** Many tokens of one row, in float: q [1, T, heads*hd], k and v [1, T, kvHeads*hd], gates [1, T, gate width] -> [1, T, heads*hd]. */
 export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref {
-  const { graph, decode } = lowering;
+  const { graph } = lowering;
   const { heads, form, scale } = node;
   const { kvHeads, headDim, rope, normaliser } = form;
   const group = heads / kvHeads;
-  const blocking = { full: form.gate === 'vector' && !decode };
+  const blocking = { full: form.gate === 'vector' };
   const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope) : x);
   const forState = (x: Ref, of: number): Ref => (form.ropeInState ? turned(x, of) : x);
   const queries = (x: Ref): Ref => toBlocks(lowering, x, blocking, kvHeads, headDim, group);
@@ -53,7 +53,7 @@ export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: R
     gamma: lowering.weight(node.mix, gammaOf(kvHeads, group)),
   };
   const dims = [form.states, kvHeads, sizes.features, sizes.columns];
-  let total = (decode ? recurrent : chunked)(lowering, streams, sizes, form.gate, {
+  let total = chunked(lowering, streams, sizes, form.gate, {
     past: lowering.past(node.state, 0, dims),
     next: (value) => lowering.present(node.state, 0, value, dims),
   }); // [g, n, G, C, hd (+ 1)]
@@ -105,7 +105,7 @@ function remember({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref,
   const width = gateWidth(form);
   const heads = (part: number, x: Ref): Kept => {
     const dims = [kvHeads, entries, headDim];
-    const where = { ring, state, part, axis: 1, dims, leaves: true, narrow: true } as const;
+    const where = { ring, state, part, axis: 1, dims, narrow: true } as const;
     return keep(lowering, where, byHead(lowering, x, kvHeads, headDim));
   };
   return {
@@ -114,7 +114,7 @@ function remember({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref,
     values: heads(2, v),
     gates: keep(
       lowering,
-      { ring, state, part: 3, axis: 0, dims: [entries, width], leaves: true, narrow: false },
+      { ring, state, part: 3, axis: 0, dims: [entries, width], narrow: false },
       lowering.graph.reshape(gates, [-1, width]),
     ),
   };
@@ -134,22 +134,20 @@ function leaving(form: DualForm, { ring, keys, values, gates }: Memory, lowering
 }
 
 /** Gate logits [n, C, gate width] -> log decays [St, g, n, C, hd or 1], 0 where there is no token. */
-export function decaysOf(form: DualForm, { graph, decode }: Lowering, logits: Ref, mask: Ref): Ref {
+export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, mask: Ref): Ref {
   const width = form.gate === 'vector' ? form.headDim : 1;
   const soft = graph.op('Softplus', [graph.op('Neg', [logits])]); // -logSigmoid
   const held = graph.op('Mul', [soft, graph.op('Mul', [mask, graph.floats(-1 / form.temperature)])]);
-  if (decode) return graph.reshape(held, [form.states, form.kvHeads, 1, 1, width]);
   return graph.transpose(graph.reshape(held, [0, 0, form.states, form.kvHeads, width]), [2, 3, 0, 1, 4]);
 }
 
 /** sum over the exact set of e^(s - m) [v, 1]: [g, n, G, C, hd + 1] */
 function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, scale: number): Ref {
-  const { graph, decode } = lowering;
+  const { graph } = lowering;
   const scores = exactScores(lowering, ring, q, keys.seen(), scale);
   const max = graph.op('ReduceMax', [scores, graph.ints([-1])], { keepdims: 1 });
   const weights = graph.op('Exp', [graph.op('Sub', [scores, max])]);
-  const both = graph.matmul(weights, withOne(lowering, values.seen()));
-  return decode ? graph.reshape(both, [0, 0, -1, 1, 0]) : both;
+  return graph.matmul(weights, withOne(lowering, values.seen()));
 }
 
 /** One more column, of ones. */
@@ -157,11 +155,11 @@ export function withOne({ graph }: Lowering, x: Ref): Ref {
   return graph.op('Pad', [x, graph.ints([0, 1]), graph.floats(1), graph.ints([-1])]);
 }
 
-function divided({ graph }: Lowering, total: Ref, headDim: number): Ref {
+export function divided({ graph }: Lowering, total: Ref, headDim: number): Ref {
   return graph.op('Div', [graph.slice(total, -1, 0, headDim), graph.slice(total, -1, headDim, headDim + 1)]);
 }
 
-function outputNorm({ outputNorm: norm }: Dual, { graph, floatWeight }: Lowering, out: Ref): Ref {
+export function outputNorm({ outputNorm: norm }: Dual, { graph, floatWeight }: Lowering, out: Ref): Ref {
   if (!norm) return out;
   const attributes = { axis: -1, epsilon: float(norm.eps), stash_type: 1 };
   return graph.op('SimplifiedLayerNormalization', [out, floatWeight(norm.weight)], attributes);
@@ -184,7 +182,7 @@ function maskControl(
 }
 
 /** Weights of the states, softmax(mix): [St, 1 or g, 1, 1 or G, 1, 1]. */
-function gammaOf(kvHeads: number, group: number): Derivation {
+export function gammaOf(kvHeads: number, group: number): Derivation {
   return {
     name: `gamma ${kvHeads}x${group}`,
     shape: ([rows, states]) => (rows === 1 ? [states!, 1, 1, 1, 1, 1] : [states!, kvHeads, 1, group, 1, 1]),
@@ -204,7 +202,7 @@ function gammaOf(kvHeads: number, group: number): Derivation {
 }
 
 /** Weight of the states against the exact part: [g, 1, G, 1, 1]. */
-function shareOf(kvHeads: number, group: number): Derivation {
+export function shareOf(kvHeads: number, group: number): Derivation {
   return {
     name: `share ${kvHeads}x${group}`,
     shape: () => [kvHeads, 1, group, 1, 1],

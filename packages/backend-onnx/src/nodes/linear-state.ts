@@ -1,11 +1,10 @@
 import type { DualForm } from '@dsla/spec';
 import type { GraphBuilder, Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
-import { float } from '../protobuf.js';
 import { blockSize, blocksOf, triangle } from './blocks.js';
 
-// What the states contribute: sum_i gamma_i phi(q)^T S_i, where S_i <- exp(a_i) S_i + phi(k) v^T, as a recurrence for one
-// token and in blocks for many (flash-linear-attention's chunk form). In the comments: St states, g kv heads, G query heads
+// What the states contribute: sum_i gamma_i phi(q)^T S_i, where S_i <- exp(a_i) S_i + phi(k) v^T, in blocks of
+// tokens (flash-linear-attention's chunk form). In the comments: St states, g kv heads, G query heads
 // a kv head, n blocks of C tokens, F features, V value columns.
 
 export interface Streams {
@@ -32,39 +31,6 @@ export interface Sizes {
 export interface StatePart {
   readonly past: Ref;
   next(value: Ref): void;
-}
-
-/** One token: the operator LinearAttention, with the states as its batch. Returns [g, 1, G, 1, V]. */
-export function recurrent(
-  { graph }: Lowering,
-  streams: Streams,
-  sizes: Sizes,
-  gate: DualForm['gate'],
-  state: StatePart,
-): Ref {
-  const { states, kvHeads, group, features, columns } = sizes;
-  /** The same for every state: [St, 1, width]. */
-  const forAll = (x: Ref, width: number): Ref => {
-    const flat = graph.reshape(x, [1, 1, width]);
-    return states === 1 ? flat : graph.op('Expand', [flat, graph.ints([states, 1, width])]);
-  };
-  const weighted = graph.op('Mul', [streams.q, streams.gamma]); // [St, g, 1, G, 1, F]
-  const heads = kvHeads * group;
-  const [out, next] = graph.msOps(
-    'LinearAttention',
-    [
-      graph.reshape(weighted, [states, 1, heads * features]),
-      forAll(streams.k, kvHeads * features),
-      forAll(streams.v, kvHeads * columns),
-      state.past,
-      graph.reshape(streams.decays, [states, 1, gate === 'vector' ? kvHeads * features : kvHeads]),
-    ],
-    2,
-    { q_num_heads: heads, kv_num_heads: kvHeads, update_rule: 'gated', scale: float(1) },
-  );
-  state.next(next!);
-  const sum = states === 1 ? out! : graph.op('ReduceSum', [out!, graph.ints([0])], { keepdims: 0 });
-  return graph.reshape(sum, [kvHeads, 1, group, 1, columns]);
 }
 
 /** Many tokens. Returns [g, n, G, C, V]. */

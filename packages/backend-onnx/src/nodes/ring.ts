@@ -1,25 +1,24 @@
 import { ringIndex } from '@dsla/spec';
 import type { Ref } from '../emit.js';
-import type { Control, ControlData, Lowering } from '../lowering.js';
-import { blocksOf, floats, ints, tokenControl } from './blocks.js';
+import type { Control, Lowering } from '../lowering.js';
+import { blocksOf, ints, tokenControl } from './blocks.js';
 
 // A ring of sinks + window entries, laid out as kvState says, and the exact attention over what it holds. Indices and masks
 // are made on the host: layers of equal window and sinks share them. Where an index has no token it names one that exists,
 // under a mask, because memory that nothing wrote may hold anything.
 //
 // Many tokens are joined to the ring, [ring, new tokens], from which blocks of queries, the states and the next ring gather.
-// One token is written into the ring, over the one that leaves it.
 
 export interface Ring {
   readonly window: number;
   readonly sinks: number;
 }
 
-type Place = { readonly past: number; readonly count: number };
+export type Place = { readonly past: number; readonly count: number };
 const blocking = { full: false };
 
 const entriesOf = ({ window, sinks }: Ring): number => sinks + window;
-const named = ({ window, sinks }: Ring, what: string): string => `ring ${sinks}+${window} ${what}`;
+export const named = ({ window, sinks }: Ring, what: string): string => `ring ${sinks}+${window} ${what}`;
 
 /** Index of token j in [ring, new tokens]. */
 function indexOf(ring: Ring, { past }: Place, token: number): number {
@@ -27,7 +26,7 @@ function indexOf(ring: Ring, { past }: Place, token: number): number {
 }
 
 /** The token that enters the states at query t: the one that has just left the window. */
-function leavingToken({ window, sinks }: Ring, { past, count }: Place, t: number): number | undefined {
+export function leavingToken({ window, sinks }: Ring, { past, count }: Place, t: number): number | undefined {
   const token = past + t - window;
   return t < count && token >= sinks ? token : undefined;
 }
@@ -47,8 +46,6 @@ export interface RingPart {
   readonly part: number;
   readonly axis: 0 | 1;
   readonly dims: readonly number[];
-  /** Somebody wants the tokens that leave. */
-  readonly leaves: boolean;
   /** It is held in the compute type; readers get float all the same. */
   readonly narrow: boolean;
 }
@@ -56,7 +53,7 @@ export interface RingPart {
 /** Takes new tokens into a ring: x, in float, has T entries along its axis. */
 export function keep(lowering: Lowering, part: RingPart, x: Ref): Kept {
   const held = part.narrow ? lowering.compute(x) : x;
-  const kept = lowering.decode ? keepOne(lowering, part, held) : keepMany(lowering, part, held);
+  const kept = keepMany(lowering, part, held);
   if (!part.narrow) return kept;
   return { seen: () => lowering.float(kept.seen()), leaving: () => lowering.float(kept.leaving()) };
 }
@@ -73,30 +70,9 @@ function keepMany(lowering: Lowering, { ring, state, part, axis, dims }: RingPar
   };
 }
 
-function keepOne(lowering: Lowering, { ring, state, part, axis, dims, leaves }: RingPart, x: Ref): Kept {
-  const { graph, control } = lowering;
-  const past = lowering.past(state, part, dims);
-  const old = leaves ? graph.op('Gather', [past, control(newEntry(ring))], { axis }) : x;
-  // The new entry is made to depend on the old one, which must be read before the ring is written in its place.
-  const update = leaves ? graph.op('Where', [control(never), old, x]) : x;
-  const entry = control(axis === 0 ? newRow(ring) : newRows(ring, dims[0]!));
-  const next = graph.op('ScatterND', [past, entry, update]);
-  lowering.present(state, part, next, dims);
-  const left = (): Ref => graph.op('Where', [control(leavesNow(ring)), old, x]);
-  return {
-    seen: () => graph.op('Gather', [next, control(heldIndices(ring))], { axis }),
-    leaving: () => graph.reshape(left(), [...dims.slice(0, axis), 1, 1, dims.at(-1)!]),
-  };
-}
-
-/**
- * q [kvHeads, n, group, C, hd], keys [kvHeads, n, 1, seen, hd] -> masked scores [kvHeads, n, group, C, seen]; of one token the
- * group are the rows of a single product: [kvHeads, 1, 1, group, seen].
- */
-export function exactScores({ graph, decode, control }: Lowering, ring: Ring, q: Ref, keys: Ref, scale: number): Ref {
-  const mask = control(decode ? heldMask(ring) : seenMask(ring));
-  const queries = decode ? graph.reshape(q, [0, 0, 1, -1, 0]) : q;
-  return graph.op('Add', [graph.matmul(queries, keys, { transB: true, alpha: scale }), mask]);
+/** q [kvHeads, n, group, C, hd], keys [kvHeads, n, 1, seen, hd] -> masked scores [kvHeads, n, group, C, seen]. */
+export function exactScores({ graph, control }: Lowering, ring: Ring, q: Ref, keys: Ref, scale: number): Ref {
+  return graph.op('Add', [graph.matmul(q, keys, { transB: true, alpha: scale }), control(seenMask(ring))]);
 }
 
 /** int64 [n, C]: positions of the tokens that leave. */
@@ -166,68 +142,5 @@ function nextEntries(ring: Ring): Control {
         from[ringIndex(token, ring.window, ring.sinks)] = indexOf(ring, row, token);
       return ints([entries], (entry) => from[entry]!);
     },
-  };
-}
-
-// One token.
-
-const never: Control = {
-  key: 'never',
-  type: 'bool',
-  dims: [1],
-  make: () => ({ dims: [1], data: new Uint8Array(1) }),
-};
-
-/** bool [1] */
-function leavesNow(ring: Ring): Control {
-  const data = (row: Place): Uint8Array => Uint8Array.of(Number(leavesAt(ring)(0, row)));
-  return { key: named(ring, 'leaves'), type: 'bool', dims: [1], make: (row) => ({ dims: [1], data: data(row) }) };
-}
-
-const slotOf = (ring: Ring, { past }: Place): number => ringIndex(past, ring.window, ring.sinks);
-
-/** int64 [1]: the entry that the new token takes, */
-function newEntry(ring: Ring): Control {
-  return entryControl(named(ring, 'entry'), [1], (row) => ints([1], () => slotOf(ring, row)));
-}
-
-/** the same for ScatterND along the first axis, [1, 1], */
-function newRow(ring: Ring): Control {
-  return entryControl(named(ring, 'row'), [1, 1], (row) => ints([1, 1], () => slotOf(ring, row)));
-}
-
-/** and along the second, (head, entry) [heads, 1, 2]. */
-function newRows(ring: Ring, heads: number): Control {
-  const dims = [heads, 1, 2];
-  return entryControl(named(ring, `rows ${heads}`), dims, (row) =>
-    ints(dims, (at) => (at % 2 === 0 ? at / 2 : slotOf(ring, row))),
-  );
-}
-
-function entryControl(key: string, dims: readonly number[], make: (row: Place) => ControlData): Control {
-  return { key, type: 'int64', dims, make };
-}
-
-/** Entries of the ring that hold a token once the new one is in: a token lies in exactly one. */
-function holds(ring: Ring, { past }: Place, entry: number): boolean {
-  return entry < ring.sinks ? entry <= past : entry - ring.sinks <= past - ring.sinks;
-}
-
-/** int64 [1, 1, entries]: itself where it holds a token, the new token's entry elsewhere. */
-function heldIndices(ring: Ring): Control {
-  const dims = [1, 1, entriesOf(ring)];
-  return entryControl(named(ring, 'held'), dims, (row) =>
-    ints(dims, (entry) => (holds(ring, row, entry) ? entry : slotOf(ring, row))),
-  );
-}
-
-/** float [1, 1, 1, entries] */
-function heldMask(ring: Ring): Control {
-  const dims = [1, 1, 1, entriesOf(ring)];
-  return {
-    key: named(ring, 'held mask'),
-    type: 'float',
-    dims,
-    make: (row) => floats(dims, (entry) => (holds(ring, row, entry) ? 0 : Number.NEGATIVE_INFINITY)),
   };
 }

@@ -4,18 +4,18 @@ import type { Derivation, Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
 
 /**
- * Mamba's scan of one row, as gated linear attention with a head a channel, keys of width n and values of width 1:
- * q = C, k = B, v = dt x, log decay = dt A. x, dt [1, T, channels]; b, c [1, T, heads*n] -> [1, T, channels].
+ * Mamba's scan of rows, as gated linear attention with a head a channel, keys of width n and values of width 1:
+ * q = C, k = B, v = dt x, log decay = dt A. x, dt [rows, T, channels]; b, c [rows, T, heads*n] -> [rows, T, channels].
  */
 export function selectiveScan(node: NodeOf<'selectiveScan'>, lowering: Lowering, x: Ref, dt: Ref, b: Ref, c: Ref): Ref {
   const { graph, shapeOf, weight } = lowering;
   const [heads, width, n] = shapeOf(node.logA) as [number, number, number];
   const channels = heads * width;
-  const dims = [1, channels, n, 1];
-  const decay = graph.op('Mul', [graph.op('Unsqueeze', [dt, graph.ints([3])]), weight(node.logA, negativeExp)]); // [1, T, channels, n]
+  const dims = [lowering.rows(1), channels, n, 1];
+  const decay = graph.op('Mul', [graph.op('Unsqueeze', [dt, graph.ints([3])]), weight(node.logA, negativeExp)]); // [rows, T, channels, n]
   const [y, next] = graph.msOps(
     'LinearAttention',
-    [c, b, graph.op('Mul', [dt, x]), lowering.past(node.state, 0, dims), graph.reshape(decay, [1, -1, channels * n])],
+    [c, b, graph.op('Mul', [dt, x]), lowering.past(node.state, 0, dims), graph.reshape(decay, [0, -1, channels * n])],
     2,
     // The scale must be set: 0, the default, means 1 / sqrt(n).
     { q_num_heads: heads, kv_num_heads: channels, update_rule: 'gated', scale: float(1) },

@@ -7,7 +7,7 @@ import { ropeTables, rotateTokens } from '../rope.js';
 import { byHead } from './blocks.js';
 import { windowAttention } from './window-attention.js';
 
-/** Causal attention of one row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] -> [1, T, heads*hd]. */
+/** Causal attention of one row, or of one token of each of several rows, which lead then: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] -> [1, T, heads*hd]. */
 export function softmaxAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { window } = node;
   if (!window && fused(node, lowering.dialect)) return groupQueryAttention(node, lowering, q, k, v);
@@ -17,7 +17,7 @@ export function softmaxAttention(node: NodeOf<'softmaxAttention'>, lowering: Low
 }
 
 /** Widths that ONNX Runtime's GroupQueryAttention takes. */
-function fused({ headDim, rope }: NodeOf<'softmaxAttention'>, dialect: Dialect): boolean {
+export function fused({ headDim, rope }: NodeOf<'softmaxAttention'>, dialect: Dialect): boolean {
   return headDim <= dialect.fusedHead && headDim % 8 === 0 && (!rope || rope.rotaryDim % 16 === 0);
 }
 
@@ -48,7 +48,7 @@ const total32: Control = {
 function groupQueryAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { heads, kvHeads, headDim, scale, rope, state } = node;
   const { graph, dialect } = lowering;
-  const cache = [1, kvHeads, 'tokens', headDim] as const;
+  const cache = [lowering.rows(1), kvHeads, 'tokens', headDim];
   const inputs = [q, k, v, lowering.past(state, 0, cache), lowering.past(state, 1, cache)];
   // Of one token the operator wants to know no more than that it is not the first of a prompt.
   const total = lowering.decode && dialect.replays ? lowering.capacity(state) : lowering.control(total32);

@@ -3,12 +3,13 @@ import type { Dialect } from '../dialect.js';
 import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 import { causalConv } from './causal-conv.js';
+import { dualDecode } from './dual-decode.js';
 import { dualLinearAttention } from './dual-linear-attention.js';
 import { foldState } from './fold-state.js';
 import { scanPiece, selectiveScan } from './selective-scan.js';
-import { softmaxAttention, softmaxPiece } from './softmax-attention.js';
+import { fused, softmaxAttention, softmaxPiece } from './softmax-attention.js';
 
-/** Nodes that read or write a state: they serve one row a run. */
+/** Nodes that read or write a state. */
 export type Stateful = Extract<
   Node,
   { op: 'softmaxAttention' | 'dualLinearAttention' | 'causalConv' | 'selectiveScan' | 'foldState' }
@@ -30,11 +31,12 @@ export function isStateful(node: Node): node is Stateful {
 export function lowerStateful(node: Stateful, lowering: Lowering, value: (index: number) => Ref): Ref | undefined {
   const { float, compute } = lowering;
   const own = (index: number): Ref => float(value(index));
+  const dual = lowering.decode ? dualDecode : dualLinearAttention;
   switch (node.op) {
     case 'softmaxAttention':
       return softmaxAttention(node, lowering, value(node.q), value(node.k), value(node.v));
     case 'dualLinearAttention':
-      return compute(dualLinearAttention(node, lowering, own(node.q), own(node.k), own(node.v), own(node.gates)));
+      return compute(dual(node, lowering, own(node.q), own(node.k), own(node.v), own(node.gates)));
     case 'causalConv':
       return causalConv(node, lowering, value(node.x));
     case 'selectiveScan':
@@ -43,6 +45,12 @@ export function lowerStateful(node: Stateful, lowering: Lowering, value: (index:
       foldState(node, lowering);
       return undefined;
   }
+}
+
+/** Whether one run may serve one token of each of several rows. */
+export function joinsRows(node: Stateful, dialect: Dialect): boolean {
+  if (node.op === 'softmaxAttention') return node.window !== undefined || fused(node, dialect);
+  return node.op !== 'foldState';
 }
 
 /** Most tokens of a row that one run may serve, so that its intermediate values stay small. */

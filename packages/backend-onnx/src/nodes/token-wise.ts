@@ -26,19 +26,19 @@ const tokenWise: ReadonlySet<Node['op']> = new Set([
 ] satisfies TokenWise['op'][]);
 
 export interface Inputs {
-  /** int32 [1, N] */
+  /** int32 [1, N], or [N, 1] where rows lead */
   ids(): Ref;
   /** int64 [rows] */
   last(): Ref;
   value(value: number): Ref;
 }
 
-export function lowerTokenWise(node: TokenWise, { graph, weight, matrix }: Lowering, inputs: Inputs): Ref {
+export function lowerTokenWise(node: TokenWise, { graph, weight, product, decode }: Lowering, inputs: Inputs): Ref {
   switch (node.op) {
     case 'embed':
       return graph.op('Gather', [weight(node.table), inputs.ids()], { axis: 0 });
     case 'linear': {
-      const y = graph.matmul(inputs.value(node.x), matrix(node.weight), { transB: true });
+      const y = product(inputs.value(node.x), node.weight);
       return node.bias === undefined ? y : graph.op('Add', [y, weight(node.bias)]);
     }
     case 'rmsNorm':
@@ -58,7 +58,7 @@ export function lowerTokenWise(node: TokenWise, { graph, weight, matrix }: Lower
     case 'activate':
       return activate(node.fn, graph, inputs.value(node.x));
     case 'lastToken':
-      return graph.op('Gather', [inputs.value(node.x), inputs.last()], { axis: 1 });
+      return decode ? inputs.value(node.x) : graph.op('Gather', [inputs.value(node.x), inputs.last()], { axis: 1 });
   }
 }
 

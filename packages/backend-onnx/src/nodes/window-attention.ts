@@ -4,6 +4,7 @@ import type { Lowering } from '../lowering.js';
 import { rotateTokens } from '../rope.js';
 import { byHead, fromBlocks, toBlocks } from './blocks.js';
 import { exactScores, keep } from './ring.js';
+import { joinOne, tokenScores, visible } from './ring-decode.js';
 
 /** Softmax attention in float over a sliding window and the first tokens, in blocks of queries; the state is a ring. */
 export function windowAttention(
@@ -18,12 +19,17 @@ export function windowAttention(
   const ring = { window: node.window.size, sinks: node.window.sinks };
   const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope) : x);
   const dims = [kvHeads, ring.sinks + ring.window, headDim];
+  if (lowering.decode) {
+    const [own, other] = [turned(k, kvHeads), v].map((x, part) => {
+      const token = graph.reshape(x, [-1, kvHeads, 1, headDim]);
+      return joinOne(lowering, { ring, state, part, dims, leaves: false, narrow: true }, token).seen;
+    }) as [Ref, Ref];
+    const tokens = graph.reshape(turned(q, heads), [-1, kvHeads, heads / kvHeads, headDim]);
+    const weights = graph.op('Softmax', [tokenScores(lowering, ring, tokens, own, scale)], { axis: -1 });
+    return graph.reshape(graph.matmul(weights, visible(lowering, ring, other)), [-1, 1, heads * headDim]);
+  }
   const known = (part: number, x: Ref): Ref =>
-    keep(
-      lowering,
-      { ring, state, part, axis: 1, dims, leaves: false, narrow: true },
-      byHead(lowering, x, kvHeads, headDim),
-    ).seen();
+    keep(lowering, { ring, state, part, axis: 1, dims, narrow: true }, byHead(lowering, x, kvHeads, headDim)).seen();
   const keys = known(0, turned(k, kvHeads));
   const values = known(1, v);
   const queries = toBlocks(lowering, turned(q, heads), { full: false }, kvHeads, headDim, heads / kvHeads);
