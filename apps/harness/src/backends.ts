@@ -33,7 +33,7 @@ export const knownBackends: Readonly<Record<string, Known>> = {
     natives: ['onnxruntime-node', 'koffi'],
     devices: { cpu: { device: 'cpu' }, cuda: { device: 'cuda' } },
     requirements: { cuda: async () => (await import('@dsla/backend-onnx')).cudaRequirements() },
-    quantises: false,
+    quantises: true,
   },
   webgpu: {
     package: '@dsla/backend-webgpu',

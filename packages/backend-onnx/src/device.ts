@@ -53,7 +53,11 @@ export class OnnxDevice implements Device {
     this.description = binding.description;
     this.lost = binding.lost;
     this.#type = computeType(binding.dialect);
-    this.capabilities = { computeType: this.#type, grain: 'run' };
+    this.capabilities = {
+      computeType: this.#type,
+      grain: 'run',
+      ...(binding.dialect.flash && { stepTokens: 2048 }),
+    };
     this.pool = new Pool(binding);
     this.inputPool = new Pool(binding);
     this.sizePool = new Pool(binding, true);

@@ -55,7 +55,7 @@ describe('bench', () => {
     [['--shape', 'llama2-7b'], 'no weights of its own'],
     [['--shape', 'gpt-9'], 'Allowed choices are llama2-7b'],
     [['--device', 'cuda'], 'the devices of reference are cpu'],
-    [['--weights', 'q4'], 'matrices in blocks: webgpu'],
+    [['--weights', 'q4'], 'matrices in blocks: onnx, webgpu'],
   ])('refuses %s', async (args, sentence) => {
     expect(await bench(...args)).toMatchObject({ code: 2, out: '', err: expect.stringContaining(sentence) });
   });

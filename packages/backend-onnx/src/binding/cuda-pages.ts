@@ -30,7 +30,7 @@ export async function openCudaPages(): Promise<CudaPages | undefined> {
   const granularity = new BigUint64Array(1);
   if (granularityOf(granularity, properties, 0) !== 0 || granularity[0] === 0n) return undefined;
   const size = Number(granularity[0]);
-  return {
+  const pages: CudaPages = {
     size,
     map(address, bytes) {
       const handle = new BigUint64Array(1);
@@ -49,4 +49,14 @@ export async function openCudaPages(): Promise<CudaPages | undefined> {
       return { address: address[0]!, free: () => free(address[0], length) };
     },
   };
+  return works(pages) ? pages : undefined;
+}
+
+/** Not every virtual device can. */
+function works({ size, map, unmap, reserve }: CudaPages): boolean {
+  const room = reserve(size);
+  const mapped = room !== undefined && map(room.address, size);
+  if (mapped) unmap(room.address, size);
+  room?.free();
+  return mapped;
 }
