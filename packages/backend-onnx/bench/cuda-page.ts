@@ -1,6 +1,8 @@
 // docs/results/onnx-cuda.json, from the lines that cuda.ts, conformance.ts and the peer printed on a GPU host, to onnx-cuda.md:
-//   node --import tsx packages/backend-onnx/bench/cuda-page.ts LINES.jsonl...   (without files: renders the JSON as it is)
+//   node --import tsx packages/backend-onnx/bench/cuda-page.ts [--keep] LINES.jsonl...
+// Each file starts with a line about its host; --keep adds the files to what is there; without files the JSON is rendered as it is.
 import { readFileSync, writeFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
 import type { Statistics } from '../../backend-webgpu/bench/synthetic.js';
 
 /** A line as it was printed. */
@@ -16,10 +18,15 @@ interface Line {
   /** Of one step. */
   readonly copied?: { readonly toDevice: number; readonly toHost: number };
   readonly memory?: number;
+  /** By part of a step outside the sessions, the median of its milliseconds. */
+  readonly outside?: Readonly<Record<string, number>>;
+  readonly replayed?: boolean;
   readonly error?: string;
   readonly device?: string;
   readonly node?: string;
   readonly shape?: string;
+  /** Type of the matrices, float16 where it is left out. */
+  readonly weights?: string;
   readonly layers?: number;
   readonly command?: string;
   readonly computeType?: string;
@@ -28,13 +35,33 @@ interface Line {
   readonly gbps?: number;
   readonly driver?: string;
   readonly date?: string;
-  /** Commit that was measured. */
-  readonly code?: string;
+  /** Commit that was measured: of a host line, and of the lines that follow it in its file. */
+  readonly code?: string | undefined;
   /** What a reader must know of the measurement. */
   readonly note?: string;
 }
 
+/** A figure in the shape that all GPU backends share. */
+interface Summary {
+  readonly backend: string;
+  readonly device: string;
+  readonly shape: string;
+  readonly weights: string;
+  /** Mixer and number of converted layers. */
+  readonly level: string;
+  readonly phase: 'prefill' | 'decode';
+  readonly context: number;
+  readonly batch: number;
+  readonly ms: number;
+  readonly sd: number;
+  readonly n: number;
+  readonly floor_ms: number | null;
+  readonly peer_ms: number | null;
+  readonly code: string | undefined;
+}
+
 const heads = [
+  'code',
   'test',
   'plan',
   'tokens',
@@ -49,16 +76,52 @@ const heads = [
 ];
 
 const file = new URL('../../../docs/results/onnx-cuda.json', import.meta.url);
-const given = process.argv.slice(2);
-if (given.length > 0) {
-  const lines = given.flatMap((path) => readFileSync(path, 'utf8').split('\n').filter(Boolean));
-  writeFileSync(file, `[\n${lines.map((line) => `  ${line}`).join(',\n')}\n]\n`);
-}
-const lines = JSON.parse(readFileSync(file, 'utf8')) as Line[];
+const { values: options, positionals: given } = parseArgs({
+  allowPositionals: true,
+  options: { keep: { type: 'boolean', default: false } },
+});
+const old = JSON.parse(readFileSync(file, 'utf8')) as { readonly lines: readonly Line[] };
+const lines = [...(given.length === 0 || options.keep ? old.lines : []), ...given.flatMap(linesOf)];
+const summary = lines.flatMap((line) => summarised(line, lines));
+const list = (items: readonly object[]): string => items.map((item) => `\n    ${JSON.stringify(item)}`).join(',');
+writeFileSync(file, `{\n  "summary": [${list(summary)}\n  ],\n  "lines": [${list(lines)}\n  ]\n}\n`);
 writeFileSync(new URL('onnx-cuda.md', file), render(lines));
 
+function linesOf(path: string): Line[] {
+  const all = readFileSync(path, 'utf8').split('\n').filter(Boolean);
+  const own = all.map((line) => JSON.parse(line) as Line);
+  const code = own.find(({ test }) => test === 'host')?.code;
+  return own.map((line) => ({ ...line, code }));
+}
+
+function summarised(run: Line, all: readonly Line[]): Summary[] {
+  const { test, plan, tokens, batch, milliseconds, error, device, shape, layers, code } = run;
+  if ((test !== 'prefill' && test !== 'decode') || error || layers !== 32) return [];
+  const { median: ms, sd, n } = milliseconds as Statistics;
+  const peer =
+    batch === 1 ? all.find((line) => line.tokens === tokens && line.peer?.startsWith(`${test},`)) : undefined;
+  return [
+    {
+      backend: 'onnx',
+      device: /CUDA on ([^,]+)/.exec(device!)?.[1] ?? device!,
+      shape: shape!,
+      weights: run.weights ?? 'f16',
+      level: plan!,
+      phase: test,
+      context: tokens!,
+      batch: batch!,
+      ms,
+      sd,
+      n,
+      floor_ms: test === 'decode' && plan === 'default:0' ? (floorOf(run, all) ?? null) : null,
+      peer_ms: peer ? median(peer) : null,
+      code,
+    },
+  ];
+}
+
 function render(all: readonly Line[]): string {
-  const host = all.find(({ test }) => test === 'host');
+  const hosts = all.filter(({ test }) => test === 'host');
   const runs = all.filter(({ tokens, test }) => test && tokens !== undefined);
   const peers = all.filter(({ peer, tokens }) => peer && tokens !== undefined);
   const first = runs[0];
@@ -68,11 +131,13 @@ function render(all: readonly Line[]): string {
   const conformance = all.filter(({ test }) => test === 'conformance');
   return `# ONNX Runtime on CUDA
 
-Rendered from onnx-cuda.json by packages/backend-onnx/bench/cuda-page.ts. ${first?.device}, driver ${host?.driver}, Node ${first?.node},
-${host?.date}, code of commit ${host?.code}. ${first?.shape} shape, random weights. Milliseconds from recording a step on the host to the
-logits on the host; "in sessions" is the part on the computing thread. Bytes are what one step copies between host and device. A plan is
-a mixer and how many of the first layers take it; "level 0" is softmax attention throughout, in the same call.
-${host?.note ? `\n${host.note}\n` : ''}
+Rendered from onnx-cuda.json by packages/backend-onnx/bench/cuda-page.ts. ${first?.device}, Node ${first?.node}. ${first?.shape} shape,
+random weights. Milliseconds from recording a step on the host to the logits on the host; "in sessions" is the part on the computing
+thread. Bytes are what one step copies between host and device. A plan is a mixer and how many of the first layers take it; "level 0" is
+softmax attention throughout, in the same call.
+
+${hosts.map(({ code, date, driver, note }) => `- Code of commit ${code}, ${date}, driver ${driver}. ${note ?? ''}`).join('\n')}
+
 ## Whole model, ${most} layers
 
 ${table(
@@ -98,6 +163,26 @@ ${table(
   parts.map((run) => cells(run, runs)),
 )}
 
+## Outside the sessions
+
+${table(
+  ['code', 'test', 'plan', 'tokens', 'rows', 'record', 'submit', 'download'],
+  runs.flatMap(({ code, test, plan, tokens, batch, outside }) =>
+    outside
+      ? [
+          [
+            code,
+            test,
+            plan,
+            tokens,
+            batch,
+            ...['record', 'submit', 'download'].map((part) => outside[part]?.toFixed(2)),
+          ],
+        ]
+      : [],
+  ),
+)}
+
 ## Conformance
 
 ${conformance
@@ -115,30 +200,38 @@ ${[...new Set(runs.map(({ command }) => command))].map((command) => `- \`${comma
 }
 
 function cells(run: Line, runs: readonly Line[]): (string | number | undefined)[] {
-  const { test, plan, tokens, batch, error, inSessions, copied } = run;
-  if (error) return [test, plan, tokens, batch, error, '', '', '', '', '', ''];
+  const { code, test, plan, tokens, batch, error, inSessions, copied } = run;
+  if (error) return [code, test, plan, tokens, batch, error, '', '', '', '', '', ''];
   const more = [inSessions?.toFixed(2) ?? '-', copied?.toDevice ?? '-', copied?.toHost ?? '-', ratio(run, runs)];
-  return [test, plan, tokens, batch, ...figures(run), ...more];
+  return [code, test, plan, tokens, batch, ...figures(run), ...more];
 }
 
 /** What a decode step must read at least, weights and cache, at the rate of a device copy, which counts reads and writes. */
 function floors(all: readonly Line[], whole: readonly Line[]): string {
-  const bandwidth = all.find(({ gbps }) => gbps)?.gbps;
+  const decodes = whole.filter(({ test, plan, error }) => test === 'decode' && plan === 'default:0' && !error);
+  const rows = decodes.flatMap((run) => {
+    const floor = floorOf(run, all);
+    if (floor === undefined) return [];
+    const [ours, inside] = [median(run) / floor, run.inSessions! / floor].map((x) => x.toFixed(2));
+    return [[run.code, run.tokens, run.batch, floor.toFixed(2), median(run).toFixed(2), ours, inside]];
+  });
+  return `${table(['code', 'tokens', 'rows', 'floor', 'median', 'median / floor', 'in sessions / floor'], rows)}
+
+The floor is weights and cache read once at the rate of a device copy, ${bandwidthOf(all)?.toFixed(0)} GB/s (read and write).`;
+}
+
+/** In milliseconds, of a decode step with softmax attention throughout. */
+function floorOf({ tokens, batch }: Line, all: readonly Line[]): number | undefined {
+  const bandwidth = bandwidthOf(all);
   const weights = all.find(
     ({ test, plan, layers }) => test === 'compile' && plan === 'default:0' && layers === 32,
   )?.memory;
-  const decodes = whole.filter(({ test, plan, error }) => test === 'decode' && plan === 'default:0' && !error);
-  if (!bandwidth || !weights) return 'The floor was not measured.';
   const token = 2 * 32 * 4096 * 2; // bytes of keys and values in the Llama2-7B shape
-  const rows = decodes.map((run) => {
-    const bytes = weights + run.tokens! * run.batch! * token;
-    const floor = bytes / bandwidth / 1e6;
-    const [ours, inside] = [median(run) / floor, run.inSessions! / floor].map((x) => x.toFixed(2));
-    return [run.tokens, run.batch, (bytes / 1e9).toFixed(1), floor.toFixed(2), median(run).toFixed(2), ours, inside];
-  });
-  return `${table(['tokens', 'rows', 'GB', 'floor', 'median', 'median / floor', 'in sessions / floor'], rows)}
+  return bandwidth && weights ? (weights + tokens! * batch! * token) / bandwidth / 1e6 : undefined;
+}
 
-The floor is weights and cache read once at the rate of a device copy, ${bandwidth.toFixed(0)} GB/s (read and write).`;
+function bandwidthOf(all: readonly Line[]): number | undefined {
+  return all.find(({ gbps }) => gbps)?.gbps;
 }
 
 function figures({ milliseconds }: Line): string[] {

@@ -17,7 +17,7 @@ export interface Memory {
   /** Its beginning, as it is now. */
   read(bytes: number): Promise<ArrayBuffer>;
   /** The same beginning, together with the following ones of its region; undefined where they are not there. */
-  beside?(count: number): Memory | undefined;
+  readonly beside?: ((count: number) => Memory | undefined) | undefined;
   /** What is bound to it and must go with it. */
   readonly bound: Set<{ dispose(): void }>;
   free(): void;
