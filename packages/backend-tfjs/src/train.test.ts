@@ -72,6 +72,14 @@ const cases: Readonly<Record<string, [tokens: number, tape: Tape]>> = {
     5,
     tape((t) => t.push({ op: 'rmsNorm', x: projected(t, 'w', 6, true), weight: t.weight('norm', [6]), eps: 1e-5 })),
   ],
+  'a low-rank change, x + U D x': [
+    5,
+    tape((t) => {
+      const x = projected(t, 'w', 8);
+      const down = t.push({ op: 'linear', x, weight: t.weight('down', [2, 8]) });
+      return t.push({ op: 'add', a: x, b: t.push({ op: 'linear', x: down, weight: t.weight('up', [8, 2]) }) });
+    }),
+  ],
   'add, mul (of a value with itself), concat, slice': [
     5,
     tape((t) => {

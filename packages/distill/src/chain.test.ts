@@ -27,7 +27,7 @@ beforeAll(async () => {
 });
 afterAll(() => device[Symbol.asyncDispose]());
 
-const student = (): Promise<Student> => openStudent(base, { device, mixer });
+const student = (own = mixer): Promise<Student> => openStudent(base, { device, mixer: own });
 const settings = (out: string, more: Partial<ChainOptions> = {}): ChainOptions => ({
   order,
   level: 2,
@@ -41,8 +41,8 @@ const settings = (out: string, more: Partial<ChainOptions> = {}): ChainOptions =
 const losses = (events: readonly ChainEvent[]): Map<string, number> =>
   new Map(events.flatMap((event) => (event.kind === 'step' ? [[`${event.task} ${event.step}`, event.loss]] : [])));
 
-async function run(out: string, more: Partial<ChainOptions> = {}): Promise<ChainEvent[]> {
-  await using own = await student();
+async function run(out: string, more: Partial<ChainOptions> = {}, tuning = mixer): Promise<ChainEvent[]> {
+  await using own = await student(tuning);
   const events: ChainEvent[] = [];
   await chain(own, settings(out, { onProgress: (event) => events.push(event), ...more }));
   return events;
@@ -67,11 +67,14 @@ describe('chain', () => {
     expect(JSON.parse(await readFile(join(out, 'conversion.json'), 'utf8')).evidence.levels).toHaveLength(2);
   });
 
-  it('serves what it trained: the reference backend gives the same logits from the files', async () => {
+  it.each([
+    ['', mixer],
+    [', with a change of o', { name: 'foldable', options: { ...options, outputRank: 2 } }],
+  ])('serves what it trained%s: the reference backend gives the same logits from the files', async (_, tuning) => {
     const out = await temporaryFolder();
-    await run(out);
+    await run(out, {}, tuning);
     const { folder, mixers, order: read, level } = await readConversion(out, base);
-    await using own = await student();
+    await using own = await student(tuning);
     const ids = await openWindows(heldOut, own.tokenizer, { tokens: 24, seed: 0 });
     const window = await ids.take(1);
     const plan = planAt(read.order, level, 'foldable', 2);
@@ -144,6 +147,21 @@ describe('chain', () => {
     expect([...(await readTuned(out)).keys()].some((name) => name.includes('feature'))).toBe(false);
     const nothing = run(await temporaryFolder(), { recipe: { ...recipe, train: ['norm'] } });
     await expect(nothing).rejects.toThrow(/recipe.train must name some of .*gate.weight, gate.bias, mix, got \[norm\]/);
+  });
+
+  it('tunes a low-rank change of o, alone if asked to', async () => {
+    const out = await temporaryFolder();
+    const match1 = { ...recipe.match, steps: 40, rate: 1e-2 };
+    const own = { ...recipe, train: ['output'], rates: {}, match: match1, logits: { ...recipe.logits, steps: 0 } };
+    const tuning = { name: 'foldable', options: { ...options, outputRank: 4 } };
+    const events = await run(out, { level: 1, recipe: own }, tuning);
+    const [match] = events.flatMap((event) => (event.kind === 'task' ? [event] : []));
+    expect(match!.after).toBeLessThan(0.99 * match!.before);
+    const moved = [...(await readTuned(out))].filter(([, { data }]) => data.some((value) => value !== 0));
+    expect(moved.map(([name]) => name).sort()).toEqual([
+      'layers.1.foldable.output.down',
+      'layers.1.foldable.output.up',
+    ]);
   });
 
   it('gives weights rates of their own', async () => {

@@ -60,7 +60,8 @@ export const foldableRecipe: Recipe = {
   logits: { ...stage, rate: 2e-3 },
   together: 'chained',
   // One number a head that has far to go: the best log weight of a layer lies anywhere from -9 to -3.
-  rates: { log_weight: 10, mix: 10, 'gate.bias': 10 },
+  // A change of o acts on every channel at once and wants small steps.
+  rates: { log_weight: 10, mix: 10, 'gate.bias': 10, 'output.up': 0.1, 'output.down': 0.1 },
   tokens: 1024,
   heldOut: 8,
   seed: 0,

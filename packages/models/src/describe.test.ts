@@ -163,6 +163,8 @@ group('mixer options', () => {
     ['gateBias must have one entry a state, 2', { kind: 'dual', gateBias: [6] }],
     ['features must be an integer of at least 1', { kind: 'dual', features: 0 }],
     ['window must be an integer of at least 0', { kind: 'dual', window: -1 }],
+    ['outputRank must be an integer from 0 to the width of o, 16, got 17', { kind: 'dual', outputRank: 17 }],
+    ['outputRank must be an integer from 0 to the width of o, 16, got 1.5', { kind: 'dual', outputRank: 1.5 }],
     ['sinks must be an integer of at least 0', { kind: 'dual', sinks: -1 }],
     ['states must be an integer of at least 1', { kind: 'dual', states: 0 }],
     ['temperature must be positive', { kind: 'dual', temperature: 0 }],

@@ -1,6 +1,6 @@
 import { DslaError, type DualForm, dualState, gateWidth, kvState, type Weight } from '@dsla/spec';
 import { type Block, inputs, kvName, type MixerTapes } from './block.js';
-import { filled, identities } from './initial.js';
+import { filled, identities, normal } from './initial.js';
 import type { Names } from './names.js';
 import { tape } from './tape.js';
 
@@ -31,11 +31,16 @@ export interface DualOptions {
   readonly logWeight?: number;
   /** RMS norm of every head's output. */
   readonly outputNorm?: boolean;
+  /**
+   * Rank r of a change of the output projection, W (1 + U D) instead of W, with D [r, heads * headDim] and U of the
+   * transposed shape; 0, none. It is applied to o before W, so that W and the rest of the layer stay shared with the other mixers.
+   */
+  readonly outputRank?: number;
 }
 
 export function dual(mixer: string, options: DualOptions, block: Block, names: Names): MixerTapes {
-  checkOptions(options, mixer);
   const { layer, heads, kvHeads, headDim, hidden, scale } = block;
+  checkOptions(options, mixer, heads * headDim);
   const name = `layers.${layer}.${mixer}`;
   const add: Add = (suffix, shape, initial) =>
     names.add(`${name}.${suffix}`, shape, [`${name}.${suffix}`], { mixer, initial });
@@ -48,11 +53,13 @@ export function dual(mixer: string, options: DualOptions, block: Block, names: N
   const mix = add('mix', [heads, form.states], () => filled(heads * form.states, 0));
   const norm = options.outputNorm && { weight: add('norm', [headDim], () => filled(headDim, 1)), eps: block.normEps };
   const state = dualState(name, form, options.features);
+  const change = outputChange(options, heads * headDim, add);
   const attention = tape(`layers.${layer}.attention ${mixer}`, (t) => {
     const { q, k, v } = inputs(t, block);
     const gates = t.linear(source === 'hidden' ? t.input('a', hidden) : source === 'key' ? k : v, gateWeight, gateBias);
     const rest = { mix, state: name, heads, scale, form, ...(norm && { outputNorm: norm }) };
-    t.output('o', t.node({ op: 'dualLinearAttention', q, k, v, gates, ...rest }, state));
+    const o = t.node({ op: 'dualLinearAttention', q, k, v, gates, ...rest }, state);
+    t.output('o', change ? t.add(o, t.linear(t.linear(o, change.down), change.up)) : o);
   });
   if (source === 'hidden') return { attention, needsInput: true };
   const kv = kvState(kvName(layer), block);
@@ -101,6 +108,15 @@ function formOf(options: DualOptions, block: Block, add: Add): DualForm {
   };
 }
 
+/** Starts as no change: up is zero, and down is random, so that up has a gradient. */
+function outputChange({ outputRank: rank = 0 }: DualOptions, width: number, add: Add) {
+  if (rank === 0) return undefined;
+  return {
+    down: add('output.down', [rank, width], () => normal(rank * width, width ** -0.5, rank)),
+    up: add('output.up', [width, rank], () => filled(width * rank, 0)),
+  };
+}
+
 /** [states, kvHeads (, headDim)]: from 6, remembering, down to 0, forgetting. */
 function firstBias(options: DualOptions, form: DualForm): Float32Array {
   const { states } = form;
@@ -111,8 +127,8 @@ function firstBias(options: DualOptions, form: DualForm): Float32Array {
 }
 
 /** @throws DslaError E_INPUT */
-function checkOptions(options: DualOptions, mixer: string): void {
-  const { gateBias: bias, states = 2, features = 1, window = 0 } = options;
+function checkOptions(options: DualOptions, mixer: string, width: number): void {
+  const { gateBias: bias, states = 2, features = 1, window = 0, outputRank: rank = 0 } = options;
   const problem =
     bias && bias.length !== states
       ? { rule: `gateBias must have one entry a state, ${states}`, got: bias.length }
@@ -120,6 +136,8 @@ function checkOptions(options: DualOptions, mixer: string): void {
         ? { rule: 'features must be an integer of at least 1', got: features }
         : !Number.isInteger(window) || window < 0
           ? { rule: 'window must be an integer of at least 0', got: window }
-          : undefined;
+          : !Number.isInteger(rank) || rank < 0 || rank > width
+            ? { rule: `outputRank must be an integer from 0 to the width of o, ${width}`, got: rank }
+            : undefined;
   if (problem) throw new DslaError('E_INPUT', { where: `mixer ${mixer}`, ...problem });
 }

@@ -194,7 +194,13 @@ group.skipIf(missing)('mixers in a golden Llama', () => {
     );
     const weights = bindWeights(d, golden.checkpoint, conversion);
     const fresh = (): Promise<Runner> => runner(d, weights, tokens);
-    return { golden, fresh, ids: await golden.ids(), [Symbol.asyncDispose]: () => golden[Symbol.asyncDispose]() };
+    return {
+      golden,
+      conversion,
+      fresh,
+      ids: await golden.ids(),
+      [Symbol.asyncDispose]: () => golden[Symbol.asyncDispose](),
+    };
   }
 
   it('a window as long as the text is full attention', async () => {
@@ -226,7 +232,43 @@ group.skipIf(missing)('mixers in a golden Llama', () => {
     expect(distance(levels[1], levels[2])).toBeGreaterThan(1e-2);
   });
 
+  it('a low-rank change of the output projection is the merged projection', async () => {
+    const options = { kind: 'dual', window: 4, sinks: 2 } as const;
+    await using changed = await open({ dsla: { ...options, outputRank: 3 } });
+    const { checkpoint, config } = changed.golden;
+    const read = async (of: TensorReader, name: string) =>
+      (await of.readFloats(name, { as: 'f32' })).data as Float32Array;
+    /** W (1 + U D), written out: W [hidden, width], U [width, 3], D [3, width]. */
+    const merged = async (layer: number): Promise<[string, Stored]> => {
+      const name = `model.layers.${layer}.self_attn.o_proj.weight`;
+      const { shape } = checkpoint.tensors.get(name)!;
+      const width = shape[1]!;
+      const [w, up, down] = await Promise.all([
+        read(checkpoint, name),
+        read(changed.conversion, `layers.${layer}.dsla.output.up`),
+        read(changed.conversion, `layers.${layer}.dsla.output.down`),
+      ]);
+      const data = w.map((value, at) => {
+        const [row, column] = [Math.floor(at / width), at % width];
+        for (let k = 0; k < width; k++)
+          for (let r = 0; r < 3; r++) value += w[row * width + k]! * up[k * 3 + r]! * down[r * width + column]!;
+        return value;
+      });
+      return [name, { shape, data }];
+    };
+    const base = both(reader(Object.fromEntries([await merged(0), await merged(1)])), checkpoint);
+    const plain = describe(config, { mixers: { dsla: options } });
+    const logits = async (of: TensorReader) => {
+      const run = await runner(plain, bindWeights(plain, of, changed.conversion), tokens);
+      return run.feed(changed.ids, ['dsla', 'dsla']);
+    };
+    const got = await (await changed.fresh()).feed(changed.ids, ['dsla', 'dsla']);
+    expect(distance(got, await logits(base))).toBeLessThan(1e-5);
+    expect(distance(got, await logits(checkpoint))).toBeGreaterThan(1e-2);
+  });
+
   const foldable: [string, MixerOptions][] = [
+    ['a changed output projection', { kind: 'dual', window: 4, sinks: 2, outputRank: 3 }],
     ['gates from values', { kind: 'dual', window: 4, sinks: 2 }],
     ['gates from keys', { kind: 'dual', window: 4, sinks: 2, gateSource: 'key' }],
     ['no window', { kind: 'dual', window: 0, gateSource: 'key' }],
