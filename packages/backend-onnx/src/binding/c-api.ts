@@ -129,6 +129,8 @@ class CApi implements Binding {
   #last: BigUint64Array | undefined;
   readonly #memories = new Set<Memory>();
   readonly #regions = new Set<Region>();
+  /** The device itself is. */
+  readonly #broken = settledLater();
   /** Sessions and packs in use, in the order in which they may go. */
   readonly #sessions = new Set<CApiSession>();
   readonly #packs = new Set<CApiPack>();
@@ -137,7 +139,7 @@ class CApi implements Binding {
     const place = cuda ? `CUDA on ${cuda.name}, ${dialect.compute}` : `CPU, ${options.threads} threads`;
     this.description = `ONNX Runtime ${library.version}, ${place}, C API through koffi`;
     this.dialect = dialect;
-    this.lost = thread.lost;
+    this.lost = Promise.race([thread.lost, this.#broken.promise]);
     this.standIn = options.packs && !cuda ? basename(path) : undefined;
     this.#cuda = cuda;
     this.#folder = dirname(path);
@@ -226,8 +228,12 @@ class CApi implements Binding {
       this.#last = encoded;
       this.#cuda?.settle();
       await (again ? this.#thread.again() : this.#thread.ask({ kind: 'execute', commands: encoded }));
-    } catch (error) {
-      throw deviceError(error, atCommand(error, places));
+    } catch (cause) {
+      const where = atCommand(cause, places);
+      if (!this.#cuda?.broken()) throw deviceError(cause, where, this.available());
+      const error = deviceError(cause, where);
+      this.#broken.resolve(error);
+      throw error;
     }
   }
 
@@ -269,6 +275,14 @@ class CApi implements Binding {
     if (profile !== undefined) library.call('EnableProfiling', options, `${profile}${nextProfile++}`);
     return options;
   }
+}
+
+function settledLater(): { readonly promise: Promise<Error>; resolve(error: Error): void } {
+  let settle: (error: Error) => void = () => {};
+  const promise = new Promise<Error>((resolve) => {
+    settle = resolve;
+  });
+  return { promise, resolve: (error) => settle(error) };
 }
 
 class CApiPack implements Pack {

@@ -28,6 +28,8 @@ export interface Cuda {
   reserve(bytes: number): Space | undefined;
   /** What was written has arrived when this returns. */
   settle(): void;
+  /** Whether an error has come to stay: then nothing works on the device until the process ends. */
+  broken(): boolean;
   /** Makes a session compute here. */
   append(sessionOptions: Handle): void;
   close(): void;
@@ -48,7 +50,7 @@ export async function openCuda(
   environment: Handle,
   { runtime, compute }: CudaOptions,
 ): Promise<Cuda> {
-  const call = await cudaRuntime(runtime);
+  const { call, status } = await cudaRuntime(runtime);
   const info = sharedMemory(library, environment);
   call('cudaSetDevice', 0);
   // Blocks may be taken and given back here while the computing thread records.
@@ -96,10 +98,10 @@ export async function openCuda(
     allocate(bytes) {
       const out = new BigUint64Array(1);
       if (call('cudaMalloc', out, Math.max(bytes, 1)) === outOfMemoryStatus) {
-        call('cudaGetLastError');
+        status('cudaGetLastError');
         return undefined;
       }
-      return zeroed(out[0]!, bytes, () => call('cudaFree', out[0]!));
+      return zeroed(out[0]!, bytes, () => status('cudaFree', out[0]!));
     },
     reserve(bytes) {
       const room = pages?.reserve(bytes);
@@ -109,7 +111,7 @@ export async function openCuda(
         take(from, size) {
           if (!space.take(from, size)) return undefined;
           return zeroed(room.address + BigInt(from), size, () => {
-            call('cudaStreamSynchronize', null); // unlike cudaFree, giving pages back waits for nothing
+            status('cudaStreamSynchronize', null); // unlike cudaFree, giving pages back waits for nothing
             space.give(from, size);
           });
         },
@@ -121,13 +123,17 @@ export async function openCuda(
       call('cudaMemGetInfo', free, total);
       return Number(free[0]);
     },
+    broken() {
+      status('cudaGetLastError'); // which forgets errors that pass
+      return status('cudaStreamSynchronize', null) !== 0;
+    },
     settle() {
       if (arriving) call('cudaStreamSynchronize', null);
       arriving = false;
     },
     append: (sessionOptions) => append(library, sessionOptions, stream, compute),
     close() {
-      call('cudaStreamDestroy', stream);
+      status('cudaStreamDestroy', stream);
       library.call('ReleaseRunOptions', runOptions);
     },
   };
@@ -178,8 +184,13 @@ function append(library: OrtLibrary, sessionOptions: Handle, stream: Handle, com
 }
 
 type CudaFunction = keyof typeof signatures;
-/** Calls a function; any status but success and want of memory is an error. */
 type Call = (name: CudaFunction, ...args: unknown[]) => number;
+
+interface Runtime {
+  readonly status: Call;
+  /** The same; any status but success and want of memory is an error. */
+  readonly call: Call;
+}
 
 const signatures = {
   cudaSetDevice: ['int'],
@@ -196,18 +207,19 @@ const signatures = {
   cudaGetDeviceProperties: ['void *', 'int'],
 } as const;
 
-async function cudaRuntime(path: string): Promise<Call> {
+async function cudaRuntime(path: string): Promise<Runtime> {
   const { default: koffi } = await import('koffi');
   const library = koffi.load(path);
   const names = Object.keys(signatures) as CudaFunction[];
   const functions = new Map(names.map((name) => [name, library.func(name, 'int', [...signatures[name]])]));
   const textOf = library.func('cudaGetErrorString', 'const char *', ['int']);
-  return (name, ...args) => {
-    const status: number = functions.get(name)!(...args);
-    if (status !== 0 && status !== outOfMemoryStatus && name !== 'cudaGetLastError')
-      throw new DslaError('E_DEVICE', { where: name, rule: textOf(status) });
-    return status;
+  const status: Call = (name, ...args) => functions.get(name)!(...args);
+  const call: Call = (name, ...args) => {
+    const got = status(name, ...args);
+    if (got !== 0 && got !== outOfMemoryStatus) throw new DslaError('E_DEVICE', { where: name, rule: textOf(got) });
+    return got;
   };
+  return { status, call };
 }
 
 /** The name leads the structure of a device's properties. */

@@ -21,19 +21,21 @@ export function outOfMemory(bytes: number, free: number, where: string, cause?: 
   });
 }
 
-/** What ONNX Runtime said, and where. */
-export function deviceError(cause: unknown, where: string): DslaError {
+/** What ONNX Runtime said, and where. `free`: bytes of memory that were. */
+export function deviceError(cause: unknown, where: string, free?: number): DslaError {
   if (cause instanceof DslaError) return cause;
   const { message } = cause as Error;
   const wanted = /Failed to allocate memory for requested buffer of size (\d+)/.exec(message)?.[1];
-  if (wanted !== undefined)
+  if (wanted !== undefined || /CUDA failure 2: out of memory/.test(message)) {
+    const bytes = wanted === undefined ? 'enough' : `${wanted} bytes of`;
     return new DslaError('E_MEMORY', {
       where,
-      rule: `${wanted} bytes of memory for what is computed must be available`,
+      rule: `${bytes} memory for what is computed must be available${free === undefined ? '' : `, ${free} bytes are`}`,
       cure: 'Use fewer tokens a step, fewer slots or a smaller capacity.',
-      details: { wanted: Number(wanted) },
+      details: { ...(wanted !== undefined && { wanted: Number(wanted) }), ...(free !== undefined && { free }) },
       cause,
     });
+  }
   return new DslaError('E_DEVICE', { where, rule: message, cause });
 }
 
