@@ -1,18 +1,13 @@
 import {
   type AttentionLayer,
-  convState,
-  dualState,
+  checkStates,
   inferWidths,
   inlineCalls,
-  kvState,
   type LayerGraph,
-  type Node,
-  type StateSpec,
-  scanState,
   type WeightShape,
   type WeightSource,
 } from '@dsla/spec';
-import { disposed, invalid } from './memory.js';
+import { disposed } from './memory.js';
 import type { Weights } from './weights.js';
 
 /** A checked tape without calls, whose weights are on the device. */
@@ -58,42 +53,4 @@ export async function compile(
   checkStates(tape, shapeOf);
   await weights.acquire(tape, source, signal);
   return new TfjsLayer(graph, tape, widths, weights);
-}
-
-/** Every state must be laid out as its node writes it. */
-function checkStates(tape: LayerGraph, shapeOf: WeightShape): void {
-  const describe = ({ parts }: StateSpec) =>
-    parts.map(({ name, dtype, shape }) => `${name} ${dtype} [${shape.join(', ')}]`).join('; ');
-  tape.nodes.forEach((node, index) => {
-    const want = stateOf(node, shapeOf);
-    if (!want) return;
-    const got = describe(tape.states.find(({ name }) => name === want.name)!);
-    if (got !== describe(want))
-      throw invalid(`${tape.name} node ${index} (${node.op})`, `state ${want.name} must hold ${describe(want)}`, got);
-  });
-}
-
-/** The state that a node writes. */
-function stateOf(node: Node, shapeOf: WeightShape): StateSpec | undefined {
-  switch (node.op) {
-    case 'softmaxAttention':
-      return kvState(node.state, node);
-    case 'dualLinearAttention':
-    case 'foldState': {
-      const { featureMap } = node.form;
-      return dualState(
-        node.op === 'foldState' ? node.to : node.state,
-        node.form,
-        featureMap && shapeOf(featureMap.key)[1],
-      );
-    }
-    case 'causalConv':
-      return convState(node.state, shapeOf(node.weight)[0]!, shapeOf(node.weight)[2]!);
-    case 'selectiveScan': {
-      const [heads, width, n] = shapeOf(node.logA) as [number, number, number];
-      return scanState(node.state, heads * width, n);
-    }
-    default:
-      return undefined;
-  }
 }

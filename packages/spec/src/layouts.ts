@@ -1,4 +1,5 @@
-import type { DualForm, NodeOf } from './graph.js';
+import { DslaError } from './errors.js';
+import type { DualForm, LayerGraph, Node, NodeOf, Weight } from './graph.js';
 import type { StatePart, StateSpec } from './state.js';
 
 // What the states of the known nodes hold, and where.
@@ -73,4 +74,45 @@ export function convState(name: string, channels: number, kernel: number): State
 /** [channels, n] in float32. */
 export function scanState(name: string, channels: number, n: number): StateSpec {
   return { name, kind: 'scan', parts: [{ name: 'state', dtype: 'f32', shape: [channels, n] }] };
+}
+
+/**
+ * Checks that every state of a tape, which `inferWidths` has passed, is laid out as its node writes it.
+ * @throws DslaError E_INPUT that names the tape and the node
+ */
+export function checkStates(graph: LayerGraph, shapeOf: (weight: Weight) => readonly number[]): void {
+  const describe = ({ parts }: StateSpec) =>
+    parts.map(({ name, dtype, shape }) => `${name} ${dtype} [${shape.join(', ')}]`).join('; ');
+  graph.nodes.forEach((node, index) => {
+    const want = stateOf(node, shapeOf);
+    if (!want) return;
+    const got = describe(graph.states.find(({ name }) => name === want.name)!);
+    if (got === describe(want)) return;
+    const where = `${graph.name} node ${index} (${node.op})`;
+    throw new DslaError('E_INPUT', { where, rule: `state ${want.name} must hold ${describe(want)}`, got });
+  });
+}
+
+/** The state that a node writes. */
+function stateOf(node: Node, shapeOf: (weight: Weight) => readonly number[]): StateSpec | undefined {
+  switch (node.op) {
+    case 'softmaxAttention':
+      return kvState(node.state, node);
+    case 'dualLinearAttention':
+    case 'foldState': {
+      const { featureMap } = node.form;
+      const name = node.op === 'foldState' ? node.to : node.state;
+      return dualState(name, node.form, featureMap && shapeOf(featureMap.key)[1]);
+    }
+    case 'causalConv': {
+      const [channels, , kernel] = shapeOf(node.weight) as [number, number, number];
+      return convState(node.state, channels, kernel);
+    }
+    case 'selectiveScan': {
+      const [heads, width, n] = shapeOf(node.logA) as [number, number, number];
+      return scanState(node.state, heads * width, n);
+    }
+    default:
+      return undefined;
+  }
 }
