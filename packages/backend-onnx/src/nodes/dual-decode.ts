@@ -3,7 +3,7 @@ import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
 import { rotateTokens, rotateTokensBack } from '../rope.js';
-import { divided, gammaOf, outputNorm, shareOf, withOne } from './dual-linear-attention.js';
+import { divided, gamma, outputNorm, shareOf, withOne } from './dual-linear-attention.js';
 import { featuresOf, featuresOfTokens } from './feature-map.js';
 import {
   joinOne,
@@ -39,11 +39,8 @@ export function dualDecode(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Re
   const keys = featuresOfTokens(lowering, graph.reshape(token.k, [-1, kvHeads, headDim]), map?.key);
   const entering = memory ? graph.op('Mul', [keys, memory.mask]) : keys;
   const values = graph.reshape(token.v, [-1, kvHeads, headDim]);
-  const gamma = graph.reshape(
-    lowering.weight(node.mix, gammaOf(kvHeads, group)),
-    lowering.shapeOf(node.mix)[0] === 1 ? [states, 1, 1] : [states, heads, 1],
-  );
-  const weighted = graph.op('Mul', [graph.op('Unsqueeze', [queries, graph.ints([1])]), gamma]); // [B, St, heads, F]
+  const mix = lowering.weight(node.mix, gamma);
+  const weighted = graph.op('Mul', [graph.op('Unsqueeze', [queries, graph.ints([1])]), mix]); // [B, St, heads, F]
 
   /** [B, ...] -> [B*St, 1, width], the same for every state */
   const forAll = (x: Ref, width: number): Ref => {

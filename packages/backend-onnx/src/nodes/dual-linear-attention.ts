@@ -50,7 +50,7 @@ export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: R
     k: graph.op('Mul', [featureMap(lowering, tokens.k, map?.key, [kvHeads, 1]), tokens.mask]),
     v: normaliser ? withOne(lowering, tokens.v) : tokens.v,
     decays: tokens.decays,
-    gamma: lowering.weight(node.mix, gammaOf(kvHeads, group)),
+    logGamma: lowering.weight(node.mix, logGammaOf(kvHeads, group)),
   };
   const dims = [form.states, kvHeads, sizes.features, sizes.columns];
   let total = chunked(lowering, streams, sizes, form.gate, {
@@ -72,7 +72,7 @@ interface Tokens {
   readonly k: Ref;
   /** [g, n, C, hd] */
   readonly v: Ref;
-  /** [St, g, n, C, hd or 1] */
+  /** [g, n, C, St, hd or 1] */
   readonly decays: Ref;
   /** [n, C, 1]: 1 where there is a token, 0 elsewhere */
   readonly mask: Ref;
@@ -133,12 +133,12 @@ function leaving(form: DualForm, { ring, keys, values, gates }: Memory, lowering
   };
 }
 
-/** Gate logits [n, C, gate width] -> log decays [St, g, n, C, hd or 1], 0 where there is no token. */
+/** Gate logits [n, C, gate width] -> log decays [g, n, C, St, hd or 1], 0 where there is no token. */
 export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, mask: Ref): Ref {
   const width = form.gate === 'vector' ? form.headDim : 1;
   const soft = graph.op('Softplus', [graph.op('Neg', [logits])]); // -logSigmoid
   const held = graph.op('Mul', [soft, graph.op('Mul', [mask, graph.floats(-1 / form.temperature)])]);
-  return graph.transpose(graph.reshape(held, [0, 0, form.states, form.kvHeads, width]), [2, 3, 0, 1, 4]);
+  return graph.transpose(graph.reshape(held, [0, 0, form.states, form.kvHeads, width]), [3, 0, 1, 2, 4]);
 }
 
 /** sum over the exact set of e^(s - m) [v, 1]: [g, n, G, C, hd + 1] */
@@ -181,22 +181,39 @@ function maskControl(
   };
 }
 
-/** Weights of the states, softmax(mix): [St, 1 or g, 1, 1 or G, 1, 1]. */
-export function gammaOf(kvHeads: number, group: number): Derivation {
+/** Weights of the states, softmax(mix), for one token: [St, 1 or heads, 1]. */
+export const gamma: Derivation = {
+  name: 'gamma',
+  shape: ([rows, states]) => [states!, rows!, 1],
+  apply(mix, [rows, states]) {
+    const weights = new Float32Array(mix.length);
+    for (let row = 0; row < rows!; row++) {
+      const logits = mix.subarray(row * states!, (row + 1) * states!);
+      const max = Math.max(...logits);
+      const sum = logits.reduce((total, x) => total + Math.exp(x - max), 0);
+      logits.forEach((x, state) => {
+        weights[state * rows! + row] = Math.exp(x - max) / sum;
+      });
+    }
+    return weights;
+  },
+};
+/** Its logarithm for blocks, [1 or g, 1, 1 or G, 1, St, 1]. */
+function logGammaOf(kvHeads: number, group: number): Derivation {
   return {
-    name: `gamma ${kvHeads}x${group}`,
-    shape: ([rows, states]) => (rows === 1 ? [states!, 1, 1, 1, 1, 1] : [states!, kvHeads, 1, group, 1, 1]),
+    name: `log gamma ${kvHeads}x${group}`,
+    shape: ([rows, states]) => (rows === 1 ? [1, 1, 1, 1, states!, 1] : [kvHeads, 1, group, 1, states!, 1]),
     apply(mix, [rows, states]) {
-      const gamma = new Float32Array(mix.length);
+      const logs = mix.slice();
       for (let row = 0; row < rows!; row++) {
         const logits = mix.subarray(row * states!, (row + 1) * states!);
         const max = Math.max(...logits);
-        const sum = logits.reduce((total, x) => total + Math.exp(x - max), 0);
+        const sum = Math.log(logits.reduce((total, x) => total + Math.exp(x - max), 0)) + max;
         logits.forEach((x, state) => {
-          gamma[state * rows! + row] = Math.exp(x - max) / sum;
+          logs[row * states! + state] = x - sum;
         });
       }
-      return gamma;
+      return logs;
     },
   };
 }

@@ -26,18 +26,16 @@ export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
   const [keys, values] = [held(gather(0)), held(gather(1))];
   const plain = unrotated(node, lowering, keys, tokens);
   const gates = graph.reshape(gatesOf(node, lowering, plain, values), [1, -1, gateWidth(form)]);
-  const decays = decaysOf(form, lowering, gates, graph.cast(inside, 'float')); // [St, g, 1, E, hd or 1]
-  const after = graph.op('CumSum', [decays, graph.ints(3)], { exclusive: 1, reverse: 1 });
+  const decays = decaysOf(form, lowering, gates, graph.cast(inside, 'float')); // [g, 1, E, St, hd or 1]
+  const after = graph.op('CumSum', [decays, graph.ints(2)], { exclusive: 1, reverse: 1 });
   const phi = held(featureMap(lowering, form.ropeInState ? keys : plain, form.featureMap?.key, [kvHeads, 1]));
   const columns = form.normaliser ? withOne(lowering, values) : values;
-  const state = graph.matmul(graph.op('Mul', [phi, graph.op('Exp', [after])]), columns, { transA: true });
-  const dims = [
-    states,
-    kvHeads,
-    featuresOf(lowering, form.featureMap?.key, headDim),
-    headDim + (form.normaliser ? 1 : 0),
-  ];
-  lowering.present(node.to, 0, graph.reshape(state, dims), dims);
+  const features = featuresOf(lowering, form.featureMap?.key, headDim);
+  const width = headDim + (form.normaliser ? 1 : 0);
+  const weighted = graph.op('Mul', [graph.op('Unsqueeze', [phi, graph.ints([3])]), graph.op('Exp', [after])]); // [g, 1, E, St, F]
+  const state = graph.matmul(graph.reshape(weighted, [0, 0, 0, states * features]), columns, { transA: true });
+  const byHead = graph.reshape(state, [kvHeads, states, features, width]);
+  lowering.present(node.to, 0, graph.transpose(byHead, [1, 0, 2, 3]), [states, kvHeads, features, width]);
   if (exact) foldRing(node, exact, lowering, cache);
 }
 

@@ -1,11 +1,15 @@
 import type { DualForm } from '@dsla/spec';
 import type { GraphBuilder, Ref } from '../emit.js';
-import type { Lowering } from '../lowering.js';
-import { blockSize, blocksOf, triangle } from './blocks.js';
+import type { Control, Lowering } from '../lowering.js';
+import { blocksOf, floats, triangle } from './blocks.js';
+import { insideVector } from './vector-gates.js';
 
-// What the states contribute: sum_i gamma_i phi(q)^T S_i, where S_i <- exp(a_i) S_i + phi(k) v^T, in blocks of
-// tokens (flash-linear-attention's chunk form). In the comments: St states, g kv heads, G query heads
-// a kv head, n blocks of C tokens, F features, V value columns.
+// What the states contribute: sum_i gamma_i phi(q)^T S_i, where S_i <- exp(a_i) S_i + phi(k) v^T, in blocks of tokens
+// (flash-linear-attention's chunk form). In the comments: St states, g kv heads, G query heads a kv head, n blocks of C tokens,
+// F features, V value columns, D decays a token: F or 1.
+//
+// The states of a head lie side by side, [g, ..., St * F, V], so that a product over all of them is one product, summed over the
+// states where that is wanted, and no operand is broadcast: CUDA's batched products want equal batches.
 
 export interface Streams {
   /** [g, n, G, C, F] */
@@ -14,10 +18,10 @@ export interface Streams {
   readonly k: Ref;
   /** [g, n, C, V] */
   readonly v: Ref;
-  /** log decays [St, g, n, C, F or 1], all <= 0; 0 where no token enters */
+  /** log decays [g, n, C, St, D], all <= 0; 0 where no token enters */
   readonly decays: Ref;
-  /** [St, 1 or g, 1, 1 or G, 1, 1] */
-  readonly gamma: Ref;
+  /** [1 or g, 1, 1 or G, 1, St, 1] */
+  readonly logGamma: Ref;
 }
 
 export interface Sizes {
@@ -29,6 +33,7 @@ export interface Sizes {
 }
 
 export interface StatePart {
+  /** [St, g, F, V] */
   readonly past: Ref;
   next(value: Ref): void;
 }
@@ -42,63 +47,37 @@ export function chunked(
   state: StatePart,
 ): Ref {
   const { graph } = lowering;
-  const sums = graph.op('CumSum', [streams.decays, graph.ints(3)]); // [St, g, n, C, D]
-  const inside = gate === 'scalar' ? insideScalar(lowering, streams, sums) : insideVector(lowering, streams, sizes);
+  const sums = graph.op('CumSum', [streams.decays, graph.ints(2)]); // [g, n, C, St, D]
+  const inside = gate === 'scalar' ? insideScalar(lowering, streams, sizes, sums) : insideVector(graph, streams, sizes);
   const entering = carry(lowering, streams, sizes, gate, state);
-  return graph.op('Add', [inside, fromStates(lowering, streams, sums, entering)]);
+  return graph.op('Add', [inside, fromStates(lowering, streams, sizes, sums, entering)]);
 }
 
-const blockTriangle = triangle('triangle of a block', (count) => blocksOf(count, { full: false }).size);
-const scalarChain = triangle('triangle of blocks', (count) => blocksOf(count, { full: false }).blocks + 1);
-const vectorChain = triangle('triangle of full blocks', (count) => blocksOf(count, { full: true }).blocks + 1);
-
-/** Products of a block with itself: (q k^T) * sum_i gamma_i exp(L_t - L_s). */
-function insideScalar({ graph, control }: Lowering, { q, k, v, gamma }: Streams, sums: Ref): Ref {
-  const exponents = graph.op('Sub', [sums, graph.transpose(sums, [0, 1, 2, 4, 3])]); // [St, g, n, C, C]
-  // Masked before the exponential: above the diagonal the exponents are positive.
-  const decay = graph.op('Exp', [graph.op('Add', [exponents, control(blockTriangle)])]);
-  const mixed = overStates(graph, graph.op('Mul', [unsqueeze(graph, decay, 3), gamma]));
-  const scores = graph.matmul(q, unsqueeze(graph, k, 2), { transB: true });
-  return graph.matmul(graph.op('Mul', [scores, mixed]), unsqueeze(graph, v, 2));
-}
-
-/**
- * The same with a decay per feature, which cannot be taken out of the product. Every pair s < t is split at the middle of
- * the smallest half-and-half interval that holds both: exp(L_t - L_s) = exp(from the middle to t) exp(from s to the middle),
- * two factors of at most 1, so that log2(C) levels of small products need no quotient and cannot overflow.
- */
-function insideVector({ graph }: Lowering, { q, k, v, decays, gamma }: Streams, sizes: Sizes): Ref {
-  const { states, kvHeads, group, features, columns } = sizes;
-  const own = graph.op('ReduceSum', [graph.op('Mul', [q, unsqueeze(graph, k, 2)]), graph.ints([-1])], { keepdims: 1 });
-  let sum = graph.op('Mul', [own, unsqueeze(graph, v, 2)]); // gamma sums to 1
-  const weights = graph.op('Unsqueeze', [gamma, graph.ints([-1, -2])]);
-  for (let half = blockSize / 2; half >= 1; half /= 2) {
-    const pairs = blockSize / (2 * half);
-    /** [..., C, width] -> [..., pairs, 1, half, width]: the earlier (0) or later (1) halves. */
-    const halves = (x: Ref, lead: readonly number[], width: number, which: number): Ref =>
-      graph.slice(graph.reshape(x, [...lead, pairs, 2, half, width]), -3, which, which + 1);
-    const decayLead = [states, kvHeads, -1, 1];
-    const after = graph.op('CumSum', [halves(decays, decayLead, features, 1), graph.ints(-2)]);
-    const before = graph.op('CumSum', [halves(decays, decayLead, features, 0), graph.ints(-2)], {
-      exclusive: 1,
-      reverse: 1,
-    });
-    const queries = graph.op('Mul', [
-      graph.op('Mul', [halves(q, [kvHeads, -1, group], features, 1), graph.op('Exp', [after])]),
-      weights,
-    ]);
-    const keys = graph.op('Mul', [halves(k, [kvHeads, -1, 1], features, 0), graph.op('Exp', [before])]);
-    const scores = overStates(graph, graph.matmul(queries, keys, { transB: true })); // [g, n, G, pairs, 1, half, half]
-    const late = graph.matmul(scores, halves(v, [kvHeads, -1, 1], columns, 0));
-    const both = graph.op('Pad', [late, graph.ints([1, 0]), '', graph.ints([-3])]);
-    sum = graph.op('Add', [sum, graph.reshape(both, [kvHeads, -1, group, blockSize, columns])]);
-  }
-  return sum;
+/** Products of a block with itself: (q k^T) * sum_i gamma_i exp(L_t - L_s) for s <= t. */
+function insideScalar({ graph }: Lowering, { q, k, v, logGamma }: Streams, sizes: Sizes, sums: Ref): Ref {
+  const { states, features } = sizes;
+  const decays = Array.from({ length: states }, (_, state) => {
+    const own = graph.slice(sums, 3, state, state + 1); // [g, n, C, 1, 1]
+    const from = graph.op('Unsqueeze', [graph.reshape(own, [0, 0, 1, -1]), graph.ints([2])]); // [g, n, 1, 1, C]
+    const weight = graph.op('Squeeze', [graph.slice(logGamma, 4, state, state + 1), graph.ints([5])]);
+    const to = graph.op('Add', [graph.op('Unsqueeze', [graph.reshape(own, [0, 0, -1, 1]), graph.ints([2])]), weight]);
+    return graph.op('Exp', [graph.op('Sub', [to, from])]); // [g, n, 1 or G, C, C]
+  });
+  const mixed = decays.reduce((sum, each) => graph.op('Add', [sum, each]));
+  const scores = graph.matmul(graph.reshape(q, [0, 0, -1, features]), k, { transB: true }); // [g, n, G * C, C]
+  const shape = graph.concat(
+    [graph.op('Shape', [q], { start: 0, end: 4 }), graph.op('Shape', [k], { start: 2, end: 3 })],
+    0,
+  );
+  // Above the diagonal the decays are those of growth, perhaps beyond all bounds: nothing of it is left.
+  const held = graph.op('Trilu', [graph.op('Mul', [graph.op('Reshape', [scores, shape]), mixed])], { upper: 0 });
+  const flat = graph.op('Reshape', [held, graph.op('Shape', [scores])]);
+  return byToken(graph, graph.matmul(flat, v), sizes);
 }
 
 /**
- * The state that enters every block, [St, g, n, F, V], from what every block adds, in one product with the decays from block
- * to block; the state after the last one is written.
+ * The states that enter every block, [g, n, St * F, V], from what every block adds, in one product with the decays from block to
+ * block; the states after the last one are written.
  */
 function carry(
   lowering: Lowering,
@@ -109,42 +88,69 @@ function carry(
 ): Ref {
   const { graph, control } = lowering;
   const { states, kvHeads, features, columns } = sizes;
-  const toEnd = graph.op('CumSum', [decays, graph.ints(3)], { exclusive: 1, reverse: 1 });
-  const added = graph.matmul(graph.op('Mul', [k, graph.op('Exp', [toEnd])]), v, { transA: true }); // [St, g, n, F, V]
-  const all = graph.concat([unsqueeze(graph, state.past, 2), added], 2); // [St, g, n + 1, F, V]
+  const toEnd = graph.op('CumSum', [decays, graph.ints(2)], { exclusive: 1, reverse: 1 });
+  const keys = graph.op('Mul', [graph.op('Unsqueeze', [k, graph.ints([3])]), graph.op('Exp', [toEnd])]);
+  const added = graph.matmul(graph.reshape(keys, [0, 0, 0, states * features]), v, { transA: true }); // [g, n, St * F, V]
+  const past = graph.reshape(graph.transpose(state.past, [1, 0, 2, 3]), [kvHeads, 1, states * features, columns]);
+  const all = graph.concat([past, added], 1); // [g, n + 1, St * F, V]
 
-  const total = graph.transpose(graph.op('ReduceSum', [decays, graph.ints([3])], { keepdims: 0 }), [0, 1, 3, 2]);
-  const starts = graph.op('CumSum', [
-    graph.op('Pad', [total, graph.ints([1, 0]), '', graph.ints([-1])]),
-    graph.ints(-1),
-  ]);
-  const exponents = graph.op('Sub', [unsqueeze(graph, starts, -1), unsqueeze(graph, starts, -2)]);
-  const chain = gate === 'scalar' ? scalarChain : vectorChain;
-  const decay = graph.op('Exp', [graph.op('Add', [exponents, control(chain)])]); // [St, g, D, n + 1, n + 1]
-
-  let after: Ref; // [St, g, n + 1, F, V]
+  const total = graph.op('ReduceSum', [decays, graph.ints([2])], { keepdims: 0 }); // [g, n, St, D]
+  const padded = graph.op('Pad', [total, graph.ints([1, 0]), '', graph.ints([1])]);
+  const starts = graph.op('CumSum', [padded, graph.ints(1)]); // [g, n + 1, St, D]
+  let after: Ref; // [g, n + 1, St * F, V]
   if (gate === 'scalar') {
-    const rows = graph.reshape(all, [states, kvHeads, 1, -1, features * columns]);
-    after = graph.reshape(graph.matmul(decay, rows), [states, kvHeads, -1, features, columns]);
+    const decay = between(graph, graph.reshape(starts, [kvHeads, -1]), control(stateChain(states)));
+    const rows = graph.matmul(decay, graph.reshape(all, [kvHeads, -1, features * columns]));
+    after = graph.reshape(rows, [kvHeads, -1, states * features, columns]);
   } else {
-    const rows = graph.transpose(all, [0, 1, 3, 2, 4]);
-    after = graph.transpose(graph.matmul(decay, rows), [0, 1, 3, 2, 4]);
+    const byFeature = graph.transpose(graph.reshape(starts, [0, 0, states * features]), [0, 2, 1]);
+    const rows = graph.matmul(
+      between(graph, byFeature, control(blockChain)),
+      graph.transpose(all, [0, 2, 1, 3]), // [g, St * F, n + 1, V]
+    );
+    after = graph.transpose(rows, [0, 2, 1, 3]);
   }
-  state.next(graph.reshape(graph.slice(after, 2, -1, Number.MAX_SAFE_INTEGER), [states, kvHeads, features, columns]));
-  return graph.slice(after, 2, 0, -1);
+  const last = graph.reshape(graph.slice(after, 1, -1, Number.MAX_SAFE_INTEGER), [kvHeads, states, features, columns]);
+  state.next(graph.transpose(last, [1, 0, 2, 3]));
+  return graph.slice(after, 1, 0, -1);
+}
+
+/** exp(x_i - x_j) under a mask that is 0 or -inf: x [..., N] -> [..., N, N] */
+function between(graph: GraphBuilder, x: Ref, mask: Ref): Ref {
+  const exponents = graph.op('Sub', [
+    graph.op('Unsqueeze', [x, graph.ints([-1])]),
+    graph.op('Unsqueeze', [x, graph.ints([-2])]),
+  ]);
+  return graph.op('Exp', [graph.op('Add', [exponents, mask])]);
+}
+
+const blockChain = triangle('triangle of full blocks', (count) => blocksOf(count, { full: true }).blocks + 1);
+
+/** The same of blocks whose states are rows of their own, [(n + 1) * St, (n + 1) * St]: 0 from a state to itself in a later block. */
+function stateChain(states: number): Control {
+  return {
+    key: `triangle of blocks of ${states} states`,
+    type: 'float',
+    dims: ['chain', 'chain'],
+    make({ count }) {
+      const size = (blocksOf(count, { full: false }).blocks + 1) * states;
+      const reaches = (to: number, from: number): boolean =>
+        to % states === from % states && Math.floor(from / states) <= Math.floor(to / states);
+      return floats([size, size], (at) => (reaches(Math.floor(at / size), at % size) ? 0 : Number.NEGATIVE_INFINITY));
+    },
+  };
 }
 
 /** sum_i gamma_i exp(L_t) q^T S_i of the entering states. */
-function fromStates({ graph }: Lowering, { q, gamma }: Streams, sums: Ref, entering: Ref): Ref {
-  const decay = graph.op('Mul', [unsqueeze(graph, graph.op('Exp', [sums]), 3), gamma]);
-  const queries = graph.op('Mul', [q, decay]); // [St, g, n, G, C, F]
-  return overStates(graph, graph.matmul(queries, unsqueeze(graph, entering, 3)));
+function fromStates({ graph }: Lowering, { q, logGamma }: Streams, sizes: Sizes, sums: Ref, entering: Ref): Ref {
+  const { states, features } = sizes;
+  const decay = graph.op('Exp', [graph.op('Add', [graph.op('Unsqueeze', [sums, graph.ints([2])]), logGamma])]);
+  const queries = graph.op('Mul', [graph.op('Unsqueeze', [q, graph.ints([4])]), decay]); // [g, n, G, C, St, F]
+  const rows = graph.reshape(queries, [0, 0, -1, states * features]);
+  return byToken(graph, graph.matmul(rows, entering), sizes);
 }
 
-function overStates(graph: GraphBuilder, x: Ref): Ref {
-  return graph.op('ReduceSum', [x, graph.ints([0])], { keepdims: 0 });
-}
-
-function unsqueeze(graph: GraphBuilder, x: Ref, axis: number): Ref {
-  return graph.op('Unsqueeze', [x, graph.ints([axis])]);
+/** [g, n, G * C, V] -> [g, n, G, C, V] */
+function byToken(graph: GraphBuilder, x: Ref, { group, columns }: Sizes): Ref {
+  return graph.reshape(x, [0, 0, group, -1, columns]);
 }
