@@ -1,5 +1,5 @@
 import { parseArgs } from 'node:util';
-import type { AttentionLayer, Device, Row, StateStore } from '@dsla/spec';
+import type { AttentionLayer, Row, StateStore } from '@dsla/spec';
 import { webgpuBackend } from '../src/index.js';
 import { randomWeights, type Statistics, statistics, synthetic } from './synthetic.js';
 
@@ -10,8 +10,8 @@ const { values: options } = parseArgs({
     shape: { type: 'string', default: 'llama2-7b' },
     layers: { type: 'string' },
     mixer: { type: 'string', default: 'default' },
-    /** The first layers take the mixer, the others softmax attention. */
-    level: { type: 'string', default: '999' },
+    /** The first layers take the mixer, the others softmax attention: all by default. */
+    levels: { type: 'string', default: '999' },
     prefill: { type: 'string', default: '2048,4096,8192' },
     decode: { type: 'string', default: '512,4096,16384' },
     batch: { type: 'string', default: '1' },
@@ -38,39 +38,45 @@ await using device = await webgpuBackend.open({
   },
 });
 const model = synthetic(options.shape, options.layers ? Number(options.layers) : undefined);
-const { layers, stores } = await build(device);
+const stores: Record<string, StateStore> = {};
+const levels = numbers(options.levels).map((level) => ({ level, layers: [] as AttentionLayer[] }));
+for (const one of levels) one.layers.push(...(await build(one.level)));
 console.error(`${device.description}: ${(device.memory().bytes / 2 ** 30).toFixed(2)} GiB`);
 
-for (const count of prefills) report('prefill', count, await time((_, row) => [{ slot: row, past: 0, count }], 1));
-for (const depth of depths)
-  report('decode', depth, await time((round, row) => [{ slot: row, past: depth + round, count: 1 }], batch));
-for (const tokens of folds) report('fold', tokens, await timeFold(tokens));
-
-interface Built {
-  readonly layers: readonly AttentionLayer[];
-  readonly stores: Record<string, StateStore>;
+for (const { level, layers } of levels) {
+  for (const count of prefills)
+    report('prefill', count, level, await time(layers, (_, row) => [{ slot: row, past: 0, count }], 1));
+  for (const depth of depths) {
+    const samples = await time(layers, (round, row) => [{ slot: row, past: depth + round, count: 1 }], batch);
+    report('decode', depth, level, samples);
+  }
 }
+for (const tokens of folds) report('fold', tokens, 1, await timeFold(tokens));
 
-async function build(on: Device): Promise<Built> {
+/** The segments of the model, of which the first `level` layers have the mixer. */
+async function build(level: number): Promise<AttentionLayer[]> {
   const source = randomWeights(model);
   const graphs = [
     ...model.segments.map(({ versions, layer }) => {
-      const mixer = layer !== undefined && layer < Number(options.level) ? options.mixer : 'default';
+      const mixer = layer !== undefined && layer < level ? options.mixer : 'default';
       return versions[mixer] ?? versions.default;
     }),
     model.head,
   ];
   const made: AttentionLayer[] = [];
-  const states: Record<string, StateStore> = {};
   for (const graph of graphs) {
-    made.push(await on.compile(graph, source));
-    for (const spec of graph.states) states[spec.name] ??= on.createState(spec, batch, capacity);
+    made.push(await device.compile(graph, source));
+    for (const spec of graph.states) stores[spec.name] ??= device.createState(spec, batch, capacity);
   }
-  return { layers: made, stores: states };
+  return made;
 }
 
 /** Milliseconds of steps, from recording to the logits on the host. */
-async function time(rowsOf: (round: number, row: number) => Row[], rows: number): Promise<Statistics> {
+async function time(
+  layers: readonly AttentionLayer[],
+  rowsOf: (round: number, row: number) => Row[],
+  rows: number,
+): Promise<Statistics> {
   const samples: number[] = [];
   for (let round = 0; round < rounds + 2; round++) {
     const all = Array.from({ length: rows }, (_, row) => rowsOf(round, row)).flat();
@@ -102,8 +108,8 @@ async function timeFold(past: number): Promise<Statistics> {
   return statistics(samples);
 }
 
-function report(test: string, tokens: number, milliseconds: Statistics): void {
-  const { shape, mixer, level } = options;
+function report(test: string, tokens: number, level: number, milliseconds: Statistics): void {
+  const { shape, mixer } = options;
   const line = { test, tokens, batch: test === 'decode' ? batch : 1, shape, mixer, level, milliseconds };
   console.log(JSON.stringify({ ...line, device: device.description, node: process.version }));
 }

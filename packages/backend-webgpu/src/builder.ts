@@ -1,6 +1,7 @@
 import type { Rope, Value, Weight, WeightShape } from '@dsla/spec';
 import { elementwiseSize, type Shape } from './kernels/elementwise.js';
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
+import type { MatrixShape } from './kernels/linear-matrix.js';
 import type { Format, Quantised } from './kernels/quantise.js';
 import type { BufferRef, Scratch } from './program.js';
 import type { View } from './view.js';
@@ -20,6 +21,8 @@ export interface Traits {
   readonly lanes: number;
   /** Subgroup matrices of 16x16x16, float16 to float32, and workgroup memory for tiles of them. */
   readonly matrices: boolean;
+  /** The cut of products by subgroup matrices that was chosen for the device. */
+  readonly product?: MatrixShape | undefined;
   /** Matrices of wide products are stored so, instead of in `type`. */
   readonly weights?: Quantised | undefined;
 }

@@ -1,6 +1,6 @@
 import { featureWidth, gateWidth, type NodeOf, type Weight } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
-import { keep } from './kernels/cache.js';
+import { keep, keepGroups } from './kernels/cache.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import * as dual from './kernels/dual-linear-attention.js';
 import * as chunks from './kernels/dual-matrices.js';
@@ -9,6 +9,7 @@ import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
+import { scoreTiles } from './kernels/score-tiles.js';
 import { emitLinear } from './lower-linear.js';
 import { lowerWindow, statePart, turnedKeys } from './lower-state.js';
 import type { BufferRef } from './program.js';
@@ -48,7 +49,7 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
   const parts = { q, k: turned.ref, v: stream.v.ref, keys, values };
   const join = { outputNorm, buffers: [sums, vector(form.exact.logWeight)], norm };
   lowerWindow(builder, attention, window, parts, y, join);
-  keepExact(builder, shape, { ...stream, k: turned }, node.state, false);
+  keepExact(builder, shape, { ...stream, k: turned }, node.state, false, false);
   return y;
 }
 
@@ -61,18 +62,18 @@ export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
   const past = (width: number): Operand => ({ ref: builder.temp(width, type, 'past'), width, type, domain: 'token' });
   const [k, v, gates] = [past(kvHeads * headDim), past(kvHeads * headDim), past(gateWidth(form))];
   const info: BufferRef = { kind: 'info', state: node.from };
-  emit(
-    replayCache(kvHeads, headDim, type, rope),
-    [statePart(node.from, 0), statePart(node.from, 1), ...ropeRef(rope), info, k.ref, v.ref],
-    perElement(k),
-    true,
-  );
+  // A cache holds turned keys. They stay so where the state takes them so and nothing else wants them as they were.
+  const asCached = form.ropeInState && !form.featureMap && node.gateSource !== 'key';
+  const undone = asCached ? undefined : rope;
+  const cache = [statePart(node.from, 0), statePart(node.from, 1), ...ropeRef(undone), info];
+  emit(replayCache(kvHeads, headDim, type, undone), [...cache, k.ref, v.ref], perElement(k), true);
   const gating = { weight: node.gateWeight, bias: node.gateBias, y: gates };
   emitLinear(builder, node.gateSource === 'key' ? k : v, [gating], true);
   const stream = { k, v, gates };
-  const entered = lowerEntering(builder, shape, stream, node.to, true);
+  const taken = asCached ? { ...shape, form: { ...form, ropeInState: false } } : shape;
+  const entered = lowerEntering(builder, taken, stream, node.to, true);
   lowerStates(builder, shape, entered, node.to);
-  if (form.exact) keepExact(builder, shape, { ...stream, k: turnedKeys(builder, form, k, true) }, node.to, true);
+  if (form.exact) keepExact(builder, shape, stream, node.to, !asCached, true);
 }
 
 const none: Grid = [0, 0, 0];
@@ -117,7 +118,6 @@ function lowerStates(
     lowerMatrices(builder, shape, entered, target, queries);
     return;
   }
-  emitCumulate(builder, shape, entered, `${tileTokens}u`, replay);
   const scores = queries ? [lowerScores(builder, shape, entered, queries)] : [];
   emit(chunkWalk(shape, perHead, replay), [...phi, ...stream, ...mix, ...scores, target, ...sums], many(each), replay);
 }
@@ -135,14 +135,13 @@ function lowerMatrices(
   const { states, kvHeads } = form;
   const replay = queries === undefined;
   const vectors = form.gate === 'vector';
-  emitCumulate(builder, shape, entered, chunkTokens, replay);
   const inner = queries && vectors ? [lowerScores(builder, shape, entered, queries)] : [];
   const parts = temp(chunks.chunkWidth(shape), 'f32', 'chunk');
   const groups = chunks.statesGroups(shape);
   const { phi, v, decay } = entered;
   emit(chunks.chunkStates(shape), [phi, v, decay, parts], ({ tiles }) => [tiles, kvHeads, groups], replay);
   const elements = chunks.scanGroups(shape);
-  const scan = ({ tiles }: View): Grid => [tiles, states * kvHeads, elements];
+  const scan = ({ longs }: View): Grid => [longs, states * kvHeads, elements];
   emit(chunks.scanChunks(shape, replay), [decay, parts, target], scan, replay);
   if (!queries) return;
   const { mix, sums, own } = queries;
@@ -151,22 +150,11 @@ function lowerMatrices(
   emit(kernel, buffers, ({ tiles }) => [tiles, heads, 1]);
 }
 
-/** Log decays of the entering tokens become their sums from the start of every `tokens` on. */
-function emitCumulate(
-  { emit }: Builder,
-  shape: dual.DualShape,
-  { decay }: Entered,
-  tokens: string,
-  replay: boolean,
-): void {
-  const gates = Math.ceil(gateWidth(shape.form) / 64);
-  emit(cumulate(shape, tokens), [decay], ({ tiles }) => [gates, tiles, 1], replay);
-}
-
 /** Scores of the queries of a tile and its own keys. */
 function lowerScores(builder: Builder, shape: dual.DualShape, entered: Entered, { phi, mix }: Queries): BufferRef {
   const scores = builder.temp(shape.heads * tileTokens, 'f32');
-  const kernel = chunkScores(shape, builder.shapeOf(mix)[0]! > 1);
+  const make = inMatrices(builder, shape) ? scoreTiles : chunkScores;
+  const kernel = make(shape, builder.shapeOf(mix)[0]! > 1);
   const buffers = [phi, entered.phi, entered.decay, vector(mix), scores];
   builder.emit(kernel, buffers, ({ tiles }) => [tiles, shape.heads, 1]);
   return scores;
@@ -176,6 +164,7 @@ function lowerScores(builder: Builder, shape: dual.DualShape, entered: Entered, 
 interface Entered {
   readonly phi: BufferRef;
   readonly v: BufferRef;
+  /** Log decays of the tokens of short rows; of long rows summed from the start of their chunk or tile. */
   readonly decay: BufferRef;
 }
 
@@ -192,7 +181,12 @@ function lowerEntering(
   const domain = replay ? 'past' : 'token';
   const ring = (part: number) => (form.exact ? [statePart(state, part)] : []);
   const decay = builder.temp(gateWidth(form), 'f32', domain);
-  emit(dual.decays(shape), [gates.ref, ...ring(3), decay], perElement(gates), replay);
+  const rates = [gates.ref, ...ring(3), decay];
+  const short = (view: View): Grid => (view.singles === 0 ? none : perElement(gates)(view));
+  emit(dual.decays(shape), rates, short, replay);
+  const tokens = inMatrices(builder, shape) ? chunkTokens : `${tileTokens}u`;
+  const columns = Math.ceil(gateWidth(form) / 64);
+  emit(cumulate(shape, tokens), rates, ({ tiles }) => [columns, tiles, 1], replay);
   let entering = v.ref;
   if (form.exact) {
     entering = builder.temp(v.width, type, domain);
@@ -241,15 +235,30 @@ function turnedInState(builder: Builder, { form }: dual.DualShape, x: Operand, r
   return turned;
 }
 
-/** Writes the tokens that stay outside the states into the ring, once nobody reads its old content any more. */
-function keepExact(builder: Builder, { form }: dual.DualShape, stream: Stream, state: string, replay: boolean): void {
+/**
+ * Writes the tokens that stay outside the states into the ring, once nobody reads its old content any more; keys after
+ * rotation, with `turns` done here.
+ */
+function keepExact(
+  builder: Builder,
+  { form }: dual.DualShape,
+  stream: Stream,
+  state: string,
+  turns: boolean,
+  replay: boolean,
+): void {
   const { type, emit } = builder;
   const { kvHeads, headDim, exact } = form;
   const window = { size: exact!.window, sinks: exact!.sinks };
   const { k, v, gates } = stream;
-  emit(keep(kvHeads, headDim, window, type, type), [k.ref, statePart(state, 1)], perElement(k), replay);
-  emit(keep(kvHeads, headDim, window, type, type), [v.ref, statePart(state, 2)], perElement(v), replay);
-  emit(keep(1, gates.width, window, 'f32', type), [gates.ref, statePart(state, 3)], perElement(gates), replay);
+  const rope = turns ? form.rope : undefined;
+  const grid =
+    (heads: number, width: number) =>
+    ({ rows }: View): Grid => [keepGroups(heads, width, window), rows, 1];
+  const keys = [k.ref, ...ropeRef(rope), statePart(state, 1)];
+  emit(keep(kvHeads, headDim, window, type, type, rope), keys, grid(kvHeads, headDim), replay);
+  emit(keep(kvHeads, headDim, window, type, type), [v.ref, statePart(state, 2)], grid(kvHeads, headDim), replay);
+  emit(keep(1, gates.width, window, 'f32', type), [gates.ref, statePart(state, 3)], grid(1, gates.width), replay);
 }
 
 function shapeOf(

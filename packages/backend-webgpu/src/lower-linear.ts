@@ -168,9 +168,10 @@ export function emitMany(builder: Builder, x: Operand, { weight, bias, y, add }:
     return;
   }
   const matrices = traits.matrices && vectors;
-  const { outputs, items } = matrices ? matrixShape : { outputs: tileSize, items: tileSize };
+  const shape = traits.product ?? matrixShape;
+  const { outputs, items } = matrices ? shape : { outputs: tileSize, items: tileSize };
   const grid = (view: View): Grid => [Math.ceil(y.width / outputs), Math.ceil(countOf(view, domain) / items), 1];
-  const kernel = matrices ? linearMatrix(domain, y, x, biased) : linearTiles(domain, y, x, type, biased);
+  const kernel = matrices ? linearMatrix(domain, y, x, biased, shape) : linearTiles(domain, y, x, type, biased);
   emit(kernel, buffers, only(grid), replay);
 }
 

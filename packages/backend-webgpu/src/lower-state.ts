@@ -1,6 +1,6 @@
 import type { NodeOf } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
-import { append, keep, type Window } from './kernels/cache.js';
+import { append, keep, keepGroups, type Window } from './kernels/cache.js';
 import { causalConv, convSize, convState } from './kernels/causal-conv.js';
 import type { Grid } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
@@ -26,8 +26,9 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
   }
   const turned = turnedKeys(builder, node, k);
   lowerWindow(builder, node, window, { q, k: turned.ref, v: v.ref, keys, values }, y);
-  emit(keep(kvHeads, headDim, window, type, type), [turned.ref, keys], perElement(k));
-  emit(keep(kvHeads, headDim, window, type, type), [v.ref, values], perElement(v));
+  const entries = ({ rows }: View): Grid => [keepGroups(kvHeads, headDim, window), rows, 1];
+  emit(keep(kvHeads, headDim, window, type, type), [turned.ref, keys], entries);
+  emit(keep(kvHeads, headDim, window, type, type), [v.ref, values], entries);
   return y;
 }
 
@@ -104,16 +105,10 @@ export function turnedKeys(
   builder: Builder,
   { headDim, rope }: Pick<NodeOf<'softmaxAttention'>, 'headDim' | 'rope'>,
   k: Operand,
-  replay = false,
 ): Operand {
   if (!rope) return k;
-  const turned = { ...k, ref: builder.temp(k.width, builder.type, replay ? 'past' : 'token') };
-  builder.emit(
-    rotate(rope, headDim, turned, builder.type),
-    [k.ref, ...ropeRef(rope), turned.ref],
-    perElement(k),
-    replay,
-  );
+  const turned = { ...k, ref: builder.temp(k.width) };
+  builder.emit(rotate(rope, headDim, turned, builder.type), [k.ref, ...ropeRef(rope), turned.ref], perElement(k));
   return turned;
 }
 

@@ -10,7 +10,9 @@ import { featureTiles } from './kernels/feature-tiles.js';
 import { chunkTokens, type Element } from './kernels/kernel.js';
 import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
 import { rotate } from './kernels/rope.js';
-import { tileAttention, tileWindow } from './kernels/tile-attention.js';
+import { scoreTiles } from './kernels/score-tiles.js';
+import type { AttentionShape } from './kernels/softmax-attention.js';
+import { type BlockOfKeys, tileAttention, tileWindow } from './kernels/tile-attention.js';
 import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();
@@ -50,7 +52,8 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
   const variants: [shape: MatrixShape, type: Element, width: number][] = [
     [small, 'f16', 88],
     [small, 'f32', 88],
-    [{ ...small, depth: 16, rounds: 2 }, 'f16', 96],
+    [{ ...small, ahead: 2 }, 'f16', 96],
+    [{ ...small, ahead: 2 }, 'f16', 128],
     [matrixShape, 'f16', 64],
   ];
   it.each(variants)('products %o to %s of width %i', async (shape, type, width) => {
@@ -74,13 +77,14 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     expect(ratio(got, want)).toBeLessThan(type === 'f16' ? 5e-4 : 1e-5);
   });
 
-  const shapes = [
-    { heads: 2, kvHeads: 1, headDim: 32 },
-    { heads: 1, kvHeads: 1, headDim: 64 },
-    { heads: 1, kvHeads: 1, headDim: 80 },
+  const shapes: (AttentionShape & { readonly block: BlockOfKeys })[] = [
+    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, block: 64 },
+    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, block: 32 },
+    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, block: 32 },
+    { heads: 1, kvHeads: 1, headDim: 80, scale: 0.11, block: 64 },
   ];
   it.each(shapes)('attention in tiles %o', async (shape) => {
-    const { heads, kvHeads, headDim } = shape;
+    const { heads, kvHeads, headDim, scale, block } = shape;
     const rows = [
       { slot: 1, past: 30, count: 100 },
       { slot: 0, past: 0, count: 2 }, // a short row, left to others
@@ -92,7 +96,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const [k, v] = [2, 3].map((seed) => halves(2 * kvHeads * capacity * headDim, seed, 2)) as [Halves, Halves];
     const y = runner.buffer(new Uint32Array((172 * heads * headDim) / 2));
     const buffers = [q, k, v].map(({ words }) => runner.buffer(words));
-    const kernel = tileAttention({ ...shape, scale: headDim ** -0.5 });
+    const kernel = tileAttention(shape, block);
     await runner.run(
       kernel,
       [...buffers, runner.buffer(new Uint32Array([capacity])), y],
@@ -109,7 +113,8 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
           const at = (token * heads + head) * headDim;
           const cache = (slot * kvHeads + Math.floor((head * kvHeads) / heads)) * capacity * headDim;
           got.push(...result.subarray(at, at + headDim));
-          want.push(...attend(q.numbers.subarray(at, at + headDim), past + t + 1, k.numbers, v.numbers, cache));
+          const query = q.numbers.subarray(at, at + headDim);
+          want.push(...attend(query, past + t + 1, k.numbers, v.numbers, cache, scale));
         }
       }
     }
@@ -238,7 +243,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const columns = headDim + (normaliser ? 1 : 0);
     const q = halves(tokens * heads * headDim, 1);
     const [k, v] = [2, 3].map((seed) => halves(tokens * kvHeads * headDim, seed)) as [Halves, Halves];
-    const decays = Float32Array.from({ length: tokens * gates }, (_, i) => -0.3 * Math.sin(i) ** 4);
+    const logits = Float32Array.from({ length: tokens * gates }, (_, i) => 20 * Math.sin(12.9898 * i));
     const mix = Float32Array.of(0.3, -0.4);
     const state = Float32Array.from(
       { length: 2 * states * kvHeads * headDim * columns },
@@ -251,7 +256,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const want: number[] = [];
     const inner = new Float32Array(tokens * heads * 64);
     const rate = (t: number, i: number, c: number) =>
-      decays[t * gates + (form.gate === 'vector' ? i * headDim + c : i)]!;
+      -Math.log1p(Math.exp(-logits[t * gates + (form.gate === 'vector' ? i * headDim + c : i)]!)) / 16;
     let first = 0;
     for (const { slot, count } of rows) {
       for (let t = first; t < first + count && count > 8; t++) {
@@ -286,15 +291,22 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     }
 
     const [qs, ks, vs] = [q, k, v].map(({ words }) => runner.buffer(words)) as [GPUBuffer, GPUBuffer, GPUBuffer];
-    const decay = runner.buffer(decays);
-    const { tiles, chunks: count } = runner.view;
+    const decay = runner.buffer(new Float32Array(tokens * gates));
+    const { tiles, longs, chunks: count } = runner.view;
     const chunks = runner.buffer(new Float32Array(count * chunkWidth(shape)));
     const store = runner.buffer(state);
     const sums = runner.buffer(new Float32Array(tokens * heads * columns));
-    await runner.run(cumulate(shape, chunkTokens), [decay], [Math.ceil(gates / 64), tiles, 1]);
+    const rates = [runner.buffer(logits), decay];
+    await runner.run(cumulate({ ...shape, type: 'f32' }, chunkTokens), rates, [Math.ceil(gates / 64), tiles, 1]);
     await runner.run(chunkStates(shape), [ks, vs, decay, chunks], [tiles, kvHeads, statesGroups(shape)]);
-    await runner.run(scanChunks(shape, false), [decay, chunks, store], [tiles, states * kvHeads, scanGroups(shape)]);
-    const within = form.gate === 'vector' ? [runner.buffer(inner)] : [];
+    await runner.run(scanChunks(shape, false), [decay, chunks, store], [longs, states * kvHeads, scanGroups(shape)]);
+    const within = form.gate === 'vector' ? [runner.buffer(new Float32Array(inner.length))] : [];
+    for (const scores of within) {
+      const buffers = [qs, ks, decay, runner.buffer(mix), scores];
+      await runner.run(scoreTiles(shape, false), buffers, [tiles, heads, 1]);
+      const got = new Float32Array(await runner.read(scores), 0, inner.length).map((a, i) => (inner[i] === 0 ? 0 : a));
+      expect(ratio(got, inner)).toBeLessThan(1e-3);
+    }
     const outputs = chunkOutputs(shape, false);
     await runner.run(outputs, [qs, ks, vs, decay, runner.buffer(mix), chunks, ...within, sums], [tiles, heads, 1]);
     const all = new Float32Array(await runner.read(sums), 0, tokens * heads * columns);
@@ -305,11 +317,18 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
   });
 });
 
-/** softmax(q K^T / sqrt(d)) V over the first `count` tokens of a cache that begins at `cache`. */
-function attend(q: Float32Array, count: number, k: Float32Array, v: Float32Array, cache: number): number[] {
+/** softmax(scale q K^T) V over the first `count` tokens of a cache that begins at `cache`. */
+function attend(
+  q: Float32Array,
+  count: number,
+  k: Float32Array,
+  v: Float32Array,
+  cache: number,
+  scale: number,
+): number[] {
   const width = q.length;
   const tokens = [...Array(count).keys()];
-  const scores = tokens.map((t) => q.reduce((sum, x, c) => sum + x * k[cache + t * width + c]!, 0) / Math.sqrt(width));
+  const scores = tokens.map((t) => q.reduce((sum, x, c) => sum + x * k[cache + t * width + c]!, 0) * scale);
   const top = Math.max(...scores);
   const weights = scores.map((score) => Math.exp(score - top));
   const total = weights.reduce((a, b) => a + b, 0);

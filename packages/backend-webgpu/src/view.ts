@@ -12,6 +12,8 @@ export interface View {
   readonly chunks: number;
   readonly splits: number;
   readonly singles: number;
+  /** Rows that are cut into tiles and chunks. */
+  readonly longs: number;
   /** Equal for views whose grids are equal. */
   readonly shape: string;
   /** Highest position + 1. */
@@ -91,7 +93,7 @@ export class Views {
   }
 
   #make(rows: readonly Stretch[], capacity: number, most: number): View {
-    const { words, tokens, tiles, chunks, splits, singles } = encode(rows, this.#batch.ids, most);
+    const { words, tokens, tiles, chunks, splits, singles, longs } = encode(rows, this.#batch.ids, most);
     const buffer = this.#pool.take('batch', words.byteLength);
     this.#buffers.push(buffer);
     this.#device.queue.writeBuffer(buffer, 0, words);
@@ -104,7 +106,8 @@ export class Views {
       chunks,
       splits,
       singles,
-      shape: [rows.length, tokens, tiles, chunks, splits, singles].join(),
+      longs,
+      shape: [rows.length, tokens, tiles, chunks, splits, singles, longs].join(),
       positions: rows.reduce((max, { past, count }) => Math.max(max, past + count), 0),
       capacity: { token: capacity, row: this.#batch.rows.length, split: splits, chunk: chunks },
     };
@@ -133,6 +136,7 @@ interface Encoded {
   readonly chunks: number;
   readonly splits: number;
   readonly singles: number;
+  readonly longs: number;
 }
 
 function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encoded {
@@ -152,7 +156,9 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
   const tileBase = lastBase + rows.length;
   const splitBase = tileBase + tiles;
   const singleBase = splitBase + splits;
-  const words = new Uint32Array(4 * (singleBase + singles));
+  const longBase = singleBase + singles;
+  const longs = long.filter(Boolean).length;
+  const words = new Uint32Array(4 * (longBase + longs));
   let at = 0;
   const put = (a: number, b: number, c: number, d: number) => {
     words[at++] = a;
@@ -162,7 +168,7 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
   };
   put(rows.length, tokens, rows.length, tiles);
   put(rowBase, tokenBase, lastBase, tileBase);
-  put(splitBase, singleBase, chunkTokens, 0);
+  put(splitBase, singleBase, chunkTokens, longBase);
   put(splits, singles, 0, 0);
   for (const { slot, past, start, count } of rows) put(slot, past, start, count);
   rows.forEach(({ past, start, count }, row) => {
@@ -192,5 +198,12 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
     }
   });
   for (const { token: of, first, count } of listed) put(of, first, count, 0);
-  return { words, tokens, tiles, chunks, splits, singles };
+  let chunk = 0;
+  rows.forEach(({ count }, row) => {
+    if (!long[row]) return;
+    const own = Math.ceil(count / chunkTokens);
+    put(row, chunk, own, 0);
+    chunk += own;
+  });
+  return { words, tokens, tiles, chunks, splits, singles, longs };
 }

@@ -13,12 +13,6 @@ export function ringFunction({ size, sinks }: Window): string {
   return `fn ring_index(j: u32) -> u32 { return select(${sinks}u + (j - ${sinks}u) % ${size}u, j, j < ${sinks}u); }`;
 }
 
-const each = (width: number) => `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
-  if (i >= batch[0].y * ${width}u) { return; }
-  let token = token_at(i / ${width}u);
-  let row = row_at(token.y);
-  let feature = i % ${width}u;`;
-
 /** Keys (turned here) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens. */
 export function append(kvHeads: number, headDim: number, type: Element, rope?: Rope): Kernel {
   const width = kvHeads * headDim;
@@ -36,7 +30,11 @@ export function append(kvHeads: number, headDim: number, type: Element, rope?: R
     },
     module: rope ? ropeFunctions(rope) : '',
     size: elementwiseSize,
-    main: `${each(width)}
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${width}u) { return; }
+  let token = token_at(i / ${width}u);
+  let row = row_at(token.y);
+  let feature = i % ${width}u;
   let c = feature % ${headDim}u;
   let at = token.x * ${width}u + feature;
   let entry = ((row.x * ${kvHeads}u + feature / ${headDim}u) * info[0] + token.z) * ${headDim}u + c;
@@ -75,17 +73,43 @@ function appendWords(kvHeads: number, headDim: number, rope: Rope): Kernel {
   });
 }
 
-/** x [tokens, heads*width] into a ring [slots, heads, sinks + size, width]: the tokens that are still in it after the step. */
-export function keep(heads: number, width: number, window: Window, ring: Element, x: Element): Kernel {
+/** Threads of a row that keep needs: one an element of a slot. */
+export function keepGroups(heads: number, width: number, { size, sinks }: Window): number {
+  return Math.ceil((heads * (sinks + size) * width) / elementwiseSize);
+}
+
+/**
+ * x [tokens, heads*width] into a ring [slots, heads, sinks + size, width]: the tokens that are still in it after the step, with
+ * a rope after rotation. Every entry of the ring looks for its token: [keepGroups, rows, 1].
+ */
+export function keep(
+  heads: number,
+  width: number,
+  { size, sinks }: Window,
+  ring: Element,
+  x: Element,
+  rope?: Rope,
+): Kernel {
+  const entries = sinks + size;
+  const value = rope ? 'turn(f32(x[at]), f32(x[at - c + partner(c)]), c, j, 1.0)' : 'x[at]';
   return kernel({
     name: 'keep',
-    buffers: { x: [x, 'read'], ring: [ring, 'write'] },
-    module: ringFunction(window),
+    buffers: { x: [x, 'read'], ...(rope ? ropeBuffer : {}), ring: [ring, 'write'] },
+    module: rope ? ropeFunctions(rope) : '',
     size: elementwiseSize,
-    main: `${each(heads * width)}
-  if (token.z >= ${window.sinks}u && token.z + ${window.size}u < row.y + row.w) { return; }
-  let slot_head = row.x * ${heads}u + feature / ${width}u;
-  let entry = slot_head * ${window.sinks + window.size}u + ring_index(token.z);
-  ring[entry * ${width}u + feature % ${width}u] = ${ring}(x[token.x * ${heads * width}u + feature]);`,
+    main: `  let e = group.x * ${elementwiseSize}u + lane;
+  let row = row_at(group.y);
+  if (e >= ${heads * entries * width}u || row.w == 0u) { return; }
+  let c = e % ${width}u;
+  let entry = e / ${width}u % ${entries}u;
+  let last = row.y + row.w - 1u;
+  var j = entry;
+  if (entry >= ${sinks}u) {
+    if (last < entry) { return; }
+    j = last - (last - entry) % ${size}u;
+  }
+  if (j < row.y || j > last) { return; }
+  let at = (row.z + j - row.y) * ${heads * width}u + e / ${entries * width}u * ${width}u + c;
+  ring[row.x * ${heads * entries * width}u + e] = ${ring}(${value});`,
   });
 }

@@ -1,4 +1,12 @@
-import { columnBlock, columnsOf, type DualShape, gateColumns, mixFunction } from './dual-linear-attention.js';
+import {
+  columnBlock,
+  columnsOf,
+  type DualShape,
+  gateBuffers,
+  gateColumns,
+  logDecayFunction,
+  mixFunction,
+} from './dual-linear-attention.js';
 import { type Kernel, kernel, shortRow, tileTokens } from './kernel.js';
 
 // The dual layer of long rows, in chunks of 64 tokens (Yang et al. 2023, arXiv 2312.06635, section 4): inside a chunk a masked
@@ -12,26 +20,31 @@ const chunk: number = tileTokens;
 const depth = 16; // channels in workgroup memory at a time
 const stride: number = chunk / 4 + 1; // vectors of four tokens of a channel or column; one more against bank conflicts
 
-/** decay [tokens, gate width] becomes L from the start of every tile or chunk of `tokens` (WGSL), in place: one thread a gate of it. */
-export function cumulate({ form }: DualShape, tokens: string = `${chunk}u`): Kernel {
-  const width = gateColumns(form);
+/**
+ * decay [tokens, gate width] = L from the start of every tile or chunk of `tokens` (WGSL) of the long rows: one thread a gate
+ * of it.
+ */
+export function cumulate(shape: DualShape, tokens: string = `${chunk}u`): Kernel {
+  const width = gateColumns(shape.form);
   const eight = [...Array(8).keys()];
   return kernel({
     name: 'cumulate-decays',
-    buffers: { decay: ['f32', 'write'] },
+    buffers: { ...gateBuffers(shape), decay: ['f32', 'write'] },
+    module: logDecayFunction(shape),
     size: 64,
     main: `  let g = group.x * 64u + lane;
   if (g >= ${width}u) { return; }
   let tile = tile_at(group.y);
   if (tile.y % ${tokens} != 0u) { return; }
-  let row = row_at(tile.x);
-  let first = row.z + tile.y;
-  let count = min(${tokens}, row.w - tile.y);
+  let first = row_at(tile.x);
+  let count = min(${tokens}, first.w - tile.y);
   var sum = 0.0;
-  // Eight loads before their stores: the buffer is read and written, so the compiler may not reorder them.
+  // Eight loads before their stores.
   for (var t = 0u; t < count; t += 8u) {
-${eight.map((n) => `    let d${n} = decay[(first + min(t + ${n}u, count - 1u)) * ${width}u + g];`).join('\n')}
-${eight.map((n) => `    sum += d${n};\n    if (t + ${n}u < count) { decay[(first + t + ${n}u) * ${width}u + g] = sum; }`).join('\n')}
+    let token = vec4u(first.z + tile.y + t, tile.x, first.y + tile.y + t, 0u);
+    let left = count - 1u - t;
+${eight.map((n) => `    let d${n} = log_decay(token + min(${n}u, left) * vec4u(1u, 0u, 1u, 0u), g);`).join('\n')}
+${eight.map((n) => `    sum += d${n};\n    if (${n}u <= left) { decay[(token.x + ${n}u) * ${width}u + g] = sum; }`).join('\n')}
   }`,
   });
 }

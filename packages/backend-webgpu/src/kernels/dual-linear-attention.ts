@@ -1,7 +1,16 @@
 import type { DualForm } from '@dsla/spec';
 import { ringFunction } from './cache.js';
 import { elementwiseSize } from './elementwise.js';
-import { type Element, float, type Kernel, kernel, logFunctions, reductions, shortRow } from './kernel.js';
+import {
+  type Element,
+  float,
+  type Kernel,
+  type KernelParts,
+  kernel,
+  logFunctions,
+  reductions,
+  shortRow,
+} from './kernel.js';
 import { ropeBuffer, ropeFunctions } from './rope.js';
 
 // A dual layer runs in stages, each over all tokens of the step. The *entering stream* is what the states take in: token p
@@ -42,42 +51,59 @@ export function enteringToken(form: DualForm): string {
 export const entriesOf = (form: DualForm): number => form.exact!.sinks + form.exact!.window;
 export const ringOf = (form: DualForm): string => ringFunction({ size: form.exact!.window, sinks: form.exact!.sinks });
 
-/** decay [tokens, gate width]: log decays of the tokens that enter, 0 where none does. */
-export function decays({ form, type }: DualShape): Kernel {
+/** Buffers of log_decay. */
+export function gateBuffers({ form, type }: DualShape): KernelParts['buffers'] {
+  return { gates: [type, 'read'], ...(form.exact ? { ring: ['f32', 'read'] as const } : {}) };
+}
+
+/** WGSL of log_decay(token, g): the log decay of gate g as the token enters, 0 where none does. */
+export function logDecayFunction({ form }: DualShape): string {
   const width = gateColumns(form);
-  const exact = form.exact !== undefined;
-  return kernel({
-    name: 'decays',
-    buffers: {
-      gates: [type, 'read'],
-      ...(exact ? { ring: ['f32', 'read'] as const } : {}),
-      decay: ['f32', 'write'],
-    },
-    module: logFunctions + (exact ? ringOf(form) : ''),
-    size: elementwiseSize,
-    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
-  if (i >= batch[0].y * ${width}u) { return; }
-  let token = token_at(i / ${width}u);
-  let g = i % ${width}u;
-${
-  exact
+  const value = `log_sigmoid(logit) / ${float(form.temperature)}`;
+  const body = form.exact
     ? `${enteringToken(form)}
   var logit = 0.0;
   if (in_ring) { logit = ring[(row.x * ${entriesOf(form)}u + entry) * ${width}u + g]; }
   else { logit = f32(gates[step_index * ${width}u + g]); }
-  decay[token.x * ${width}u + g] = select(0.0, log_sigmoid(logit) / ${float(form.temperature)}, valid);`
-    : `  decay[token.x * ${width}u + g] = log_sigmoid(f32(gates[token.x * ${width}u + g])) / ${float(form.temperature)};`
-}`,
+  return select(0.0, ${value}, valid);`
+    : `  let logit = f32(gates[token.x * ${width}u + g]);
+  return ${value};`;
+  return `${logFunctions}
+${form.exact ? ringOf(form) : ''}
+fn log_decay(token: vec4u, g: u32) -> f32 {
+${body}
+}`;
+}
+
+/** decay [tokens, gate width]: log decays as the tokens of short rows enter; those of long rows come from `cumulate`. */
+export function decays(shape: DualShape): Kernel {
+  const width = gateColumns(shape.form);
+  return kernel({
+    name: 'decays',
+    buffers: { ...gateBuffers(shape), decay: ['f32', 'write'] },
+    module: logDecayFunction(shape),
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${width}u) { return; }
+  let token = token_at(i / ${width}u);
+  if (row_at(token.y).w > ${shortRow}u) { return; }
+  let g = i % ${width}u;
+  decay[token.x * ${width}u + g] = log_decay(token, g);`,
   });
 }
 
-/** entered [tokens, kvHeads*headDim]: values of the tokens that enter; anything where none does, since its phi is 0. */
+/**
+ * entered [tokens, kvHeads*headDim]: values of the tokens that enter; anything where none does, since its phi is 0. A copy of
+ * words, in float16 of two neighbours each where the width of a head is even.
+ */
 export function enteringValues({ form, type }: DualShape): Kernel {
-  const { kvHeads, headDim } = form;
+  const pairs = type === 'f16' && form.headDim % 2 === 0;
+  const [word, headDim] = pairs ? ['u32', form.headDim / 2] : [type, form.headDim];
+  const { kvHeads } = form;
   const width = kvHeads * headDim;
   return kernel({
     name: 'entering-values',
-    buffers: { v: [type, 'read'], ring: [type, 'read'], entered: [type, 'write'] },
+    buffers: { v: [word, 'read'], ring: [word, 'read'], entered: [word, 'write'] },
     module: ringOf(form),
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
@@ -85,7 +111,7 @@ export function enteringValues({ form, type }: DualShape): Kernel {
   let token = token_at(i / ${width}u);
   let feature = i % ${width}u;
 ${enteringToken(form)}
-  var value = ${type}(0.0);
+  var value = ${word}();
   if (valid && in_ring) {
     value = ring[((row.x * ${kvHeads}u + feature / ${headDim}u) * ${entriesOf(form)}u + entry) * ${headDim}u
       + feature % ${headDim}u];

@@ -1,6 +1,16 @@
 import { columnsOf, type DualShape, gateColumns } from './dual-linear-attention.js';
 import { chunkTokens, type Kernel, kernel, tileTokens } from './kernel.js';
-import { halves, load, matrixTypes, multiply, pitchOf, stageSize as size, stage, upTo } from './matrices.js';
+import {
+  eightFunctions,
+  halves,
+  load,
+  matrixTypes,
+  multiply,
+  pitchOf,
+  stageSize as size,
+  stage,
+  upTo,
+} from './matrices.js';
 
 // The dual layer of long rows by subgroup matrices in float16 (Yang et al. 2023, arXiv 2312.06635, section 4). A chunk is 256
 // tokens or more. With L the sum of log decays from the start of the chunk:
@@ -42,23 +52,43 @@ function gateAt({ form }: DualShape, i: string, c: string): string {
   return gate === 'vector' ? `((${i}) * ${kvHeads}u + kv) * ${headDim}u + ${c}` : `(${i}) * ${kvHeads}u + kv`;
 }
 
-/** Log decays of two neighbouring channels (one number with scalar gates). */
-export function decayPair(shape: DualShape, item: string, i: string, c: string): string {
-  const at = `(${item}) * ${gateColumns(shape.form)}u + ${gateAt(shape, i, c)}`;
-  return shape.form.gate === 'vector' ? `decay[(${at}) / 2u]` : `decay[${at}]`;
+/** WGSL type of decay in kernels that take eight channels at a time. */
+export function decayType({ form }: DualShape): 'f32' | 'vec4f' {
+  return form.gate === 'vector' ? 'vec4f' : 'f32';
 }
+
+/** Log decays of eight channels from c on: two vectors of four, which are one number with scalar gates. */
+export function decayEight(shape: DualShape, item: string, i: string, c: string): readonly [low: string, high: string] {
+  const at = `(${item}) * ${gateColumns(shape.form)}u + ${gateAt(shape, i, c)}`;
+  if (shape.form.gate === 'scalar') return [`decay[${at}]`, `decay[${at}]`];
+  return [`decay[(${at}) / 4u]`, `decay[(${at}) / 4u + 1u]`];
+}
+
+/** WGSL of eight numbers times e^(L - L') of their channels, times `by`. */
+export function decayed(
+  eight: string,
+  [low, high]: readonly [string, string],
+  [lowFrom, highFrom]: readonly [string, string],
+  by = '1.0',
+): string {
+  return `decayed_eight(${eight}, ${by}, vec4f(${low} - ${lowFrom}), vec4f(${high} - ${highFrom}))`;
+}
+
+export const decayedFunction = `fn decayed_eight(eight: vec4u, by: f32, low: vec4f, high: vec4f) -> vec4u {
+  return eight_of(low_of(eight) * (by * exp(low)), high_of(eight) * (by * exp(high)));
+}`;
 
 /** Values of 64 tokens and the ones of the normaliser; zeros from `count` on. */
 export function stageValues({ form }: DualShape, to: string, pitch: number, first: string, count: string): string {
   const { kvHeads, headDim, normaliser } = form;
-  const words = headDim / 2;
-  const value = (line: string, word: string) =>
-    `select(0u, v[((${first} + min(${line}, ${count} - 1u)) * ${kvHeads}u + kv) * ${words}u + ${word}], ${line} < ${count})`;
+  const eights = headDim / 8;
+  const value = (line: string, eight: string) =>
+    `select(vec4u(), v[((${first} + min(${line}, ${count} - 1u)) * ${kvHeads}u + kv) * ${eights}u + ${eight}], ${line} < ${count})`;
   const ones = `
-    for (var e = lane; e < ${8 * tileTokens}u; e += ${size}u) {
-      store_${to}(e / 8u * ${pitch}u + ${headDim}u + e % 8u * 2u, select(0u, 0x3c00u, e % 8u == 0u));
+    for (var e = lane; e < ${2 * tileTokens}u; e += ${size}u) {
+      store_${to}(e / 2u * ${pitch}u + ${headDim}u + e % 2u * 8u, vec4u(select(0u, 0x3c00u, e % 2u == 0u), 0u, 0u, 0u));
     }`;
-  return stage(to, words, pitch, value) + (normaliser ? ones : '');
+  return stage(to, headDim, pitch, value) + (normaliser ? ones : '');
 }
 
 /** chunks = U: one workgroup a chunk, kv head, state and part of its channels. */
@@ -70,22 +100,27 @@ export function chunkStates(shape: DualShape): Kernel {
   const columns = paddedColumns(shape);
   const [pitch, valuePitch] = [pitchOf(channels), pitchOf(columns)];
   const [down, across] = [upTo(channels / 64), upTo(columns / 16)];
-  const keys = (line: string, word: string) => {
+  const keys = (line: string, eight: string) => {
     const item = `(first + min(${line}, count - 1u))`;
-    const c = `part * ${channels}u + ${word} * 2u`;
-    const phi = `phi_k[((${item} * ${kvHeads}u + kv) * ${width}u + part * ${channels}u) / 2u + ${word}]`;
-    return `unpack2x16float(select(0u, ${phi}, ${line} < count)) * exp(${decayPair(shape, 'end', 'state', c)} - ${decayPair(shape, item, 'state', c)})`;
+    const c = `part * ${channels}u + ${eight} * 8u`;
+    const phi = `phi_k[((${item} * ${kvHeads}u + kv) * ${width}u + ${c}) / 8u]`;
+    const [from, to] = [decayEight(shape, item, 'state', c), decayEight(shape, 'end', 'state', c)];
+    return `select(vec4u(), ${decayed(phi, to, from)}, ${line} < count)`;
   };
   return kernel({
     name: 'chunk-states',
     buffers: {
-      phi_k: ['u32', 'read'],
-      v: ['u32', 'read'],
-      decay: [form.gate === 'vector' ? 'vec2f' : 'f32', 'read'],
+      phi_k: ['vec4u', 'read'],
+      v: ['vec4u', 'read'],
+      decay: [decayType(shape), 'read'],
       chunks: ['f32', 'write'],
     },
     matrices: true,
-    module: `${matrixTypes}\n${halves('rows', tileTokens * pitch)}\n${halves('columns', tileTokens * valuePitch)}`,
+    module: `${matrixTypes}
+${halves('rows', tileTokens * pitch)}
+${halves('columns', tileTokens * valuePitch)}
+${eightFunctions}
+${decayedFunction}`,
     size,
     main: `  let tile = tile_at(group.x);
   if (tile.y % ${chunkTokens} != 0u) { return; }
@@ -101,7 +136,7 @@ ${down.flatMap((r) => across.map((c) => `  var u${r}_${c} = Sum();`)).join('\n')
     let first = row.z + tile.y + t;
     let count = min(${tileTokens}u, tokens - t);
     workgroupBarrier();
-${stage('rows', channels / 2, pitch, keys, 'vec2f')}
+${stage('rows', channels, pitch, keys)}
 ${stageValues(shape, 'columns', valuePitch, 'first', 'count')}
     workgroupBarrier();
 ${upTo(4)
@@ -130,7 +165,7 @@ export function scanGroups(shape: DualShape): number {
   return Math.ceil((shape.width * paddedColumns(shape)) / scanSize);
 }
 
-/** U of every chunk becomes S at its start (stays U in a replay, which begins at zero); the state moves to the end of the row. */
+/** U of every chunk becomes S at its start (stays U in a replay, which begins at zero); the state moves to the end of the row. A long row a workgroup. */
 export function scanChunks(shape: DualShape, replay: boolean): Kernel {
   const { form, width } = shape;
   const { kvHeads, states } = form;
@@ -141,9 +176,8 @@ export function scanChunks(shape: DualShape, replay: boolean): Kernel {
     name: replay ? 'scan-chunks-replay' : 'scan-chunks',
     buffers: { decay: ['f32', 'read'], chunks: ['f32', replay ? 'read' : 'write'], states: ['f32', 'write'] },
     size: scanSize,
-    main: `  let tile = tile_at(group.x);
-  if (tile.y != 0u) { return; }
-  let row = row_at(tile.x);
+    main: `  let long = long_at(group.x);
+  let row = row_at(long.x);
   let kv = group.y % ${kvHeads}u;
   let e = group.z * ${scanSize}u + lane;
   if (e >= ${width * padded}u) { return; }
@@ -152,9 +186,9 @@ export function scanChunks(shape: DualShape, replay: boolean): Kernel {
   let own = ((row.x * ${states * kvHeads}u + group.y) * ${width}u + c) * ${columns}u + e % ${padded}u;
   var s = 0.0;
 ${replay ? '' : '  if (inside) { s = states[own]; }'}
-  let count = (row.w + ${chunkTokens} - 1u) / ${chunkTokens};
+  let count = long.z;
   let stride = ${chunkWidth(shape)}u;
-  let base = tile.w * stride + group.y * ${width * padded}u + e;
+  let base = long.y * stride + group.y * ${width * padded}u + e;
   // Eight loads before their stores: the compiler may not reorder them.
   for (var j = 0u; j < count; j += 8u) {
 ${eight

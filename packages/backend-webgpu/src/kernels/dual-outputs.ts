@@ -1,12 +1,32 @@
 import { columnsOf, type DualShape, mixFunction } from './dual-linear-attention.js';
-import { decayPair, paddedColumns, partsOf, stageValues } from './dual-matrices.js';
+import {
+  decayEight,
+  decayed,
+  decayedFunction,
+  decayType,
+  paddedColumns,
+  partsOf,
+  stageValues,
+} from './dual-matrices.js';
 import { chunkTokens, float, type Kernel, kernel, leastChunk, tileTokens } from './kernel.js';
-import { halves, load, matrixTypes, multiply, pitchOf, stage, stageSize, upTo } from './matrices.js';
+import {
+  eightFunctions,
+  fours,
+  halves,
+  load,
+  matrixTypes,
+  multiply,
+  pitchOf,
+  scorePitchOf,
+  stage,
+  stageSize,
+  storeSums,
+  upTo,
+} from './matrices.js';
 
 // What the queries of long rows read: the tokens of their chunk, and the states before it (see dual-matrices.ts).
 
-// As in tile-attention.ts.
-const scorePitch = tileTokens + 8;
+const scorePitch = scorePitchOf(tileTokens);
 const weightPitch = pitchOf(tileTokens);
 
 /**
@@ -25,21 +45,23 @@ export function chunkOutputs(shape: DualShape, mixPerHead: boolean, scale?: numb
   return kernel({
     name: 'chunk-outputs',
     buffers: {
-      phi_q: ['u32', 'read'],
-      phi_k: ['u32', 'read'],
-      v: ['u32', 'read'],
-      decay: [vector ? 'vec2f' : 'f32', 'read'],
+      phi_q: ['vec4u', 'read'],
+      phi_k: ['vec4u', 'read'],
+      v: ['vec4u', 'read'],
+      decay: [decayType(shape), 'read'],
       mix_logits: ['f32', 'read'],
-      chunks: ['vec2f', 'read'],
-      ...(vector ? { inner: ['f32', 'read'] as const } : {}),
+      chunks: ['vec4f', 'read'],
+      ...(vector ? { inner: ['vec4f', 'read'] as const } : {}),
       ...(scale === undefined ? { sums: ['f32', 'write'] as const } : { y: ['vec4u', 'write'] as const }),
     },
     matrices: true,
     module: `${matrixTypes}
 ${mixFunction(states, mixPerHead)}
 ${halves('rows', tileTokens * pitch)} // queries, keys, values, states
-var<workgroup> scores: array<f32, ${tileTokens * scorePitch}>; // A, and tiles of the result
+${fours('scores', tileTokens * scorePitch)} // A, and tiles of the result
 ${halves('weights', tileTokens * weightPitch)} // A
+${eightFunctions}
+${decayedFunction}
 ${vector ? '' : `var<workgroup> keyed: array<f32, ${states * tileTokens}>; // L of the keys, [states, keys]`}`,
     size: stageSize,
     main: `  let tile = tile_at(group.x);
@@ -49,7 +71,7 @@ ${vector ? '' : `var<workgroup> keyed: array<f32, ${states * tileTokens}>; // L 
   let kv = head / ${heads / kvHeads}u;
   let subgroup = lane / 32u;
   let own = lane % 32u;
-  let member = own % 4u * 2u;
+  let member = own % 4u * 8u;
 ${is.map((i) => `  let mixed${i} = gamma(head, ${i}u);`).join('\n')}
 ${across.map((c) => `  var o${c} = Sum();`).join('\n')}
 ${[0, 1].map((r) => `  let query${r} = subgroup * 16u + ${8 * r}u + own / 4u;`).join('\n')}
@@ -61,7 +83,7 @@ ${product.queries}
 ${vector ? `    if (!diagonal) {\n${product.scores}\n    }` : product.scores}
     workgroupBarrier();
 ${stageValues(shape, 'rows', pitch, 'key_first', 'key_count')}
-${vector ? '' : is.map((i) => `    if (lane < ${tileTokens}u) { keyed[${i * tileTokens}u + lane] = ${decayPair(shape, 'key_first + min(lane, key_count - 1u)', `${i}`, '0u')}; }`).join('\n')}
+${vector ? '' : is.map((i) => `    if (lane < ${tileTokens}u) { keyed[${i * tileTokens}u + lane] = ${decayEight(shape, 'key_first + min(lane, key_count - 1u)', `${i}`, '0u')[0]}; }`).join('\n')}
     workgroupBarrier();
 ${[0, 1].map((r) => weigh(shape, r)).join('\n')}
     workgroupBarrier();
@@ -81,7 +103,7 @@ ${beforeChunk(shape, pitch)}
 ${across
   .map(
     (c) => `  workgroupBarrier();
-  subgroupMatrixStore<row_major>(&scores, mine, o${c}, 16u);
+  ${storeSums('scores', 'mine', `o${c}`, 16)}
   workgroupBarrier();
 ${scale === undefined ? writeSums(shape, c) : writeHalves(shape, c, scale)}`,
   )
@@ -91,8 +113,8 @@ ${scale === undefined ? writeSums(shape, c) : writeHalves(shape, c, scale)}`,
 
 const queryAt =
   ({ heads, width }: DualShape, p: number) =>
-  (line: string, word: string) =>
-    `phi_q[((first + min(${line}, tile.z - 1u)) * ${heads}u + head) * ${width / 2}u + ${(p * width) / partsOf(width) / 2}u + ${word}]`;
+  (line: string, eight: string) =>
+    `phi_q[((first + min(${line}, tile.z - 1u)) * ${heads}u + head) * ${width / 8}u + ${(p * width) / partsOf(width) / 8}u + ${eight}]`;
 
 /** Left matrices of 16 staged queries of a subgroup. */
 function fragments(name: string, channels: number, pitch: number): string {
@@ -110,24 +132,28 @@ function withinChunk(shape: DualShape, pitch: number): { readonly queries: strin
   const channels = width / parts;
   const four = upTo(4);
   const factors = (vector ? upTo(states) : [0]).flatMap((i) => upTo(parts).map((p) => ({ i, p })));
-  const c = (p: number, word: string) => `${p * channels}u + ${word} * 2u`;
+  const c = (p: number, eight: string) => `${p * channels}u + ${eight} * 8u`;
   const queries = factors.map(({ i, p }) => {
     const own = queryAt(shape, p);
-    const decayed = (line: string, word: string) =>
-      `unpack2x16float(${own(line, word)}) * mixed${i} * exp(${decayPair(shape, `first + min(${line}, tile.z - 1u)`, `${i}`, c(p, word))} - ${decayPair(shape, 'first', `${i}`, c(p, word))})`;
+    const fading = (line: string, eight: string) => {
+      const to = decayEight(shape, `first + min(${line}, tile.z - 1u)`, `${i}`, c(p, eight));
+      return decayed(own(line, eight), to, decayEight(shape, 'first', `${i}`, c(p, eight)), `mixed${i}`);
+    };
     return `  workgroupBarrier();
-${vector ? stage('rows', channels / 2, pitch, decayed, 'vec2f') : stage('rows', channels / 2, pitch, own)}
+${stage('rows', channels, pitch, vector ? fading : own)}
   workgroupBarrier();
 ${fragments(`q${i}_${p}`, channels, pitch)}`;
   });
   const scores = factors.map(({ i, p }) => {
     const item = (line: string) => `(key_first + min(${line}, key_count - 1u))`;
-    const own = (line: string, word: string) =>
-      `phi_k[(${item(line)} * ${kvHeads}u + kv) * ${width / 2}u + ${(p * channels) / 2}u + ${word}]`;
-    const decayed = (line: string, word: string) =>
-      `unpack2x16float(${own(line, word)}) * exp(${decayPair(shape, 'first', `${i}`, c(p, word))} - ${decayPair(shape, item(line), `${i}`, c(p, word))})`;
+    const own = (line: string, eight: string) =>
+      `phi_k[(${item(line)} * ${kvHeads}u + kv) * ${width / 8}u + ${(p * channels) / 8}u + ${eight}]`;
+    const fading = (line: string, eight: string) => {
+      const from = decayEight(shape, item(line), `${i}`, c(p, eight));
+      return decayed(own(line, eight), decayEight(shape, 'first', `${i}`, c(p, eight)), from);
+    };
     return `    workgroupBarrier();
-${vector ? stage('rows', channels / 2, pitch, decayed, 'vec2f') : stage('rows', channels / 2, pitch, own)}
+${stage('rows', channels, pitch, vector ? fading : own)}
     workgroupBarrier();
 ${upTo(channels / 16)
   .flatMap((d) =>
@@ -142,40 +168,41 @@ ${upTo(channels / 16)
     queries: queries.join('\n'),
     scores: `${four.map((k) => `    var s${k} = Sum();`).join('\n')}
 ${scores.join('\n')}
-${four.map((k) => `    subgroupMatrixStore<row_major>(&scores, subgroup * ${16 * scorePitch}u + ${16 * k}u, s${k}, ${scorePitch}u);`).join('\n')}`,
+${four.map((k) => `    ${storeSums('scores', `subgroup * ${16 * scorePitch}u + ${16 * k}u`, `s${k}`, scorePitch)}`).join('\n')}`,
   };
 }
 
-/** A of a query in four lanes, two neighbouring keys of every eight each, decayed and masked. */
+/** A of a query in four lanes, of every 32 keys eight neighbours each, decayed and masked. */
 function weigh(shape: DualShape, r: number): string {
   const { form, heads } = shape;
   const is = upTo(form.states);
-  const eight = upTo(8);
-  const key = (j: number) => `member + ${8 * j}u`;
-  const score = `query${r} * ${scorePitch}u`;
-  const decayed = (j: number) =>
+  const quads = upTo(4).map((j) => ({ j, at: 32 * (j >> 1) + 4 * (j & 1) }));
+  const fading = (at: number) =>
     is
       .map((i) => {
-        const keyed = (n: number) => `keyed[${i * tileTokens}u + ${key(j)} + ${n}u]`;
-        return `mixed${i} * exp(min(own${i} - vec2f(${keyed(0)}, ${keyed(1)}), vec2f()))`;
+        const keyed = upTo(4).map((n) => `keyed[${i * tileTokens + at + n}u + member]`);
+        return `mixed${i} * exp(min(own${i} - vec4f(${keyed.join(', ')}), vec4f()))`;
       })
       .join(' + ');
-  const scores = eight.map(
-    (j) => `      var a${j} = vec2f(scores[${score} + ${key(j)}], scores[${score} + ${key(j)} + 1u]);`,
+  const scores = quads.map(
+    ({ j, at }) => `      var a${j} = scores[(query${r} * ${scorePitch}u + member + ${at}u) / 4u];`,
   );
-  const scalar = `${is.map((i) => `      let own${i} = ${decayPair(shape, `first + min(query${r}, tile.z - 1u)`, `${i}`, '0u')};`).join('\n')}
-${eight.map((j) => `      a${j} *= ${decayed(j)};`).join('\n')}
-      if (diagonal) {
-${eight.map((j) => `        a${j} = select(vec2f(), a${j}, vec2u(0u, 1u) + ${key(j)} <= vec2u(query${r}));`).join('\n')}
-      }`;
+  const scalar = `${is.map((i) => `      let own${i} = ${decayEight(shape, `first + min(query${r}, tile.z - 1u)`, `${i}`, '0u')[0]};`).join('\n')}
+${quads.map(({ j, at }) => `      a${j} *= ${fading(at)};`).join('\n')}`;
   const inner = `      if (diagonal) {
-        let line = ((first + min(query${r}, tile.z - 1u)) * ${heads}u + head) * ${tileTokens}u;
-${eight.map((j) => `        a${j} = vec2f(inner[line + ${key(j)}], inner[line + ${key(j)} + 1u]);`).join('\n')}
+        let line = ((first + min(query${r}, tile.z - 1u)) * ${heads}u + head) * ${tileTokens}u + member;
+${quads.map(({ j, at }) => `        a${j} = inner[(line + ${at}u) / 4u];`).join('\n')}
       }`;
   return `    {
 ${scores.join('\n')}
 ${form.gate === 'vector' ? inner : scalar}
-${eight.map((j) => `      store_weights(query${r} * ${weightPitch}u + ${key(j)}, pack2x16float(a${j}));`).join('\n')}
+      if (diagonal) {
+        let here = vec4u(0u, 1u, 2u, 3u) + member;
+${quads.map(({ j, at }) => `        a${j} = select(vec4f(), a${j}, here + ${at}u <= vec4u(query${r}));`).join('\n')}
+      }
+      let at = query${r} * ${weightPitch}u + member;
+      store_weights(at, eight_of(a0, a1));
+      store_weights(at + 32u, eight_of(a2, a3));
     }`;
 }
 
@@ -190,13 +217,18 @@ function beforeChunk(shape: DualShape, pitch: number): string {
   const each = upTo(states).flatMap((i) => upTo(parts).map((p) => ({ i, p })));
   return each
     .map(({ i, p }) => {
-      const decayed = (line: string, word: string) =>
-        `unpack2x16float(${queryAt(shape, p)(line, word)}) * (mixed${i} * grown) * exp(${decayPair(shape, `first + min(${line}, tile.z - 1u)`, `${i}`, `${p * channels}u + ${word} * 2u`)})`;
+      const fading = (line: string, eight: string) => {
+        const item = `first + min(${line}, tile.z - 1u)`;
+        const to = decayEight(shape, item, `${i}`, `${p * channels}u + ${eight} * 8u`);
+        return decayed(queryAt(shape, p)(line, eight), to, ['0.0', '0.0'], `mixed${i} * grown`);
+      };
       const rows = upTo(channels / 64).map((part) => {
-        const state = (line: string, word: string) =>
-          `chunks[(((tile.w * ${states}u + ${i}u) * ${kvHeads}u + kv) * ${width}u + ${p * channels + part * 64}u + ${line}) * ${padded / 2}u + ${word}] / grown`;
+        const state = (line: string, eight: string) => {
+          const at = `(((tile.w * ${states}u + ${i}u) * ${kvHeads}u + kv) * ${width}u + ${p * channels + part * 64}u + ${line}) * ${padded / 4}u + ${eight} * 2u`;
+          return `eight_of(chunks[${at}] / grown, chunks[${at} + 1u] / grown)`;
+        };
         return `  workgroupBarrier();
-${stage('rows', padded / 2, pitch, state, 'vec2f')}
+${stage('rows', padded, pitch, state)}
   workgroupBarrier();
 ${upTo(4)
   .flatMap((k) =>
@@ -209,7 +241,7 @@ ${upTo(4)
       });
       return `  {
   workgroupBarrier();
-${stage('rows', channels / 2, pitch, decayed, 'vec2f')}
+${stage('rows', channels, pitch, fading)}
   workgroupBarrier();
 ${fragments('h', channels, pitch)}
 ${rows.join('\n')}
@@ -223,15 +255,14 @@ function writeSums({ heads, form }: DualShape, c: number): string {
   return `  for (var e = own; e < 256u; e += 32u) {
     let r = subgroup * 16u + e / 16u;
     let at = ${16 * c}u + e % 16u;
-    if (r < tile.z && at < ${columns}u) { sums[((first + r) * ${heads}u + head) * ${columns}u + at] = scores[mine + e]; }
+    if (r < tile.z && at < ${columns}u) { sums[((first + r) * ${heads}u + head) * ${columns}u + at] = scores[(mine + e) / 4u][e % 4u]; }
   }`;
 }
 
 function writeHalves({ heads, form }: DualShape, c: number, scale: number): string {
-  const pair = (e: number) =>
-    `pack2x16float(vec2f(scores[mine + own * 8u + ${e}u], scores[mine + own * 8u + ${e + 1}u]) * ${float(scale)})`;
+  const four = (n: number) => `scores[mine / 4u + own * 2u + ${n}u] * ${float(scale)}`;
   return `  if (subgroup * 16u + own / 2u < tile.z) {
     let at = ((first + subgroup * 16u + own / 2u) * ${heads}u + head) * ${form.headDim}u + ${16 * c}u + own % 2u * 8u;
-    y[at / 8u] = vec4u(${[0, 2, 4, 6].map(pair).join(', ')});
+    y[at / 8u] = eight_of(${four(0)}, ${four(1)});
   }`;
 }

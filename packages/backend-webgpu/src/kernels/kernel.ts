@@ -65,9 +65,9 @@ ${main}
   return { name, code: code.trimStart(), access: entries.map(([, [, access]]) => access) };
 }
 
-// What view.ts writes. Entry 0 counts and entry 1 locates rows, tokens, last tokens, tiles; entries 2 and 3 splits and singles; [2].z is the tokens of a chunk.
+// What view.ts writes. Entry 0 counts and entry 1 locates rows, tokens, last tokens, tiles; entries 2 and 3 splits and singles; [2].z is the tokens of a chunk, [2].w locates the long rows.
 // A row is (slot, past, first token in the step, count); a token is (index in the step, row, position, id); a last token is
-// (row in the batch, row, position, index in the step). Long rows are cut into tiles (row, first token within it, count, chunk that it is in);
+// (row in the batch, row, position, index in the step). Long rows (row, first chunk, chunks, 0) are cut into tiles (row, first token within it, count, chunk that it is in);
 // the tokens of short rows are singles (token, first split, splits, 0) whose keys are cut into splits (token, first key, 0, 0).
 const prelude = `@group(0) @binding(0) var<storage, read> batch: array<vec4u>;
 fn row_at(i: u32) -> vec4u { return batch[batch[1].x + i]; }
@@ -75,7 +75,8 @@ fn token_at(i: u32) -> vec4u { return batch[batch[1].y + i]; }
 fn last_at(i: u32) -> vec4u { return batch[batch[1].z + i]; }
 fn tile_at(i: u32) -> vec4u { return batch[batch[1].w + i]; }
 fn split_at(i: u32) -> vec4u { return batch[batch[2].x + i]; }
-fn single_at(i: u32) -> vec4u { return batch[batch[2].y + i]; }`;
+fn single_at(i: u32) -> vec4u { return batch[batch[2].y + i]; }
+fn long_at(i: u32) -> vec4u { return batch[batch[2].w + i]; }`;
 
 /** WGSL for the number of items of a domain, and for an item: its x is the index that addresses a value. */
 export const items: Readonly<Record<Domain, string>> = { token: 'batch[0].y', row: 'batch[0].x' };

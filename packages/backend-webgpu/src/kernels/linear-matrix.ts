@@ -1,32 +1,38 @@
 import type { Shape } from './elementwise.js';
 import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
-import { halves, load, matrixTypes, multiply, pitchOf, upTo } from './matrices.js';
+import { eightFunctions, fours, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
 
-/** How a product is cut: tiles of a workgroup, features a round (16 or 32), tiles of a subgroup. */
+/** How a product is cut: tiles of a workgroup, features a round (16, 32 or 64), tiles of a subgroup. */
 export interface MatrixShape {
   readonly items: number;
   readonly outputs: number;
   readonly depth: number;
   readonly subgroupItems: number;
   readonly subgroupOutputs: number;
-  /** Rounds in workgroup memory. */
-  readonly rounds: 1 | 2;
+  /** Rounds between the load of a round from the buffers and its products. */
+  readonly ahead: 1 | 2;
 }
 
-export const matrixShape: MatrixShape = {
-  items: 128,
-  outputs: 128,
-  depth: 32,
-  subgroupItems: 64,
-  subgroupOutputs: 64,
-  rounds: 1,
+const square = { items: 128, outputs: 128, depth: 32, subgroupItems: 64, subgroupOutputs: 64, ahead: 1 } as const;
+
+/** The cuts among which a device chooses (see tune.ts), all within its 48 KiB of workgroup memory. */
+export const matrixShapes: Readonly<Record<string, MatrixShape>> = {
+  '128x128, 32 deep': square,
+  '128x128, 32 deep, 2 ahead': { ...square, ahead: 2 },
+  '128x128, 64 deep': { ...square, depth: 64 },
+  '256x128, 32 deep': { ...square, items: 256 },
+  '256x128, 32 deep, 2 ahead': { ...square, items: 256, ahead: 2 },
+  '128x256, 32 deep, 2 ahead': { ...square, outputs: 256, ahead: 2 },
 };
+
+/** What a device takes that has not been asked. */
+export const matrixShape: MatrixShape = square;
 
 /** Rows of tiles whose workgroups follow each other, so that they find their operands in the cache. */
 const band = 8;
 
 /**
- * y = x W^T + b in float16 with float32 sums, by subgroup matrices; the next round is loaded while this one is multiplied. The
+ * y = x W^T + b in float16 with float32 sums, by subgroup matrices; the next rounds are loaded while one is multiplied. The
  * width of x is a multiple of 8. One workgroup a tile: [outputs / shape.outputs, items / shape.items].
  */
 export function linearMatrix(
@@ -36,43 +42,32 @@ export function linearMatrix(
   bias: boolean,
   shape: MatrixShape = matrixShape,
 ): Kernel {
-  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, rounds } = shape;
-  const words = x.width / 2;
+  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, ahead } = shape;
   const pitch = pitchOf(depth);
   const side = columns / subgroupOutputs;
   const subgroups = (rows / subgroupItems) * side;
-  const width = depth / 2; // words of a row in a round
-  const apart = (8 * width) / 32; // distance of the rows that a subgroup loads at once, which are in different banks
-  const lines = (32 / width) * subgroups; // rows that all lanes load at once
+  const [eights, width] = [depth / 8, x.width / 8]; // of eight features: in a round, and in a row of x
+  const lines = (32 * subgroups) / eights; // rows that all lanes load at once
   const loads = [
     ...upTo(rows / lines).map((n) => ({ of: 'x', to: 'xs', n, name: `x${n}` })),
     ...upTo(columns / lines).map((n) => ({ of: 'w', to: 'ws', n, name: `w${n}` })),
   ];
-  const whole = x.width % depth === 0;
+  const whole = x.width % (depth * ahead) === 0;
   const [down, across] = [upTo(subgroupItems / 16), upTo(subgroupOutputs / 16)];
   const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
-  const fetch = (at: string) =>
+  // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
+  const fetch = (set: number) =>
     loads
-      .map(({ of, name }) =>
-        whole
-          ? `    next_${name} = ${of}[row_${name} + ${at}];`
-          : `    next_${name} = select(0u, ${of}[row_${name} + min(${at}, ${words - 1}u)], ${at} < ${words}u);`,
-      )
-      .join('\n');
-  const base = (round: string, height: number) => (round === '' ? '' : `${round} * ${height * pitch}u + `);
-  const store = (round: string) =>
-    loads
-      .map(({ to, n, name }) => {
-        const start = base(round, to === 'xs' ? rows : columns);
-        return `    store_${to}(${start}slot + ${n * lines * pitch}u, next_${name});`;
+      .map(({ of, name }) => {
+        const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
+        return `    next${set}_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
       })
       .join('\n');
-  const now = rounds === 2 ? 'now' : '';
+  const store = (set: number) =>
+    loads.map(({ to, n, name }) => `    store_${to}(slot + ${n * lines * pitch}u, next${set}_${name});`).join('\n');
   const step = (d: number) => {
-    const left = (r: number) =>
-      load('Left', 'row', 'xs', `${base(now, rows)}(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
-    const right = (c: number) =>
-      load('Right', 'col', 'ws', `${base(now, columns)}(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
+    const left = (r: number) => load('Left', 'row', 'xs', `(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
+    const right = (c: number) => load('Right', 'col', 'ws', `(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
     return `    {
 ${across.map((c) => `      let right${c} = ${right(c)};`).join('\n')}
 ${down
@@ -83,19 +78,31 @@ ${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`
   .join('\n')}
     }`;
   };
+  const products = upTo(depth / 16)
+    .map(step)
+    .join('\n');
+  // A round leaves its registers to the one that is `ahead` of it.
+  const sets = upTo(ahead);
+  const round = (set: number) => `    at += ${eights}u;
+${fetch(set)}
+${products}
+    workgroupBarrier();
+${store((set + 1) % ahead)}
+    workgroupBarrier();`;
   return kernel({
     name: 'linear-matrix',
     buffers: {
-      x: ['u32', 'read'],
-      w: ['u32', 'read'],
+      x: ['vec4u', 'read'],
+      w: ['vec4u', 'read'],
       ...(bias ? { bias: ['f32', 'read'] as const } : {}),
       y: [isWide(y) ? 'vec4u' : y.type, 'write'],
     },
     matrices: true,
     module: `${matrixTypes}
-${halves('xs', rounds * rows * pitch)}
-${halves('ws', rounds * columns * pitch)}
-var<workgroup> stage: array<f32, ${subgroups * 256}>; // a tile of 16 by 16 for every subgroup`,
+${halves('xs', rows * pitch)}
+${halves('ws', columns * pitch)}
+${fours('stage', subgroups * 256)} // a tile of 16 by 16 for every subgroup
+${eightFunctions}`,
     size: 32 * subgroups,
     main: `  let last = ${items[domain]} - 1u;
   let id = group.y * groups.x + group.x;
@@ -108,46 +115,45 @@ var<workgroup> stage: array<f32, ${subgroups * 256}>; // a tile of 16 by 16 for 
   let own = lane % 32u;
   let row = subgroup / ${side}u * ${subgroupItems}u;
   let column = subgroup % ${side}u * ${subgroupOutputs}u;
-  let line = subgroup / ${apart}u * 8u + subgroup % ${apart}u + own / ${width}u * ${apart}u;
-  let word = own % ${width}u;
-  let slot = line * ${pitch}u + word * 2u;
+  let line = ${lineOf(eights)};
+  let slot = line * ${pitch}u + lane % ${eights}u * 8u;
 ${loads
   .map(({ of, n, name }) => {
     const at =
       of === 'x'
         ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
         : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
-    return `  let row_${name} = ${at} * ${words}u;\n  var next_${name} = 0u;`;
+    const next = sets.map((set) => `  var next${set}_${name} = vec4u();`);
+    return `  let row_${name} = ${at} * ${width}u;\n${next.join('\n')}`;
   })
   .join('\n')}
 ${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
-${fetch('word')}
-${store('')}
-  workgroupBarrier();
-${rounds === 2 ? '  var now = 0u;' : ''}
-  for (var k = 0u; k < ${words}u; k += ${width}u) {
-    // The loads of the next round are in flight during the products of this one.
-    if (k + ${width}u < ${words}u) {
-      let at = k + ${width}u + word;
-${fetch('at')}
-    }
-${upTo(depth / 16)
-  .map(step)
+  var at = lane % ${eights}u;
+${fetch(0)}
+${store(0)}
+${sets
+  .slice(1)
+  .map((set) => `  at += ${eights}u;\n${fetch(set)}`)
   .join('\n')}
-${rounds === 2 ? '    now = 1u - now;' : '    workgroupBarrier();'}
-${store(now)}
-    workgroupBarrier();
+  workgroupBarrier();
+  for (var k = 0u; k < ${Math.ceil(x.width / depth / ahead)}u; k++) {
+${sets.map(round).join('\n')}
   }
   let mine = subgroup * 256u;
 ${sums
   .map(
-    ({ r, c, name }) => `  subgroupMatrixStore<row_major>(&stage, mine, ${name}, 16u);
+    ({ r, c, name }) => `  ${storeSums('stage', 'mine', name, 16)}
   workgroupBarrier();
 ${finish(domain, y, bias, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`)}
   workgroupBarrier();`,
   )
   .join('\n')}`,
   });
+}
+
+/** The row that a lane loads; eight lanes write to all banks. */
+function lineOf(eights: number): string {
+  return eights === 4 ? 'lane / 32u * 8u + lane / 4u % 2u * 4u + lane % 32u / 8u' : `lane / ${eights}u`;
 }
 
 function isWide(y: Shape): boolean {
@@ -161,16 +167,18 @@ function finish(domain: Domain, y: Shape, bias: boolean, item: string, output: s
     let i = ${item} + e / 16u;
     let o = ${output} + e % 16u;
     if (i <= last && o < ${y.width}u) {
-      y[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(stage[mine + e]${bias ? ' + bias[o]' : ''});
+      y[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(stage[(mine + e) / 4u][e % 4u]${bias ? ' + bias[o]' : ''});
     }
   }`;
-  const value = (e: number) => `stage[mine + own * 8u + ${e}u]${bias ? ` + bias[o + ${e}u]` : ''}`;
-  const word = (e: number) => `pack2x16float(vec2f(${value(e)}, ${value(e + 1)}))`;
+  const value = (n: number) => {
+    const four = upTo(4).map((e) => `bias[o + ${4 * n + e}u]`);
+    return `stage[mine / 4u + own * 2u + ${n}u]${bias ? ` + vec4f(${four.join(', ')})` : ''}`;
+  };
   return `  {
     let i = ${item} + own / 2u;
     let o = ${output} + own % 2u * 8u;
     if (i <= last && o < ${y.width}u) {
-      y[(${itemAt[domain]}(i).x * ${y.width}u + o) / 8u] = vec4u(${[0, 2, 4, 6].map(word).join(', ')});
+      y[(${itemAt[domain]}(i).x * ${y.width}u + o) / 8u] = eight_of(${value(0)}, ${value(1)});
     }
   }`;
 }

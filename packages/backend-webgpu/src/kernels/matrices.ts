@@ -13,59 +13,67 @@ export function pitchOf(width: number): number {
   return width + 8;
 }
 
+/** The same for float32 that are stored as matrices and read as vectors of four. */
+export function scorePitchOf(width: number): number {
+  return width + 4;
+}
+
 /**
- * WGSL of workgroup memory for matrices, and of a function that writes a word of two halves. A store takes 16 bits, whatever
- * the source says, so lanes must not write 16 bytes each: their stores would meet in eight banks of 32. Neighbours in a
- * subgroup write neighbouring words.
+ * WGSL of workgroup memory for matrices in float16, and of a function that writes eight neighbours: single halves would be
+ * stored in 16 bits each.
  */
 export function halves(name: string, count: number): string {
-  return `var<workgroup> ${name}: array<f16, ${count}>;
-fn store_${name}(at: u32, word: u32) {
-  let pair = bitcast<vec2<f16>>(word);
-  ${name}[at] = pair.x;
-  ${name}[at + 1u] = pair.y;
-}`;
+  return `var<workgroup> ${name}: array<vec4u, ${count / 8}>;
+fn store_${name}(at: u32, eight: vec4u) { ${name}[at / 8u] = eight; }`;
 }
+
+/** WGSL of workgroup memory for `count` float32, where sums are stored and read by four. */
+export function fours(name: string, count: number): string {
+  return `var<workgroup> ${name}: array<vec4f, ${count / 4}>;`;
+}
+
+/** WGSL of eight neighbours in float16 as two vectors of four, and back. */
+export const eightFunctions = `fn low_of(eight: vec4u) -> vec4f { return vec4f(unpack2x16float(eight.x), unpack2x16float(eight.y)); }
+fn high_of(eight: vec4u) -> vec4f { return vec4f(unpack2x16float(eight.z), unpack2x16float(eight.w)); }
+fn eight_of(low: vec4f, high: vec4f) -> vec4u {
+  return vec4u(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));
+}`;
 
 /** Lanes of a workgroup that stages, and lines that it stages at once. */
 export const stageSize = 128;
 const stageLines = 64;
 
-/** WGSL that brings 64 lines of `words` words into rows of halves, eight loads before their stores. */
+/** WGSL that brings 64 lines of `width` halves into rows of workgroup memory, up to eight loads before their stores. */
 export function stage(
   to: string,
-  words: number,
+  width: number,
   pitch: number,
-  value: (line: string, word: string) => string,
-  type: 'u32' | 'vec2f' = 'u32',
+  value: (line: string, eight: string) => string,
 ): string {
-  const count = (stageLines * words) / stageSize;
-  const together = count % 8 === 0 ? 8 : count % 4 === 0 ? 4 : 1;
-  const line = (n: number) => `((e + ${n * stageSize}u) / ${words}u)`;
-  const word = (n: number) => `((e + ${n * stageSize}u) % ${words}u)`;
-  const put = (n: number) => {
-    const at = `${line(n)} * ${pitch}u + ${word(n)} * 2u`;
-    return type === 'u32'
-      ? `      store_${to}(${at}, value${n});`
-      : `      ${to}[${at}] = f16(value${n}.x);\n      ${to}[${at} + 1u] = f16(value${n}.y);`;
-  };
-  return `    for (var e = lane; e < ${stageLines * words}u; e += ${together * stageSize}u) {
-${upTo(together)
-  .map((n) => `      let value${n} = ${value(line(n), word(n))};`)
-  .join('\n')}
-${upTo(together).map(put).join('\n')}
+  const eights = width / 8;
+  const count = (stageLines * eights) / stageSize;
+  const together = [8, 4, 2, 1].find((n) => count % n === 0)!;
+  const line = (n: number) => `((e + ${n * stageSize}u) / ${eights}u)`;
+  const eight = (n: number) => `((e + ${n * stageSize}u) % ${eights}u)`;
+  const all = upTo(together);
+  return `    for (var e = lane; e < ${stageLines * eights}u; e += ${together * stageSize}u) {
+${all.map((n) => `      let value${n} = ${value(line(n), eight(n))};`).join('\n')}
+${all.map((n) => `      store_${to}(${line(n)} * ${pitch}u + ${eight(n)} * 8u, value${n});`).join('\n')}
     }`;
 }
 
-/** WGSL that loads a matrix from workgroup memory. */
-export function load(
-  type: 'Left' | 'Right' | 'Sum',
-  order: 'row' | 'col',
-  of: string,
-  at: string,
-  pitch: number,
-): string {
-  return `subgroupMatrixLoad<${type}, ${order}_major>(&${of}, ${at}, ${pitch}u)`;
+/** WGSL that loads an operand from memory of `halves`; `at` and pitch count halves. */
+export function load(type: 'Left' | 'Right', order: 'row' | 'col', of: string, at: string, pitch: number): string {
+  return `subgroupMatrixLoad<${type}, ${order}_major>(&${of}, (${at}) / 8u, ${pitch / 8}u)`;
+}
+
+/** WGSL that stores sums in memory of `fours`, or loads them; `at` and pitch count numbers. */
+export function storeSums(of: string, at: string, sums: string, pitch: number): string {
+  return `subgroupMatrixStore<row_major>(&${of}, (${at}) / 4u, ${sums}, ${pitch / 4}u);`;
+}
+
+export function loadSums(of: string, at: string, pitch: number): string {
+  return `subgroupMatrixLoad<Sum, row_major>(&${of}, (${at}) / 4u, ${pitch / 4}u)`;
 }
 
 /** WGSL of sum += left * right. */

@@ -25,8 +25,8 @@ export function inWords({ rotaryDim }: Rope, headDim: number, ...types: readonly
 }
 
 /** WGSL of two neighbours from feature c on: `own` and `other`, their partners, are vectors. */
-export const turnWord = (own: string, other: string, position: string): string =>
-  `vec2f(turn(${own}.x, ${other}.x, c, ${position}, 1.0), turn(${own}.y, ${other}.y, c + 1u, ${position}, 1.0))`;
+export const turnWord = (own: string, other: string, position: string, direction: '1.0' | '-1.0' = '1.0'): string =>
+  `vec2f(turn(${own}.x, ${other}.x, c, ${position}, ${direction}), turn(${own}.y, ${other}.y, c + 1u, ${position}, ${direction}))`;
 
 /** y [tokens, heads*headDim]: every head of x turned by its token's position. */
 export function rotate(rope: Rope, headDim: number, y: Shape, x: Element): Kernel {
