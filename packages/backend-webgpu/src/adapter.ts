@@ -18,6 +18,8 @@ export async function loadGpu(options: OpenOptions = {}): Promise<Found<GPU>> {
   if (known) return { value: known };
   try {
     const { create } = await import('webgpu');
+    if (process.platform === 'linux' && !options.extra?.backend && !loads('libvulkan.so.1'))
+      return { obstacle: 'Dawn needs the Vulkan loader libvulkan.so.1 (libvulkan1) and a driver; it does not load.' };
     const gpu = create(flags);
     instances.set(key, gpu);
     return { value: gpu };
@@ -25,6 +27,16 @@ export async function loadGpu(options: OpenOptions = {}): Promise<Found<GPU>> {
     const reason = error instanceof Error ? error.message.split('\n')[0] : String(error);
     return { obstacle: `the package webgpu (Dawn) cannot be loaded: ${reason}. Install webgpu 0.6.2.` };
   }
+}
+
+/** Whether the system has a library. Asked before Dawn is, which prints its own complaint past `process.stderr`. */
+function loads(library: string): boolean {
+  try {
+    process.dlopen({ exports: {} }, library);
+  } catch (error) {
+    return error instanceof Error && error.message.includes('did not self-register'); // loaded, and no addon
+  }
+  return true;
 }
 
 /** The adapter to use. A software adapter is taken only with `extra: { software: 'allow' }`. */

@@ -31,6 +31,7 @@ import { type Pipeline, Pipelines } from './pipelines.js';
 import { RopeTables } from './rope.js';
 import { type StateHost, WebgpuState } from './state.js';
 import { type StepHost, WebgpuStep } from './step.js';
+import { deviceKey, readTuning, tunedTraits } from './tuning.js';
 import { Weights, writeBytes } from './weights.js';
 
 export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Promise<Device> {
@@ -62,7 +63,9 @@ export async function openGpu(
     },
   });
   const type = computeType ?? (features.has('shader-f16') ? 'f16' : 'f32');
-  return { device, traits: { ...traitsOf(adapter, type), weights: weightsOf(extra?.weights, type) } };
+  const traits = { ...traitsOf(adapter, type), weights: weightsOf(extra?.weights, type) };
+  if (!traits.matrices) return { device, traits };
+  return { device, traits: { ...traits, ...tunedTraits(readTuning(deviceKey(adapter.info))) } };
 }
 
 /** The option `extra.weights`: a type of its own for the matrices of wide products. */

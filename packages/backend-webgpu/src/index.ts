@@ -2,6 +2,9 @@ import { type AttentionBackend, throwIfAborted } from '@dsla/spec';
 import { findAdapter, loadGpu, must } from './adapter.js';
 import { openDevice } from './device.js';
 
+export { tune, tuned } from './tune.js';
+export type { Choice } from './tuning.js';
+
 /**
  * WebGPU through Dawn (npm package `webgpu`, a peer dependency). Options in `extra`: `software: 'allow'` takes a software
  * adapter, `memory` limits the bytes held, `checks: 'off'` leaves out bounds checks in kernels, `backend` is Dawn's name of

@@ -52,7 +52,7 @@ function lowerCached(
   }
   if (traits.matrices && tileable(node)) {
     const turned = turnedQueries(builder, node, q);
-    emit(tileAttention(node), [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
+    emit(tileAttention(node, traits.attention), [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
     return;
   }
   const some = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : [view.tokens, heads, 1]);
