@@ -1,4 +1,4 @@
-// Prefill, decode and folds of a whole model with random weights on CUDA, float16. One JSON object a line on stdout. Bundled as
+// Prefill, decode and folds of a whole model with random weights on CUDA. One JSON object a line on stdout. Bundled as
 // conformance.ts is: node OUT/cuda.mjs --prefill 2048,8192 --decode 512,4096
 import { parseArgs } from 'node:util';
 import { type AttentionLayer, type Device, joinGraphs, type LayerGraph, type Row, type StateStore } from '@dsla/spec';
@@ -20,6 +20,10 @@ const { values: options } = parseArgs({
     rounds: { type: 'string', default: '20' },
     device: { type: 'string', default: 'cuda' },
     type: { type: 'string', default: 'f16' },
+    /** Of matrices: q8 or q4. */
+    weights: { type: 'string' },
+    /** The step draws the most likely tokens, and they alone come back. */
+    draw: { type: 'boolean', default: false },
   },
 });
 const numbers = (text: string | undefined): number[] => (text ?? '').split(',').filter(Boolean).map(Number);
@@ -33,7 +37,7 @@ const source = randomWeights(model);
 const start = performance.now();
 await using device = (await onnxBackend.open({
   ...(options.device === 'cuda' && { computeType: options.type as 'f16' }),
-  extra: { device: options.device },
+  extra: { device: options.device, ...(options.weights !== undefined && { weights: options.weights }) },
 })) as OnnxDevice;
 print({ test: 'open', milliseconds: performance.now() - start });
 
@@ -96,10 +100,11 @@ async function tried(
       const begun = performance.now();
       using step = device.beginStep({ ids, rows });
       for (const layer of layers) step.run(layer, states);
+      if (options.draw) step.draw!(rows.map(() => ({ temperature: 0, uniform: 0 })));
       const recorded = performance.now();
       await step.submit();
       const submitted = performance.now();
-      const { data } = await device.download(step.value('logits'));
+      const { data } = await device.download(step.value(options.draw ? 'ids' : 'logits'));
       if (round < warmUp) continue;
       const end = performance.now();
       samples.push(end - begun);
@@ -107,7 +112,8 @@ async function tried(
       parts.record.push(recorded - begun);
       parts.submit.push(submitted - recorded - device.binding.computed / 1000);
       parts.download.push(end - submitted);
-      if (!data.every(Number.isFinite)) throw new Error('logits are not finite');
+      const sound = options.draw ? data.every((id) => id >= 0) : data.every(Number.isFinite);
+      if (!sound) throw new Error('logits are not finite');
     }
     const now = device.binding.traffic ?? traffic;
     const copied = { toDevice: now.toDevice - traffic.toDevice, toHost: now.toHost - traffic.toHost };
@@ -143,6 +149,7 @@ async function fold(mixer: string, tokens: number): Promise<void> {
 }
 
 function print(line: Readonly<Record<string, unknown>>): void {
-  const about = { shape: options.shape, layers: model.convertible, command: process.argv.slice(2).join(' ') };
+  const command = `cuda.mjs ${process.argv.slice(2).join(' ')}`;
+  const about = { shape: options.shape, layers: model.convertible, weights: options.weights ?? options.type, command };
   console.log(JSON.stringify({ ...line, ...about, device: device.description, node: process.version }));
 }

@@ -1,5 +1,5 @@
-// Long runs and failures on CUDA: memory over many steps and many devices, and what happens where there is no memory left. One JSON
-// object a line on stdout; bundled as conformance.ts is.
+// Long runs and failures on CUDA: memory over many steps and many devices, bytes copied by a step that draws its token, and what
+// happens where there is no memory left. One JSON object a line on stdout; bundled as conformance.ts is.
 import { parseArgs } from 'node:util';
 import { type AttentionLayer, isDslaError, joinGraphs, Scope, type StateStore } from '@dsla/spec';
 import { randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
@@ -11,7 +11,7 @@ const { values: options } = parseArgs({
     shape: { type: 'string', default: 'llama2-7b' },
     layers: { type: 'string', default: '2' },
     steps: { type: 'string', default: '10000' },
-    cycles: { type: 'string', default: '20' },
+    cycles: { type: 'string', default: '100' },
     fill: { type: 'boolean', default: false },
   },
 });
@@ -53,13 +53,15 @@ async function step(
 ): Promise<number> {
   using made = device.beginStep({ ids: new Int32Array(count).fill(past % 100), rows: [{ slot: 0, past, count }] });
   for (const layer of layers) made.run(layer, states);
+  made.draw!([{ temperature: 0, uniform: 0 }]);
   await made.submit();
-  return (await device.download(made.value('logits'))).data[0]!;
+  return (await device.download(made.value('ids'))).data[0]!;
 }
 
-const memory = (device: OnnxDevice): Record<string, number> => ({
+const memory = (device: OnnxDevice): Record<string, unknown> => ({
   deviceFree: device.binding.available(),
   rss: process.memoryUsage.rss(),
+  copied: { ...device.binding.traffic },
 });
 
 {
@@ -80,7 +82,7 @@ for (let cycle = 1; cycle <= Number(options.cycles); cycle++) {
   await using scope = new Scope();
   const model = await opened(scope);
   await step(model, model.stores(1, 64), 0, 32);
-  if (cycle % 5 === 0) print({ test: 'devices', at: cycle, ...memory(model.device) });
+  if (cycle % 10 === 0) print({ test: 'devices', at: cycle, ...memory(model.device) });
 }
 
 /** Takes nearly all of the memory, then asks for more; afterwards a step must work and give the same. */
@@ -99,6 +101,9 @@ async function fill(model: Opened): Promise<void> {
     device.binding.allocate(2 ** 31, 'one block more');
   });
   print({ test: 'full', ...error, ...memory(device) });
+  const slots = model.stores(2, prompt);
+  print({ test: 'a slot without memory', ...(await failure(() => step(model, slots, 0, 1))) });
+  for (const store of Object.values(slots)) store[Symbol.dispose]();
   print({ test: 'a long step without memory', ...(await failure(() => step(model, states, 0, prompt))) });
   for (const block of blocks) block.free();
   print({ test: 'afterwards', same: (await step(model, states, 0, 64)) === before, ...memory(device) });
