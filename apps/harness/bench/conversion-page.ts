@@ -1,45 +1,12 @@
-import type { LevelResult, Recipe } from '@dsla/distill';
-import type { Summary } from '@dsla/eval';
-import type { Contender, Report } from '../src/report/report.js';
-
-/** Written by packages/distill/bench/chain-gpu.ts. */
-export interface ChainResult {
-  readonly recipe: Recipe;
-  readonly device: string;
-  readonly host: { readonly cpu: string; readonly cores: number; readonly node: string; readonly gpu?: string };
-  readonly seconds: number;
-  readonly tokens: number;
-  readonly tokensPerSecond: number;
-  readonly gpuMiB: number;
-  readonly residentBytes: number;
-  readonly levels: readonly LevelResult[];
-}
-
-export interface Choice extends Summary {
-  readonly contender: string;
-  readonly task: string;
-}
-
-type Judged = Pick<Contender, 'id' | 'family' | 'level' | 'tuned'>;
-
-export interface Measured {
-  readonly chain: ChainResult;
-  readonly measured: {
-    readonly machine: Report['machine'];
-    readonly backend: string;
-    readonly text: Report['text'];
-    readonly windows: number;
-    readonly recallWindows: number;
-  };
-  readonly quality: { readonly contenders: Judged[] } & {
-    readonly [K in 'bitsPerByte' | 'excess' | 'recall']: Report[K][number][];
-  };
-  readonly choice: Choice[];
-}
+import type { Recipe } from '@dsla/distill';
+import { type Ablations, baselinePart, besidePart, bitsTable, changeOf, recallPart } from './conversion-parts.js';
+import type { Measured } from './conversion-record.js';
+import { grouped, percent, table } from './tables.js';
 
 /** The page of a measurement: nothing in it but what the JSON says. */
-export function page(all: Measured): string {
-  return `${[...about(all), ...chainPart(all), ...goals(all), ...quality(all), ...choices(all)].join('\n')}\n`;
+export function page(all: Measured, ablations: Ablations): string {
+  const more = [...besidePart(all), ...baselinePart(all), ...recallPart(ablations)];
+  return `${[...about(all), ...chainPart(all), ...goals(all), ...quality(all), ...more, ...choices(all)].join('\n')}\n`;
 }
 
 function about({ measured: { machine, backend, text, windows, recallWindows } }: Measured): string[] {
@@ -106,16 +73,16 @@ const goalsAt4k: readonly Goal[] = [
 function goals(all: Measured): string[] {
   const teacher = recallOf(all, 'softmax');
   const rows = goalsAt4k.map(({ level, bits, recall }) => {
-    const [change, kept] = [changeOf(all, `tuned-${level}`, 4096), recallOf(all, `tuned-${level}`) / teacher];
+    const [change, kept] = [changeOf(all.quality, `tuned-${level}`, 4096), recallOf(all, `tuned-${level}`) / teacher];
     const met = change <= bits && (recall === undefined || kept >= recall);
     return [
       `${level} / 8`,
       percent(change),
       percent(bits),
-      percent(changeOf(all, `untuned-${level}`, 4096)),
+      percent(changeOf(all.quality, `untuned-${level}`, 4096)),
       `${(100 * kept).toFixed(1)} %`,
       recall === undefined ? 'as far as a state can' : `${100 * recall} %`,
-      met ? (recall === undefined ? 'bits met; nothing in this chain trains recall' : 'met') : 'missed',
+      met ? (recall === undefined ? 'bits met; recall: see below' : 'met') : 'missed',
     ];
   });
   return [
@@ -126,19 +93,8 @@ function goals(all: Measured): string[] {
 }
 
 function quality(all: Measured): string[] {
-  const { contenders, bitsPerByte, excess, recall } = all.quality;
-  const lengths = [...new Set(bitsPerByte.map(({ length }) => length))];
+  const { contenders, recall } = all.quality;
   const ranges = [...new Set(recall.map(({ from, to }) => `${from} to ${to}`))];
-  const bits = contenders.map(({ id }) => [
-    id,
-    ...lengths.map((length) => {
-      const own = bitsPerByte.find((row) => row.contender === id && row.length === length)!.estimate.value;
-      const more = excess.find((row) => row.contender === id && row.length === length)?.estimate;
-      const half =
-        more && more.high !== null && more.low !== null ? ` ± ${((more.high - more.low) / 2).toFixed(4)}` : '';
-      return `${own.toFixed(4)}${more ? ` (${signed(more.value, 4)}${half})` : ''}`;
-    }),
-  ]);
   const recalls = contenders.map(({ id }) => [
     id,
     ...ranges.map((range) => {
@@ -153,7 +109,7 @@ function quality(all: Measured): string[] {
     '',
     'Name and converted layers. untuned: start values; windowN: the last N tokens and 4 sinks; single: one state, untuned; published: as in the paper, untuned.',
     '',
-    ...table(['', ...lengths.map(grouped)], bits),
+    ...bitsTable(all.quality),
     '## Recall by distance in tokens',
     '',
     ...table(['', ...ranges], recalls),
@@ -180,26 +136,8 @@ function choices({ choice, quality: { contenders } }: Measured): string[] {
   ];
 }
 
-/** Of the bits per byte of the softmax model. */
-function changeOf({ quality: { bitsPerByte, excess } }: Measured, id: string, length: number): number {
-  const of = <T extends { readonly contender: string; readonly length: number }>(
-    rows: readonly T[],
-    contender: string,
-  ) => rows.find((row) => row.contender === contender && row.length === length)!;
-  return of(excess, id).estimate.value / of(bitsPerByte, 'softmax').estimate.value;
-}
-
 /** Over all distances. */
 function recallOf({ quality }: Measured, id: string): number {
   const rows = quality.recall.filter(({ contender }) => contender === id).map(({ estimate }) => estimate);
   return rows.reduce((sum, { value, n }) => sum + value * n, 0) / rows.reduce((sum, { n }) => sum + n, 0);
 }
-
-function table(head: readonly string[], rows: readonly (readonly string[])[]): string[] {
-  const line = (cells: readonly string[]) => `| ${cells.join(' | ')} |`;
-  return [line(head), line(head.map(() => '---')), ...rows.map(line), ''];
-}
-
-const signed = (value: number, digits: number): string => `${value < 0 ? '−' : '+'}${Math.abs(value).toFixed(digits)}`;
-const percent = (share: number): string => `${signed(100 * share, 2)} %`;
-const grouped = (value: number): string => value.toLocaleString('en-US');
