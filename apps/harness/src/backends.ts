@@ -12,6 +12,14 @@ export interface Requirement {
   readonly install: string;
 }
 
+/** A kernel and the cut that was the fastest. */
+export interface Tuning {
+  readonly kernel: string;
+  readonly chosen: string;
+  /** By cut. */
+  readonly milliseconds: Readonly<Record<string, number>>;
+}
+
 interface Known {
   readonly package: string;
   load(): Promise<Readonly<Record<string, unknown>>>;
@@ -19,6 +27,8 @@ interface Known {
   readonly natives: readonly string[];
   /** What `--device` means to it: by name, the default first, or any name as the value of one option. */
   readonly devices: Readonly<Record<string, Readonly<Record<string, string>>>> | string;
+  /** Ways to cut its kernels that were chosen for a device by timing them; `tuned` looks them up. */
+  readonly tuning?: Readonly<Record<'tune' | 'tuned', (options: OpenOptions) => Promise<readonly Tuning[]>>>;
   /** What a device of it needs of the system, the whole list. */
   readonly requirements?: Readonly<Record<string, () => Promise<readonly Requirement[]>>>;
   /** Whether it has matrices in blocks of 8 and 4 bits. */
@@ -40,6 +50,10 @@ export const knownBackends: Readonly<Record<string, Known>> = {
     load: () => import('@dsla/backend-webgpu'),
     natives: ['webgpu'],
     devices: { gpu: {}, software: { software: 'allow' } },
+    tuning: {
+      tune: async (options) => (await import('@dsla/backend-webgpu')).tune(options),
+      tuned: async (options) => (await import('@dsla/backend-webgpu')).tuned(options),
+    },
     quantises: true,
   },
   tfjs: {
@@ -116,6 +130,15 @@ export function devicesOf(backend: string): readonly (string | undefined)[] {
   const devices = knownBackends[backend]?.devices;
   const all = typeof devices === 'object' ? Object.keys(devices).filter((name) => name !== 'software') : [];
   return all.length > 1 ? all : [undefined];
+}
+
+/** Cuts of kernels chosen for the device of a backend; with `anew` after timing them. Undefined where it chooses none. */
+export async function tuningOf(
+  backend: string,
+  anew: boolean,
+  options: OpenOptions,
+): Promise<readonly Tuning[] | undefined> {
+  return await knownBackends[backend]?.tuning?.[anew ? 'tune' : 'tuned'](options);
 }
 
 /** What a device needs of the system, where that is known. */

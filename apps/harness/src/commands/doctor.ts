@@ -10,6 +10,8 @@ import {
   knownBackends,
   type Requirement,
   requirementsOf,
+  type Tuning,
+  tuningOf,
 } from '../backends.js';
 import { type Checkpoint, describeConversion, inspect, type Mixer, mixers, untuned } from '../checkpoint.js';
 import { ownVersion } from '../report/machine.js';
@@ -21,6 +23,7 @@ interface DoctorOptions extends CommonOptions {
   readonly model?: string;
   readonly backend: readonly string[];
   readonly fix?: true;
+  readonly tune?: true;
 }
 
 interface BackendState {
@@ -31,6 +34,8 @@ interface BackendState {
   readonly description: string | null;
   readonly versions: Readonly<Record<string, string>>;
   readonly obstacles: readonly string[];
+  /** Where its kernels are chosen by timing them: what was chosen. */
+  readonly tuning?: readonly Tuning[];
   /** With --fix, where it does not work: what it needs, whether or not it is there. */
   readonly requirements?: readonly Requirement[];
   /** By mixer ('softmax' for the model's own attention), for the model asked about. */
@@ -43,7 +48,8 @@ export function addDoctor(program: Command, io: Io): void {
     .description('what works on this machine, and what is missing')
     .option('-m, --model <folder>', 'also ask every backend what of this model it cannot run')
     .option('-b, --backend <names>', 'backends to ask', names, Object.keys(knownBackends))
-    .option('--fix', 'explain what to install for what does not work');
+    .option('--fix', 'explain what to install for what does not work')
+    .option('--tune', 'time the ways to cut the kernels of a GPU, and keep the fastest');
   addCommonOptions(command).action((options: DoctorOptions) => runDoctor(options, io));
 }
 
@@ -60,7 +66,7 @@ async function runDoctor(options: DoctorOptions, io: Io): Promise<void> {
   const backends: BackendState[] = [];
   for (const name of options.backend) {
     for (const device of devicesOf(name)) {
-      const state = await examine(name, device, checkpoint, io.signal);
+      const state = await examine(name, device, { checkpoint, tune: options.tune === true, signal: io.signal });
       const requirements = options.fix && !state.works && (await requirementsOf(name, device));
       backends.push(requirements ? { ...state, requirements } : state);
     }
@@ -79,12 +85,17 @@ async function runDoctor(options: DoctorOptions, io: Io): Promise<void> {
   );
 }
 
+interface Examination {
+  readonly checkpoint: Checkpoint | undefined;
+  readonly tune: boolean;
+  readonly signal: AbortSignal;
+}
+
 /** `device`: of the backend; undefined for its default. */
 async function examine(
   name: string,
   device: string | undefined,
-  checkpoint: Checkpoint | undefined,
-  signal: AbortSignal,
+  { checkpoint, tune, signal }: Examination,
 ): Promise<BackendState> {
   const versions = backendVersions(name);
   const missing = { name, ...(device !== undefined && { device }), works: false, description: null, versions };
@@ -93,9 +104,17 @@ async function examine(
     const backend = await importBackend(name);
     const obstacles = await backend.obstacles(options);
     if (obstacles.length > 0) return { ...missing, obstacles };
+    const tuning = await tuningOf(name, tune, options);
     await using opened = await backend.open(options);
     const unsupported = checkpoint && unsupportedOf(checkpoint, opened);
-    return { ...missing, works: true, description: opened.description, obstacles, ...(unsupported && { unsupported }) };
+    return {
+      ...missing,
+      works: true,
+      description: opened.description,
+      obstacles,
+      ...(tuning && { tuning }),
+      ...(unsupported && { unsupported }),
+    };
   } catch (error) {
     if (signal.aborted || (isDslaError(error) && error.code === 'E_INPUT')) throw error;
     return { ...missing, obstacles: [error instanceof Error ? error.message : String(error)] };
@@ -119,7 +138,7 @@ function unsupportedOf(checkpoint: Checkpoint, device: Device): Record<string, r
 }
 
 function describeState(state: BackendState, io: Io): string[] {
-  const { name, device, works, description, versions, obstacles, requirements, unsupported } = state;
+  const { name, device, works, description, versions, obstacles, requirements, tuning, unsupported } = state;
   const colors = colorsFor(io.out, io.env);
   const packages = Object.entries(versions).map(([each, version]) => `${each} ${version}`);
   return [
@@ -127,6 +146,8 @@ function describeState(state: BackendState, io: Io): string[] {
     `${works ? colors.green('ok     ') : colors.red('missing')} ${name}${device === undefined ? '' : `, ${device}`}: ${description ?? 'does not open'}`,
     ...(packages.length > 0 ? [`        ${packages.join(', ')}`] : []),
     ...obstacles.map((obstacle) => `        ${obstacle}`),
+    ...(tuning?.length === 0 ? ['        kernels as they come; `dsla doctor --tune` chooses by time'] : []),
+    ...(tuning ?? []).map(({ kernel, chosen }) => `        ${kernel}: ${chosen}, by time`),
     ...(requirements ? ['        It needs:'] : []),
     ...(requirements ?? []).map(({ name: what, version, install }) => `        - ${what} ${version}. ${install}.`),
     ...Object.entries(unsupported ?? {}).map(
