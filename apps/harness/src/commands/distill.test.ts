@@ -35,6 +35,15 @@ describe('dsla distill', () => {
     expect(await dsla(args)).toMatchObject({ code: 0 });
   });
 
+  it('tunes a low-rank change of o with --output-rank, which generate then uses', async () => {
+    const out = join(folder, 'ranked');
+    expect((await distill(out, '--level', '1', '--quiet', '--output-rank', '2')).code).toBe(0);
+    const { mixer } = await readConversion(out, model);
+    expect(mixer.options).toEqual({ kind: 'dual', outputRank: 2 });
+    const args = ['generate', 'word', '--model', model, '-b', 'reference', '-l', '1', '--conversion', out, '-n', '3'];
+    expect(await dsla(args)).toMatchObject({ code: 0 });
+  });
+
   it('goes on with --resume, and not without', async () => {
     const out = join(folder, 'second');
     expect((await distill(out, '--level', '1', '--quiet')).code).toBe(0);
@@ -53,6 +62,12 @@ describe('dsla distill', () => {
     const base = ['distill', '--model', model];
     for (const [args, code, message] of [
       [base, 2, /^dsla: --data: must name the text to train on/],
+      [
+        [...base, '--data', data, '--output-rank', '2', '--mixer', 'published'],
+        2,
+        /--output-rank: must be left out with/,
+      ],
+      [[...base, '--data', data, '--output-rank', '4000'], 2, /outputRank must be an integer from 0 to the width of o/],
       [[...base, '--data', short], 2, /short.txt 90-100 %: the text must fill a window of 1024 tokens/],
       [[...base, '--data', join(folder, 'none')], 1, /none: could not be read/],
       [

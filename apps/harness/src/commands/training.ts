@@ -10,6 +10,7 @@ import { whole } from '../ui/options.js';
 export interface TrainingOptions {
   readonly model: string;
   readonly mixer: Mixer;
+  readonly outputRank?: number;
   readonly data?: string;
   readonly heldOut?: string;
   readonly engine?: string;
@@ -25,6 +26,7 @@ export function addTrainingOptions(command: Command): Command {
   return command
     .option('-m, --model <folder>', 'Hugging Face folder', embedded('llama-4m'))
     .addOption(new Option('--mixer <name>', 'attention to fit').choices(trainable).default('foldable'))
+    .option('--output-rank <n>', 'rank of a change of the output projection, tuned too (default: none)', whole(0))
     .option('--data <path>', 'text file, or folder of .txt files')
     .option('--held-out <path>', 'text to judge on (default: the last tenth of the data)')
     .option('--engine <name>', 'of TensorFlow.js (default: the first that works)')
@@ -72,6 +74,17 @@ export async function openTrainer(engine: string | undefined, signal: AbortSigna
   throw new DslaError('E_UNSUPPORTED', { where: device.description, rule: 'the device must be able to train' });
 }
 
-export function mixerOf({ mixer }: TrainingOptions): { readonly name: Mixer; readonly options: MixerOptions } {
-  return { name: mixer, options: mixers[mixer] };
+/** @throws DslaError E_INPUT for a rank with the published form, whose own output projection is tuned whole */
+export function mixerOf({ mixer, outputRank }: TrainingOptions): {
+  readonly name: Mixer;
+  readonly options: MixerOptions;
+} {
+  const options = mixers[mixer];
+  if (outputRank === undefined) return { name: mixer, options };
+  if (options.kind === 'dual') return { name: mixer, options: { ...options, outputRank } };
+  throw new DslaError('E_INPUT', {
+    where: '--output-rank',
+    rule: `must be left out with --mixer ${mixer}, which tunes the whole output projection`,
+    got: outputRank,
+  });
 }
