@@ -1,7 +1,19 @@
 import { referenceBackend } from '@dsla/reference';
-import { type Device, f32, kvState, type LayerGraph, type Row, type WeightSource } from '@dsla/spec';
+import {
+  type Device,
+  f32,
+  fromFloat16,
+  kvState,
+  type LayerGraph,
+  type Row,
+  toFloat16,
+  type WeightSource,
+} from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { webgpuBackend } from './index.js';
+import { openRunner } from './kernel-runner.js';
+import type { Kernel } from './kernels/kernel.js';
+import { headsTogether, joinSplits, partWidth, splitAttention } from './kernels/split-attention.js';
 import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();
@@ -99,5 +111,98 @@ describe.skipIf(obstacle)(`attention over long caches${obstacle ? ` (${obstacle}
     const square = (xs: readonly number[]) => xs.reduce((sum, x) => sum + x * x, 0);
     const error = square(got.map((x, i) => x - want[i]!));
     expect(Math.sqrt(error / square(want))).toBeLessThan(1e-5);
+  });
+});
+
+/** Where the software adapter has no float16, arrays of single halves are read as float32; packed ones stay. */
+const inWords = (kernel: Kernel): Kernel => ({
+  ...kernel,
+  code: kernel.code.replace('enable f16;\n', '').replaceAll('array<f16>', 'array<f32>'),
+});
+
+describe.skipIf(obstacle)(`split attention over halves${obstacle ? ` (${obstacle})` : ''}`, () => {
+  const halves = (length: number, seed: number) =>
+    fromFloat16(toFloat16(Float32Array.from({ length }, (_, i) => 2 * Math.sin(seed + 12.9898 * i))));
+  const packed = (numbers: Float32Array) => new Uint32Array(toFloat16(numbers).slice().buffer);
+
+  it.each([
+    { heads: 4, kvHeads: 2, headDim: 64 },
+    { heads: 2, kvHeads: 2, headDim: 80 },
+  ])('%o', async ({ heads, kvHeads, headDim }) => {
+    const rows: Row[] = [
+      { slot: 1, past: 130, count: 3 },
+      { slot: 0, past: 0, count: 2 },
+    ];
+    const [tokens, capacity] = [5, 140];
+    const rope = { rotaryDim: headDim, frequencies: Array.from({ length: headDim / 2 }, (_, i) => 0.7 ** i) };
+    const shape = { heads, kvHeads, headDim, scale: headDim ** -0.5, rope };
+    const [q, k, v] = [heads, kvHeads, kvHeads].map((of, n) => halves(tokens * of * headDim, n)) as [
+      Float32Array<ArrayBuffer>,
+      Float32Array<ArrayBuffer>,
+      Float32Array<ArrayBuffer>,
+    ];
+    const [keys, values] = [halves(2 * kvHeads * capacity * headDim, 7), halves(2 * kvHeads * capacity * headDim, 8)];
+    const turn = (x: Float32Array, base: number, c: number, position: number): number => {
+      const half = headDim / 2;
+      const angle = position * rope.frequencies[c % half]!;
+      const other = x[base + ((c + half) % headDim)]!;
+      return x[base + c]! * Math.cos(angle) + (c < half ? -other : other) * Math.sin(angle);
+    };
+    const table = new Float32Array(capacity * headDim);
+    for (let i = 0; i < table.length / 2; i++) {
+      const angle = Math.floor(i / (headDim / 2)) * rope.frequencies[i % (headDim / 2)]!;
+      table.set([Math.cos(angle), Math.sin(angle)], 2 * i);
+    }
+    const runner = await openRunner(rows);
+    const [cacheK, cacheV] = [runner.buffer(packed(keys)), runner.buffer(packed(values))];
+    const parts = runner.buffer(new Float32Array(runner.view.splits * heads * partWidth(shape)));
+    const y = runner.buffer(new Uint32Array((tokens * heads * headDim) / 2));
+    const inputs = [q, k, packed(v), table, new Uint32Array([capacity])].map((data) => runner.buffer(data));
+    await runner.run(
+      inWords(splitAttention(shape, 'f16', 4)),
+      [...inputs, cacheK, cacheV, parts],
+      [runner.view.splits, heads / headsTogether(shape), 1],
+    );
+    await runner.run(joinSplits(shape, 'f16'), [parts, y], [runner.view.singles, heads, 1]);
+    const got = fromFloat16(new Uint16Array(await runner.read(y)));
+
+    // The cache takes the step's tokens; then every query sees what is not after it.
+    let start = 0;
+    for (const { slot, past, count } of rows) {
+      for (let t = 0; t < count; t++)
+        for (let h = 0; h < kvHeads; h++)
+          for (let c = 0; c < headDim; c++) {
+            const from = ((start + t) * kvHeads + h) * headDim;
+            const to = ((slot * kvHeads + h) * capacity + past + t) * headDim + c;
+            keys[to] = fromFloat16(toFloat16(Float32Array.of(turn(k, from, c, past + t))))[0]!;
+            values[to] = v[from + c]!;
+          }
+      start += count;
+    }
+    const near = (got: ArrayLike<number>, want: ArrayLike<number>) => {
+      for (let i = 0; i < want.length; i++)
+        if (!(Math.abs(got[i]! - want[i]!) <= 2e-3)) expect(got[i], `number ${i}`).toBe(want[i]);
+    };
+    near(fromFloat16(new Uint16Array(await runner.read(cacheK))), keys);
+    near(fromFloat16(new Uint16Array(await runner.read(cacheV))), values);
+    const want: number[] = [];
+    start = 0;
+    for (const { slot, past, count } of rows) {
+      for (let t = 0; t < count; t++)
+        for (let h = 0; h < heads; h++) {
+          const cache = (slot * kvHeads + Math.floor((h * kvHeads) / heads)) * capacity;
+          const from = ((start + t) * heads + h) * headDim;
+          const weights = Array.from({ length: past + t + 1 }, (_, n) => {
+            let score = 0;
+            for (let c = 0; c < headDim; c++) score += turn(q, from, c, past + t) * keys[(cache + n) * headDim + c]!;
+            return Math.exp(score * shape.scale);
+          });
+          const total = weights.reduce((a, b) => a + b);
+          for (let c = 0; c < headDim; c++)
+            want.push(weights.reduce((sum, weight, n) => sum + weight * values[(cache + n) * headDim + c]!, 0) / total);
+        }
+      start += count;
+    }
+    near(got, want);
   });
 });

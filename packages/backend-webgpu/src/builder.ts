@@ -1,5 +1,5 @@
 import type { Rope, Value, Weight, WeightShape } from '@dsla/spec';
-import { elementwiseSize, type Shape } from './kernels/elementwise.js';
+import { elementwiseSize, type Part, type Shape } from './kernels/elementwise.js';
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
 import type { MatrixShape } from './kernels/linear-matrix.js';
 import type { Format, Quantised } from './kernels/quantise.js';
@@ -11,6 +11,8 @@ import type { View } from './view.js';
 export interface Operand extends Shape {
   readonly ref: BufferRef;
   readonly domain: Domain;
+  /** It is a part of this value, from a feature on; those that can read it there. */
+  readonly part?: { readonly of: Operand; readonly from: number } | undefined;
   /** It is the RMS norm of this value; products of a few items take the norm themselves, for them it is not computed. */
   readonly normed?: { readonly x: Operand; readonly weight: Weight; readonly eps: number } | undefined;
 }
@@ -44,6 +46,15 @@ export interface Builder {
 /** A new value. */
 export function result(builder: Builder, width: number, domain: Domain, type: Element = builder.type): Operand {
   return { ref: builder.temp(width, type, domain), width, type, domain };
+}
+
+/** Where a value is read: a part in the value that it is part of. */
+export function sourceOf({ ref, part }: Operand): BufferRef {
+  return part?.of.ref ?? ref;
+}
+
+export function partOf({ width, type, part }: Operand): Part {
+  return part ? { width, type, stride: part.of.width, from: part.from } : { width, type };
 }
 
 export function matrix(builder: Builder, name: Weight, format: Format = builder.type): BufferRef {

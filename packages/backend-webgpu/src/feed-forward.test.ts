@@ -67,6 +67,31 @@ const inPlace: LayerGraph = {
   ],
 };
 
+/** Products and joints of parts of values, and activations of what else is read. */
+const parts: LayerGraph = {
+  name: 'parts',
+  states: [],
+  nodes: [
+    { op: 'input', name: 'x', width },
+    { op: 'linear', x: 0, weight: 'gate' },
+    { op: 'slice', x: 1, from: 0, to: 128 },
+    { op: 'slice', x: 1, from: 64, to: 192 },
+    { op: 'linear', x: 2, weight: 'o', bias: 'o.bias' },
+    { op: 'linear', x: 3, weight: 'q' },
+    { op: 'slice', x: 4, from: 8, to: 24 },
+    { op: 'slice', x: 5, from: 37, to: 56 },
+    { op: 'concat', a: 6, b: 7 },
+    { op: 'concat', a: 4, b: 5 },
+    { op: 'activate', x: 9, fn: 'softplus' },
+    { op: 'activate', x: 1, fn: 'silu' },
+    { op: 'linear', x: 0, weight: 'up' },
+    { op: 'mul', a: 12, b: 11 },
+    { op: 'output', name: 'joint', x: 8 },
+    { op: 'output', name: 'steps', x: 10 },
+    { op: 'output', name: 'gated', x: 13 },
+  ],
+};
+
 const single: LayerGraph = {
   name: 'a product',
   states: [],
@@ -139,6 +164,7 @@ async function play(device: Device, tape: LayerGraph, source: WeightSource): Pro
 describe.skipIf(obstacle)(`products with their neighbours${obstacle ? ` (${obstacle})` : ''}`, () => {
   it.each([
     ...Object.keys(roundings).map((format) => [graph.name, format, graph] as const),
+    ...Object.keys(roundings).map((format) => [parts.name, format, parts] as const),
     [inPlace.name, 'f32', inPlace] as const,
   ])('%s, %s', async (_, format, tape) => {
     await using device = await webgpuBackend.open({ extra: { software: 'allow', checks: 'off', weights: format } });

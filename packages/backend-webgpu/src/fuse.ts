@@ -11,15 +11,21 @@ export interface Fusions {
   readonly normed: ReadonlyMap<Value, Value>;
   /** By the index of an add: the wide product among its operands, and the operand that it is added to. */
   readonly added: ReadonlyMap<Value, { readonly product: Value; readonly to: Value }>;
+  /** By the index of a causalConv or concat: the activate that alone reads it. */
+  readonly activated: ReadonlyMap<Value, { readonly fn: Activation; readonly by: Value }>;
+  /** Slices read by concats and wide products alone, which read them where they lie. */
+  readonly sliced: ReadonlySet<Value>;
   /** rmsNorms read by wide products alone. */
   readonly taken: ReadonlySet<Value>;
   /** Nodes that another one computes. */
   readonly absorbed: ReadonlySet<Value>;
 }
 
+type Activation = NodeOf<'activate'>['fn'];
+
 /** `product`: gate and up are products of one x, which need no values either. */
 interface Gated {
-  readonly fn: NodeOf<'activate'>['fn'];
+  readonly fn: Activation;
   readonly gate: Value;
   readonly up: Value;
   readonly product?: { readonly x: Value; readonly gate: Weight; readonly up: Weight };
@@ -28,8 +34,12 @@ interface Gated {
 /** Products that one kernel computes at most: each takes up to three buffers. */
 const groupLimit = 3;
 
-/** `wide`: whether the products with a matrix have kernels that can do their neighbours. */
-export function findFusions({ nodes }: LayerGraph, wide: (weight: Weight) => boolean): Fusions {
+/** `wide`: whether the products with a matrix have kernels that can do their neighbours; `widths` of the values. */
+export function findFusions(
+  { nodes }: LayerGraph,
+  wide: (weight: Weight) => boolean,
+  widths: readonly number[],
+): Fusions {
   const uses = new Map<Value, number>();
   for (const value of nodes.flatMap(operandsOf)) uses.set(value, (uses.get(value) ?? 0) + 1);
   const gated = new Map<Value, Gated>();
@@ -38,12 +48,13 @@ export function findFusions({ nodes }: LayerGraph, wide: (weight: Weight) => boo
   const absorbed = new Set<Value>();
   nodes.forEach((node, index) => {
     if (node.op === 'mul') {
-      const gate = nodes[node.a]!;
-      if (gate.op !== 'activate' || uses.get(node.a) !== 1) return;
-      const product = productOf(nodes, gate.x, node.b, uses);
-      gated.set(index, { fn: gate.fn, gate: gate.x, up: node.b, ...(product && { product }) });
-      absorbed.add(node.a);
-      if (product) absorbed.add(gate.x).add(node.b);
+      const [by, up] = nodes[node.a]!.op === 'activate' ? [node.a, node.b] : [node.b, node.a];
+      const gate = nodes[by]!;
+      if (gate.op !== 'activate' || uses.get(by) !== 1) return;
+      const product = productOf(nodes, gate.x, up, uses);
+      gated.set(index, { fn: gate.fn, gate: gate.x, up, ...(product && { product }) });
+      absorbed.add(by);
+      if (product) absorbed.add(gate.x).add(up);
     }
     if (node.op === 'add') {
       const product = [node.b, node.a].find((value) => {
@@ -61,11 +72,39 @@ export function findFusions({ nodes }: LayerGraph, wide: (weight: Weight) => boo
       absorbed.add(index + 1);
     }
   });
+  const activated = new Map<Value, { fn: Activation; by: Value }>();
+  nodes.forEach((node, by) => {
+    if (node.op !== 'activate' || absorbed.has(by) || uses.get(node.x) !== 1) return;
+    const { op } = nodes[node.x]!;
+    if (op !== 'causalConv' && op !== 'concat') return;
+    activated.set(node.x, { fn: node.fn, by });
+    absorbed.add(by);
+  });
+  const sliced = new Set([...nodes.keys()].filter((index) => isSliced(nodes, index, absorbed, wide, widths)));
   const grouped = findGroups(nodes, absorbed);
   for (const [first, ...others] of grouped.values())
     for (const index of others) if (index !== first) absorbed.add(index);
   const taken = new Set([...nodes.keys()].filter((index) => isTaken(nodes, index, wide)));
-  return { gated, grouped, normed, added, taken, absorbed };
+  return { gated, grouped, normed, added, activated, sliced, taken, absorbed };
+}
+
+/** Whether a slice is of a value that stays, and all that read it can read a part of one. */
+function isSliced(
+  nodes: readonly Node[],
+  index: Value,
+  absorbed: ReadonlySet<Value>,
+  wide: (weight: Weight) => boolean,
+  widths: readonly number[],
+): boolean {
+  const slice = nodes[index]!;
+  if (slice.op !== 'slice' || nodes[slice.x]!.op === 'input') return false;
+  const aligned = slice.from % 8 === 0 && widths[slice.x]! % 8 === 0;
+  return [...nodes.keys()]
+    .filter((at) => operandsOf(nodes[at]!).includes(index))
+    .every((at) => {
+      const reader = nodes[at]!;
+      return reader.op === 'concat' || (reader.op === 'linear' && aligned && !absorbed.has(at) && wide(reader.weight));
+    });
 }
 
 /** Whether a node is a norm that only wide products read, before its own input may be overwritten. */

@@ -1,9 +1,10 @@
 import type { NodeOf, Weight } from '@dsla/spec';
-import { type Builder, countOf, matrix, type Operand, perElement, vector } from './builder.js';
+import { type Builder, countOf, matrix, type Operand, partOf, perElement, sourceOf, vector } from './builder.js';
 import { accumulate, activateMul, add as sum } from './kernels/elementwise.js';
 import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
 import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
+import { linearThin, thinItems, thinShape } from './kernels/linear-thin.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
 import { hasVector, linearVector, vectorGroups, vectorItems, vectorShape } from './kernels/linear-vector.js';
 import { dequantise, dequantiseGrid, type Format, isQuantised } from './kernels/quantise.js';
@@ -25,9 +26,10 @@ export interface Product {
 
 const none: Grid = [0, 0, 0];
 
-/** At most as many items go to the kernels for vectors; quantised matrices would be read too often. */
+/** At most as many items go to the kernels for vectors: more are for subgroup matrices; quantised matrices would be read too often. */
 function fewItems({ traits }: Builder): number {
-  return traits.weights ? 8 : 64;
+  if (traits.weights) return 8;
+  return traits.matrices ? 4 : 64;
 }
 
 /** A grid for a few items, or for many. */
@@ -117,19 +119,19 @@ function emitVectors(
   const { traits, emit } = builder;
   const { domain, normed } = x;
   const source = normed?.x ?? x;
-  const sources = normed ? [source.ref, vector(normed.weight)] : [source.ref];
+  const sources = [sourceOf(source), ...(normed ? [vector(normed.weight)] : [])];
   const format = formatOf(builder, x);
   let least = 1;
   const all = vectorItems(format, x.width);
   for (const items of all) {
-    const shape = vectorShape(format, items, traits.lanes, parts[0]!.gate !== undefined);
+    const shape = vectorShape(format, items, traits.lanes, parts[0]!.gate !== undefined, x.width);
     const [low, most] = [least, items === all.at(-1) ? fewItems(builder) : items];
     const groups = parts.reduce((sum, { y }) => sum + vectorGroups(y.width, shape), 0);
     const grid = (view: View): Grid => {
       const count = countOf(view, domain);
       return count < low || count > most ? none : [groups, Math.ceil(count / items), 1];
     };
-    const kernel = linearVector({ domain, x: source, format, parts, shape, eps: normed?.eps });
+    const kernel = linearVector({ domain, x: partOf(source), format, parts, shape, eps: normed?.eps });
     emit(kernel, [...sources, ...buffers], grid, replay);
     least = most + 1;
   }
@@ -167,12 +169,29 @@ export function emitMany(builder: Builder, x: Operand, { weight, bias, y, add }:
     emit(linear(domain, y, x, type, biased), buffers, perElement(y), replay);
     return;
   }
-  const matrices = traits.matrices && vectors;
+  const grid =
+    ({ outputs, items }: { readonly outputs: number; readonly items: number }) =>
+    (view: View): Grid => [Math.ceil(y.width / outputs), Math.ceil(countOf(view, domain) / items), 1];
+  if (!traits.matrices || !vectors) {
+    const tiles = grid({ outputs: tileSize, items: tileSize });
+    emit(linearTiles(domain, y, x, type, biased), buffers, only(tiles), replay);
+    return;
+  }
+  let least = 0;
+  for (const most of [16, 32, thinItems]) {
+    const shape = thinShape(most);
+    const [low, all] = [least, grid(shape)];
+    const some = (view: View): Grid => {
+      const count = countOf(view, domain);
+      return count > low && count <= most ? all(view) : none;
+    };
+    emit(linearThin(domain, y, x, biased, shape), buffers, only(some), replay);
+    least = most;
+  }
   const shape = traits.product ?? matrixShape;
-  const { outputs, items } = matrices ? shape : { outputs: tileSize, items: tileSize };
-  const grid = (view: View): Grid => [Math.ceil(y.width / outputs), Math.ceil(countOf(view, domain) / items), 1];
-  const kernel = matrices ? linearMatrix(domain, y, x, biased, shape) : linearTiles(domain, y, x, type, biased);
-  emit(kernel, buffers, only(grid), replay);
+  const wide = grid(shape);
+  const many = (view: View): Grid => (countOf(view, domain) <= thinItems ? none : wide(view));
+  emit(linearMatrix(domain, y, x, biased, shape), buffers, only(many), replay);
 }
 
 /** y = a + b; y may be a. */

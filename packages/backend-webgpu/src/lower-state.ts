@@ -6,22 +6,19 @@ import type { Grid } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
 import { scanSize, selectiveScan } from './kernels/selective-scan.js';
 import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
-import { headsTogether, joinSplits, splitAttention, splittable } from './kernels/split-attention.js';
+import { headsTogether, joinSplits, partWidth, splitAttention, splittable } from './kernels/split-attention.js';
 import { tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
 export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'>): Operand {
   const { type, emit, operand } = builder;
-  const { heads, kvHeads, headDim, rope, window, state } = node;
+  const { heads, kvHeads, headDim, window, state } = node;
   const [q, k, v] = [operand(node.q), operand(node.k), operand(node.v)];
   const y = result(builder, heads * headDim, 'token');
   const [keys, values] = [statePart(state, 0), statePart(state, 1)];
   if (!window) {
-    const info: BufferRef = { kind: 'info', state };
-    const ropes = ropeRef(rope);
-    emit(append(kvHeads, headDim, type, rope), [k.ref, v.ref, ...ropes, info, keys, values], perElement(k));
-    lowerCached(builder, node, q, [keys, values, info], y);
+    lowerCached(builder, node, { q, k, v: v.ref, keys, values }, y);
     return y;
   }
   const turned = turnedKeys(builder, node, k);
@@ -32,24 +29,32 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
   return y;
 }
 
-/** Short rows split over the cache, long rows in tiles, where the device and the head width allow it. */
+/**
+ * Short rows split over the cache, which takes in their tokens at the same time; long rows in tiles, where the device and the
+ * head width allow it.
+ */
 function lowerCached(
   builder: Builder,
   node: NodeOf<'softmaxAttention'>,
-  q: Operand,
-  cache: readonly BufferRef[],
+  { q, k, v, keys, values }: Omit<WindowParts, 'k'> & { readonly k: Operand },
   y: Operand,
 ): void {
   const { type, traits, temp, emit } = builder;
-  const { heads, headDim, rope } = node;
+  const { heads, kvHeads, headDim, rope, state } = node;
   const ropes = ropeRef(rope);
+  const info: BufferRef = { kind: 'info', state };
   const split = splittable(node, type, traits.lanes);
+  const all = perElement(k);
+  const appended = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : all(view));
+  emit(append(kvHeads, headDim, type, rope), [k.ref, v, ...ropes, info, keys, values], appended);
   if (split) {
-    const parts = temp(heads * (headDim + 2), 'f32', 'split');
+    const parts = temp(heads * partWidth(node), 'f32', 'split');
     const groups = heads / headsTogether(node);
-    emit(splitAttention(node, type), [q.ref, ...ropes, ...cache, parts], (view) => [view.splits, groups, 1]);
+    const kernel = splitAttention(node, type, traits.lanes);
+    emit(kernel, [q.ref, k.ref, v, ...ropes, info, keys, values, parts], (view) => [view.splits, groups, 1]);
     emit(joinSplits(node, type), [parts, y.ref], (view) => [view.singles, heads, 1]);
   }
+  const cache = [keys, values, info];
   if (traits.matrices && tileable(node)) {
     const turned = turnedQueries(builder, node, q);
     emit(tileAttention(node, traits.attention), [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
@@ -112,14 +117,14 @@ export function turnedKeys(
   return turned;
 }
 
-export function lowerConv(builder: Builder, node: NodeOf<'causalConv'>): Operand {
+export function lowerConv(builder: Builder, node: NodeOf<'causalConv'>, fn?: NodeOf<'activate'>['fn']): Operand {
   const { type, emit } = builder;
   const x = builder.operand(node.x);
   const taps = builder.shapeOf(node.weight)[2]!;
   const y = result(builder, x.width, 'token');
   const state = statePart(node.state, 0);
   const weights = [vector(node.weight), ...(node.bias === undefined ? [] : [vector(node.bias)])];
-  const kernel = causalConv(y, x, taps, type, node.bias !== undefined);
+  const kernel = causalConv(y, x, taps, type, node.bias !== undefined, fn);
   emit(kernel, [x.ref, ...weights, state, y.ref], perElement(y));
   if (taps > 1) emit(convState(x, taps, type), [x.ref, state], (view) => [Math.ceil(x.width / convSize), view.rows, 1]);
   return y;

@@ -1,5 +1,16 @@
 import { inferWidths, type LayerGraph, type Node, type NodeOf, type Value, type WeightShape } from '@dsla/spec';
-import { type Builder, matrix, type Operand, perElement, perItem, result, type Traits, vector } from './builder.js';
+import {
+  type Builder,
+  matrix,
+  type Operand,
+  partOf,
+  perElement,
+  perItem,
+  result,
+  sourceOf,
+  type Traits,
+  vector,
+} from './builder.js';
 import { type Fusions, findFusions } from './fuse.js';
 import * as elementwise from './kernels/elementwise.js';
 import { embed } from './kernels/embed.js';
@@ -25,10 +36,14 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     temp: (width, of = type, domain = 'token') => ({ kind: 'temp', temp: { width, type: of, domain } }),
     emit: (kernel, buffers, grid, replay = false) => void ops.push({ kernel, buffers, grid, replay }),
   };
-  const fusions = findFusions(graph, (weight) => {
-    const [outputs, width] = shapeOf(weight) as [number, number];
-    return hasVectors(builder, { width, type }, outputs);
-  });
+  const fusions = findFusions(
+    graph,
+    (weight) => {
+      const [outputs, width] = shapeOf(weight) as [number, number];
+      return hasVectors(builder, { width, type }, outputs);
+    },
+    widths,
+  );
   let vocabulary = Number.POSITIVE_INFINITY;
   graph.nodes.forEach((node, index) => {
     if (node.op === 'embed') vocabulary = Math.min(vocabulary, shapeOf(node.table)[0]!);
@@ -61,7 +76,7 @@ function lowerFused(
 ): Operand | undefined {
   const { operand, emit } = builder;
   const { nodes } = graph;
-  const { gated, grouped, taken } = fusions;
+  const { gated, grouped, activated, sliced, taken } = fusions;
   const gate = gated.get(index);
   if (gate?.product) {
     const x = operand(gate.product.x);
@@ -87,6 +102,17 @@ function lowerFused(
     return products[0]!.y;
   }
   const node = nodes[index]!;
+  const active = activated.get(index);
+  if (active) {
+    const y =
+      node.op === 'causalConv'
+        ? lowerConv(builder, node, active.fn)
+        : lowerConcat(builder, node as NodeOf<'concat'>, active.fn);
+    operands[active.by] = y;
+    return y;
+  }
+  if (sliced.has(index) && operand((node as NodeOf<'slice'>).x).type === builder.type)
+    return lowerPart(builder, node as NodeOf<'slice'>, nodes, index);
   if (node.op === 'add') return lowerAdd(builder, graph, index, fusions, operands);
   if (node.op !== 'rmsNorm' || !taken.has(index)) return undefined;
   const [x, { weight, eps }] = [operand(node.x), node];
@@ -119,15 +145,15 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
       emit(rmsNorm(x.domain, y, x, node.eps), [x.ref, vector(node.weight), y.ref], perItem(x.domain));
       return y;
     }
-    case 'mul':
-    case 'concat': {
+    case 'mul': {
       const [a, b] = [operand(node.a), operand(node.b)];
       const y = result(builder, width, a.domain);
-      const kernel = node.op === 'concat' ? elementwise.concat : elementwise.multiply;
       // WebGPU refuses no buffer that is only read twice.
-      emit(kernel(a.domain, y, a, b), [a.ref, b.ref, y.ref], perElement(y));
+      emit(elementwise.multiply(a.domain, y, a, b), [a.ref, b.ref, y.ref], perElement(y));
       return y;
     }
+    case 'concat':
+      return lowerConcat(builder, node);
     case 'slice': {
       const x = operand(node.x);
       const y = result(builder, width, x.domain);
@@ -170,6 +196,27 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
     default:
       return node satisfies never;
   }
+}
+
+/** a, then b, which may be parts of other values. */
+function lowerConcat(builder: Builder, { a, b }: NodeOf<'concat'>, fn?: NodeOf<'activate'>['fn']): Operand {
+  const [first, second] = [builder.operand(a), builder.operand(b)];
+  const y = result(builder, first.width + second.width, first.domain);
+  const kernel = elementwise.concat(first.domain, y, partOf(first), partOf(second), fn);
+  builder.emit(kernel, [sourceOf(first), sourceOf(second), y.ref], perElement(y));
+  return y;
+}
+
+/** A slice: written only where products of many items read it. */
+function lowerPart(builder: Builder, { x, from, to }: NodeOf<'slice'>, nodes: readonly Node[], index: Value): Operand {
+  const of = builder.operand(x);
+  const y = result(builder, to - from, of.domain);
+  const multiplied = nodes.some((node) => node.op === 'linear' && node.x === index);
+  if (multiplied) {
+    const many = onlyMany(builder, y.domain, perElement(y));
+    builder.emit(elementwise.slice(y.domain, y, of, from), [of.ref, y.ref], many);
+  }
+  return { ...y, part: { of, from } };
 }
 
 function namedInput({ name, width }: NodeOf<'input'>, type: Element): NamedValue {

@@ -90,8 +90,12 @@ function push<T>(list: T[], item: T): void {
 }
 
 /** One compute pass. What the dispatch before has set stays. */
-export function encode(encoder: GPUCommandEncoder, dispatches: readonly Dispatch[]): void {
-  const pass = encoder.beginComputePass();
+export function encode(
+  encoder: GPUCommandEncoder,
+  dispatches: readonly Dispatch[],
+  descriptor?: GPUComputePassDescriptor,
+): void {
+  const pass = encoder.beginComputePass(descriptor);
   let last: Dispatch | undefined;
   for (const dispatch of dispatches) {
     const { pipeline, view, group, grid } = dispatch;

@@ -1,6 +1,6 @@
 import type { Row, StepBatch } from '@dsla/spec';
 import type { Pool } from './buffers.js';
-import { leastChunk, shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
+import { firstToken, leastChunk, shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
 
 /** The rows of one run, as data that every kernel reads (see kernels/kernel.ts). */
 export interface View {
@@ -129,6 +129,12 @@ function groupOf(device: GPUDevice, layout: GPUBindGroupLayout, buffer: GPUBuffe
 const mostChunks = 128;
 const mostReplayed = 32;
 
+/** Keys of a split of a token; what a row's tokens get depends on the row alone. */
+function keysOf(position: number): number {
+  const { least, most, splits } = splitKeys;
+  return Math.min(Math.max(2 ** Math.ceil(Math.log2((position + 1) / splits)), least), most);
+}
+
 interface Encoded {
   readonly words: Uint32Array<ArrayBuffer>;
   readonly tokens: number;
@@ -145,14 +151,14 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
   const long = rows.map(({ count }) => count > shortRow);
   const tiles = rows.reduce((sum, { count }, row) => sum + (long[row] ? Math.ceil(count / tileTokens) : 0), 0);
   const singles = rows.reduce((sum, { count }, row) => sum + (long[row] ? 0 : count), 0);
-  const splitsOf = (position: number) => Math.ceil((position + 1) / splitKeys);
+  const splitsOf = (position: number) => Math.ceil((position + 1) / keysOf(position));
   let splits = 0;
   rows.forEach(({ past, count }, row) => {
     if (!long[row]) for (let t = 0; t < count; t++) splits += splitsOf(past + t);
   });
-  const rowBase = 4; // in entries of four words, as all bases
-  const tokenBase = rowBase + rows.length;
-  const lastBase = tokenBase + tokens;
+  const tokenBase = firstToken; // in entries of four words, as all bases
+  const rowBase = tokenBase + tokens;
+  const lastBase = rowBase + rows.length;
   const tileBase = lastBase + rows.length;
   const splitBase = tileBase + tiles;
   const singleBase = splitBase + splits;
@@ -170,10 +176,10 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
   put(rowBase, tokenBase, lastBase, tileBase);
   put(splitBase, singleBase, chunkTokens, longBase);
   put(splits, singles, 0, 0);
-  for (const { slot, past, start, count } of rows) put(slot, past, start, count);
   rows.forEach(({ past, start, count }, row) => {
     for (let t = 0; t < count; t++) put(start + t, row, past + t, ids[start + t] ?? 0);
   });
+  for (const { slot, past, start, count } of rows) put(slot, past, start, count);
   // A row without tokens has no last one: any index that exists will do, since nobody reads the result.
   rows.forEach(({ past, start, count, index }, row) => {
     put(index, row, Math.max(past + count - 1, 0), count > 0 ? start + count - 1 : 0);
@@ -192,7 +198,8 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
     for (let t = 0; t < count; t++, token++) {
       if (long[row]) continue;
       const own = splitsOf(past + t);
-      for (let n = 0; n < own; n++) put(token, n * splitKeys, 0, 0);
+      const keys = keysOf(past + t);
+      for (let n = 0; n < own; n++) put(token, n * keys, Math.min(keys, past + t + 1 - n * keys), 0);
       listed.push({ token, first: split, count: own });
       split += own;
     }

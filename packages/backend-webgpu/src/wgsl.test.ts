@@ -133,18 +133,18 @@ describe('emitted WGSL', () => {
         x: half(128),
         format: 'f16',
         parts: [{ y: half(64), bias: true }],
-        shape: { items: 2, rows: 1, team: 2, lanes: 32 },
+        shape: { size: 128, items: 2, rows: 1, team: 2, lanes: 32 },
       }),
       linearVector({
         domain: 'token',
         x: half(128),
         format: 'q4',
         parts: [{ y: half(64), bias: false, gate: 'silu' }],
-        shape: { items: 1, rows: 2, team: 1, lanes: 32 },
+        shape: { size: 128, items: 1, rows: 2, team: 1, lanes: 32 },
         eps: 1e-5,
       }),
       linearMatrix('token', half(64), half(128), false),
-      splitAttention(shape, 'f16'),
+      splitAttention(shape, 'f16', 32),
       tileAttention(shape),
     ];
     for (const { name, code } of kernels) expect(code).toMatchSnapshot(name);

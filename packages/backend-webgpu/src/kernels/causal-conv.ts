@@ -1,5 +1,6 @@
-import { elementwiseSize, type Shape } from './elementwise.js';
-import { type Element, type Kernel, kernel } from './kernel.js';
+import type { NodeOf } from '@dsla/spec';
+import { activationFunctions, activationName, elementwiseSize, type Shape } from './elementwise.js';
+import { type Element, type Kernel, kernel, logFunctions } from './kernel.js';
 
 /** Elements from slot to slot: WebGPU copies and clears multiples of four bytes. */
 function slotStride(width: number, taps: number, state: Element): number {
@@ -7,11 +8,18 @@ function slotStride(width: number, taps: number, state: Element): number {
   return state === 'f16' ? own + (own % 2) : own;
 }
 
-/** y_t = b + sum_j w_j x_{t-K+1+j}; what lies before the step is in state [slots, channels, K-1], oldest first, a slot padded to four bytes. */
-export function causalConv(y: Shape, x: Shape, taps: number, state: Element, bias: boolean): Kernel {
+/** y_t = f(b + sum_j w_j x_{t-K+1+j}); what lies before the step is in state [slots, channels, K-1], oldest first, a slot padded to four bytes. */
+export function causalConv(
+  y: Shape,
+  x: Shape,
+  taps: number,
+  state: Element,
+  bias: boolean,
+  fn?: NodeOf<'activate'>['fn'],
+): Kernel {
   const { width } = x;
   return kernel({
-    name: 'causal-conv',
+    name: fn ? `causal-conv-${fn}` : 'causal-conv',
     buffers: {
       x: [x.type, 'read'],
       w: ['f32', 'read'],
@@ -19,6 +27,7 @@ export function causalConv(y: Shape, x: Shape, taps: number, state: Element, bia
       state: [state, 'read'],
       y: [y.type, 'write'],
     },
+    module: fn ? logFunctions + activationFunctions : '',
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
   if (i >= batch[0].y * ${width}u) { return; }
@@ -33,7 +42,7 @@ export function causalConv(y: Shape, x: Shape, taps: number, state: Element, bia
     else { input = f32(state[row.x * ${slotStride(width, taps, state)}u + channel * ${taps - 1}u + t + j]); }
     sum += w[channel * ${taps}u + j] * input;
   }
-  y[token.x * ${width}u + channel] = ${y.type}(sum);`,
+  y[token.x * ${width}u + channel] = ${y.type}(${fn ? `${activationName[fn]}(sum)` : 'sum'});`,
   });
 }
 

@@ -7,6 +7,12 @@ export interface Shape {
   readonly type: Element;
 }
 
+/** A value that is part of a wider one, from a feature on. */
+export interface Part extends Shape {
+  readonly stride?: number | undefined;
+  readonly from?: number | undefined;
+}
+
 export const elementwiseSize = 256;
 
 /** y = f(a, b ...), one thread a feature. */
@@ -39,14 +45,19 @@ export function accumulate(domain: Domain, y: Shape, a: Shape): Kernel {
   return elementwise('accumulate', domain, y, [a], `  y[at] = ${y.type}(f32(y[at]) + f32(a[at]));`);
 }
 
-export function concat(domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
+/** a, then b; of both f. */
+export function concat(domain: Domain, y: Shape, a: Part, b: Part, fn?: Activation): Kernel {
+  const read = (name: string, { width, stride = width, from = 0 }: Part, first: number) =>
+    `f32(${name}[item.x * ${stride}u + feature + ${from}u - ${first}u])`;
   return elementwise(
-    'concat',
+    fn ? `concat-${fn}` : 'concat',
     domain,
     y,
     [a, b],
-    `  if (feature < ${a.width}u) { y[at] = ${y.type}(a[item.x * ${a.width}u + feature]); }
-  else { y[at] = ${y.type}(b[item.x * ${b.width}u + feature - ${a.width}u]); }`,
+    `  var value = 0.0;
+  if (feature < ${a.width}u) { value = ${read('a', a, 0)}; }
+  else { value = ${read('b', b, a.width)}; }
+  y[at] = ${y.type}(${fn ? `${activationName[fn]}(value)` : 'value'});`,
   );
 }
 

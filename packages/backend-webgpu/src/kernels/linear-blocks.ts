@@ -1,6 +1,5 @@
-import { itemAt } from './kernel.js';
-import { blockSize, type Quantised, scaleOf } from './quantise.js';
-import type { VectorOptions, VectorPart } from './vector-options.js';
+import { blockSize, type Quantised, scaleWord } from './quantise.js';
+import { firstOf, itemOf, type VectorOptions, type VectorPart } from './vector-options.js';
 
 // The inside of a matrix-vector kernel (linear-vector.ts) whose matrices are quantised. Each workgroup first makes blocks of 8 bits
 // of x, with a float32 scale each; then a load of a matrix takes products of four integers at a time (the way of llama.cpp's
@@ -19,33 +18,46 @@ export function blocksModule(width: number, items: number): string {
 var<workgroup> x_scales: array<vec2f, ${(items * width) / blockSize}>; // scale, scale * sum`;
 }
 
-/** Statements that fill `xs` from x and leave the squares of this thread in `squares` of every item. */
-export function blocksOfX({ domain, x, shape: { items }, eps }: VectorOptions, size: number): string {
-  const blocks = x.width / blockSize;
-  const half = (n: number) =>
-    `vec4f(unpack2x16float(a${n}.x), unpack2x16float(a${n}.y)), vec4f(unpack2x16float(a${n}.z), unpack2x16float(a${n}.w))`;
+/** Statements that fill `xs` from x and leave the squares of this thread in `squares` of every item. Four lanes share a block. */
+export function blocksOfX(options: VectorOptions): string {
+  const { x, eps, shape } = options;
+  const { items, size } = shape;
+  const loads = x.width / 8;
   const read =
     x.type === 'f32'
-      ? `let at = i * ${x.width / 4}u + j * 8u;
-      var v = array<vec4f, 8>(${[...Array(8).keys()].map((n) => `x[at + ${n}u]`).join(', ')});`
-      : `let at = i * ${x.width / 8}u + j * 4u;
-${[0, 1, 2, 3].map((n) => `      let a${n} = x[at + ${n}u];`).join('\n')}
-      var v = array<vec4f, 8>(${[0, 1, 2, 3].map(half).join(', ')});`;
-  const each = (body: (n: number) => string) => [...Array(8).keys()].map((n) => `      ${body(n)}`).join('\n');
+      ? `var v0 = x[${firstOf(options, 'i', 4)} + 2u * j];
+      var v1 = x[${firstOf(options, 'i', 4)} + 2u * j + 1u];`
+      : `let a = x[${firstOf(options, 'i', 8)} + j];
+      var v0 = vec4f(unpack2x16float(a.x), unpack2x16float(a.y));
+      var v1 = vec4f(unpack2x16float(a.z), unpack2x16float(a.w));`;
+  const normed = (b: number) => `      if (j0 + lane < ${loads}u) { squares${b} += dot(v0, v0) + dot(v1, v1); }
+      v0 *= norm[2u * j];
+      v1 *= norm[2u * j + 1u];
+`;
   const item = (b: number) => `  {
-    let i = ${itemAt[domain]}(min(group.y * ${items}u + ${b}u, last)).x;
-    for (var j = lane; j < ${blocks}u; j += ${size}u) {
+    let i = ${itemOf(options, b)};
+    // Whole workgroups go round: the shuffles need every lane.
+    for (var j0 = 0u; j0 < ${loads}u; j0 += ${size}u) {
+      let j = min(j0 + lane, ${loads - 1}u);
       ${read}
-${eps === undefined ? '' : `${each((n) => `squares${b} += dot(v[${n}], v[${n}]); v[${n}] *= norm[j * 8u + ${n}u];`)}\n`}      var most = vec4f();
-${each((n) => `most = max(most, abs(v[${n}]));`)}
-      let scale = max(max(most.x, most.y), max(most.z, most.w)) / 127.0;
+${eps === undefined ? '' : normed(b)}      let most4 = max(abs(v0), abs(v1));
+      var most = max(max(most4.x, most4.y), max(most4.z, most4.w));
+      most = max(most, subgroupShuffleXor(most, 1u));
+      most = max(most, subgroupShuffleXor(most, 2u));
+      let scale = most / 127.0;
       let inverse = select(0.0, 1.0 / scale, scale > 0.0);
-      var sum = 0i;
-      var words = array<u32, 8>();
-${each((n) => `{ let q = vec4i(round(v[${n}] * inverse)); sum += q.x + q.y + q.z + q.w; words[${n}] = pack4xI8(q); }`)}
-      xs[${(b * x.width) / 16}u + j * 2u] = vec4u(words[0], words[1], words[2], words[3]);
-      xs[${(b * x.width) / 16}u + j * 2u + 1u] = vec4u(words[4], words[5], words[6], words[7]);
-      x_scales[${b * blocks}u + j] = vec2f(scale, scale * f32(sum));
+      let q0 = vec4i(round(v0 * inverse));
+      let q1 = vec4i(round(v1 * inverse));
+      let both = q0 + q1;
+      var sum = both.x + both.y + both.z + both.w;
+      sum += subgroupShuffleXor(sum, 1u);
+      sum += subgroupShuffleXor(sum, 2u);
+      let words = vec2u(pack4xI8(q0), pack4xI8(q1));
+      let others = subgroupShuffleXor(words, 1u);
+      if (j0 + lane < ${loads}u) {
+        if (lane % 2u == 0u) { xs[${(b * x.width) / 16}u + j / 2u] = vec4u(words, others); }
+        if (lane % 4u == 0u) { x_scales[${(b * x.width) / blockSize}u + j / 4u] = vec2f(scale, scale * f32(sum)); }
+      }
     }
   }`;
   const squares = [...Array(items).keys()].map((b) => `  var squares${b} = 0.0;`);
@@ -54,48 +66,104 @@ ${each((n) => `{ let q = vec4i(round(v[${n}] * inverse)); sum += q.x + q.y + q.z
   );
 }
 
-/** The loop over the loads of the rows; adds to the sums s{factor}{item}_{row}. */
-export function blocksLoop({ x, shape }: VectorOptions, { gate, y }: VectorPart, p: number, format: Quantised): string {
-  const { items, rows, team, lanes } = shape;
+/** Loads of a row that a lane has on its way. */
+const aheadOf = ({ shape: { items } }: VectorOptions): number => (items === 1 ? 4 : 2);
+
+/** The streams of matrix loads of a lane: rows of the factors. */
+function streamsOf({ shape: { rows }, parts }: VectorOptions): { readonly f: 'w' | 'u'; readonly r: number }[] {
+  const factors = parts[0]!.gate ? (['w', 'u'] as const) : (['w'] as const);
+  return [...Array(rows).keys()].flatMap((r) => factors.map((f) => ({ f, r })));
+}
+
+const turnsOf = (options: VectorOptions): number[] => [...Array(aheadOf(options)).keys()];
+
+/** Loads of the matrix, and of its scales, from load `from` of the rows on: into p{turn}_{factor}{row} and c{turn}_{factor}{row}. */
+function fetch(options: VectorOptions, { y }: VectorPart, p: number, format: Quantised, from: string): string[] {
+  const { x, shape } = options;
+  const loads = blocksLoads(x.width, format);
   const per = blockSize / loadWidth[format];
-  const count = x.width * y.width;
-  const batch = [...Array(items).keys()];
-  const names = [...Array(rows).keys()].flatMap((r) =>
-    (gate ? ['w', 'u'] : ['w']).map((f) => ({ f, r, name: `${f}_${r}` })),
-  );
-  const fields = ['x', 'y', 'z', 'w'];
-  const lines = names.flatMap(({ f, r, name }) => [
-    `let ${name} = ${f}${p}[row${r} + k];`,
-    `let block_${name} = (row${r} + k) / ${per}u;`,
-    `let scale_${name} = ${scaleOf(format, `${f}${p}`, `block_${name}`, count)};`,
+  return turnsOf(options).flatMap((t) => [
+    `{ let at = min(${from} + ${t * shape.lanes * shape.team}u, ${loads - 1}u);`,
+    ...streamsOf(options).flatMap(({ f, r }) => [
+      `  p${t}_${f}${r} = ${f}${p}[row${r} + at];`,
+      `  c${t}_${f}${r} = ${scaleWord(format, `${f}${p}`, `(row${r} + at) / ${per}u`, x.width * y.width)};`,
+    ]),
+    '}',
   ]);
-  for (const b of batch) {
-    const [at, blocks] = [(b * x.width) / 16, (b * x.width) / blockSize];
-    lines.push(`let scale${b} = x_scales[${blocks}u + k / ${per}u];`);
-    if (format === 'q8') lines.push(`let x${b} = xs[${at}u + k];`);
-    else lines.push(`let x${b} = xs[${at}u + 2u * k];`, `let h${b} = xs[${at}u + 2u * k + 1u];`);
-  }
-  for (const { f, r, name } of names) {
-    // Of 4 bits, the low halves of a word meet its first four features and the high halves the next: words 0 to 3 are 8 words of x.
-    if (format === 'q4')
-      for (const [c, field] of fields.entries()) {
-        lines.push(`let ${name}l${c} = ${name}.${field} & 0x0f0f0f0fu;`);
-        lines.push(`let ${name}h${c} = (${name}.${field} >> 4u) & 0x0f0f0f0fu;`);
-      }
+}
+
+/** What is on its way before x is quantised. */
+export function blocksAhead(
+  options: VectorOptions,
+  format: Quantised,
+): { readonly declarations: string; loads(part: VectorPart, p: number): string } {
+  const names = turnsOf(options).flatMap((t) => streamsOf(options).map(({ f, r }) => `${t}_${f}${r}`));
+  return {
+    declarations: names.map((name) => `  var p${name} = vec4u();\n  var c${name} = 0u;`).join('\n'),
+    loads: (part, p) =>
+      fetch(options, part, p, format, 'step')
+        .map((line) => `    ${line}`)
+        .join('\n'),
+  };
+}
+
+/** The loop over the loads of the rows; adds to the sums s{factor}{item}_{row}. */
+export function blocksLoop(options: VectorOptions, part: VectorPart, p: number, format: Quantised): string {
+  const { x, shape } = options;
+  const { items, team, lanes } = shape;
+  const per = blockSize / loadWidth[format];
+  const loads = blocksLoads(x.width, format);
+  const stride = lanes * team;
+  const [ahead, turns] = [aheadOf(options), turnsOf(options)];
+  const streams = streamsOf(options);
+  const batch = [...Array(items).keys()];
+  const fields = ['x', 'y', 'z', 'w'];
+  const use = (t: number): string[] => {
+    const lines = [`let at = k + ${t * stride}u;`];
     for (const b of batch) {
-      const dots =
-        format === 'q8'
-          ? fields.map((field) => `dot4I8Packed(${name}.${field}, x${b}.${field})`)
-          : fields.flatMap((_, c) => {
-              const words = c < 2 ? `x${b}` : `h${b}`;
-              const [low, high] = c % 2 === 0 ? ['x', 'y'] : ['z', 'w'];
-              return [`dot4I8Packed(${name}l${c}, ${words}.${low})`, `dot4I8Packed(${name}h${c}, ${words}.${high})`];
-            });
-      const sum = `scale${b}.x * f32(${dots.join(' + ')})${format === 'q4' ? ` - 8.0 * scale${b}.y` : ''}`;
-      lines.push(`s${f}${b}_${r} += scale_${name} * (${sum});`);
+      const [from, blocks] = [(b * x.width) / 16, (b * x.width) / blockSize];
+      lines.push(`let scale${b} = x_scales[${blocks}u + at / ${per}u];`);
+      if (format === 'q8') lines.push(`let x${b} = xs[${from}u + at];`);
+      else lines.push(`let x${b} = xs[${from}u + 2u * at];`, `let h${b} = xs[${from}u + 2u * at + 1u];`);
     }
-  }
-  return `  for (var k = step; k < ${x.width / loadWidth[format]}u; k += ${lanes * team}u) {
+    for (const { f, r } of streams) {
+      const name = `now${t}_${f}${r}`;
+      const scale = `unpack2x16float(scale${t}_${f}${r})[(row${r} + at) / ${per}u % 2u]`;
+      // Of 4 bits, the low halves of a word meet its first four features and the high halves the next: words 0 to 3 are 8 words of x.
+      if (format === 'q4')
+        for (const [c, field] of fields.entries()) {
+          lines.push(`let ${name}l${c} = ${name}.${field} & 0x0f0f0f0fu;`);
+          lines.push(`let ${name}h${c} = (${name}.${field} >> 4u) & 0x0f0f0f0fu;`);
+        }
+      for (const b of batch) {
+        const dots =
+          format === 'q8'
+            ? fields.map((field) => `dot4I8Packed(${name}.${field}, x${b}.${field})`)
+            : fields.flatMap((_, c) => {
+                const words = c < 2 ? `x${b}` : `h${b}`;
+                const [low, high] = c % 2 === 0 ? ['x', 'y'] : ['z', 'w'];
+                return [`dot4I8Packed(${name}l${c}, ${words}.${low})`, `dot4I8Packed(${name}h${c}, ${words}.${high})`];
+              });
+        const sum = `scale${b}.x * f32(${dots.join(' + ')})${format === 'q4' ? ` - 8.0 * scale${b}.y` : ''}`;
+        lines.push(`s${f}${b}_${r} += ${scale} * (${sum});`);
+      }
+    }
+    return [`if (k + ${t * stride}u < ${loads}u) {`, ...lines.map((line) => `  ${line}`), '}'];
+  };
+  const now = turns.flatMap((t) =>
+    streams.flatMap(({ f, r }) => [
+      `let now${t}_${f}${r} = p${t}_${f}${r};`,
+      `let scale${t}_${f}${r} = c${t}_${f}${r};`,
+    ]),
+  );
+  const next = fetch(options, part, p, format, `k + ${ahead * stride}u`);
+  const more = loads > ahead * stride;
+  const lines = [
+    ...now,
+    ...(more ? [`if (k + ${ahead * stride}u < ${loads}u) {`, ...next, '}'] : []),
+    ...turns.flatMap(use),
+  ];
+  return `  for (var k = step; k < ${loads}u; k += ${ahead * stride}u) {
 ${lines.map((line) => `    ${line}`).join('\n')}
   }`;
 }

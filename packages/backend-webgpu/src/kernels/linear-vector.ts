@@ -1,10 +1,8 @@
 import { activationFunctions, activationName, type Shape } from './elementwise.js';
 import { type Element, float, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
-import { blocksBytes, blocksLoads, blocksLoop, blocksModule, blocksOfX } from './linear-blocks.js';
+import { blocksAhead, blocksBytes, blocksLoads, blocksLoop, blocksModule, blocksOfX } from './linear-blocks.js';
 import { blockSize, type Format, isQuantised } from './quantise.js';
-import type { VectorOptions, VectorPart, VectorShape } from './vector-options.js';
-
-const size = 128;
+import { firstOf, itemOf, type VectorOptions, type VectorPart, type VectorShape } from './vector-options.js';
 
 /** Features that one load takes: 16 bytes. The width of x must be a multiple of it. */
 export const loadWidth: Readonly<Record<Element, number>> = { f32: 4, f16: 8 };
@@ -24,12 +22,20 @@ export function linearVector(options: VectorOptions): Kernel {
     ...(add && add !== 'own' ? [[`z${p}`, [add.type, 'read']] as const] : []),
     [`y${p}`, [y.type, 'write']] as const,
   ]);
-  let first = 0;
-  const branches = parts.map((part, p) => {
-    const begin = first;
-    first += vectorGroups(part.y.width, shape);
-    return `if (group.x < ${first}u) {\n${product(options, part, p, begin)}\n  }`;
-  });
+  const { size } = shape;
+  const branch = (body: (part: VectorPart, p: number, begin: number) => string) => {
+    let first = 0;
+    return parts.map((part, p) => {
+      const begin = first;
+      first += vectorGroups(part.y.width, shape);
+      return `if (group.x < ${first}u) {\n${body(part, p, begin)}\n  }`;
+    });
+  };
+  const ahead = isQuantised(format)
+    ? `${blocksAhead(options, format).declarations}
+  ${branch((part, p, begin) => `${rowsOf(options, part, begin)}\n${blocksAhead(options, format).loads(part, p)}`).join(' else ')}
+${blocksOfX(options)}`
+    : '';
   const marks = [
     parts.length > 1 && `of-${parts.length}`,
     eps !== undefined && 'normed',
@@ -49,16 +55,15 @@ ${isQuantised(format) ? blocksModule(x.width, shape.items) : ''}
 ${parts.some(({ gate }) => gate) ? logFunctions + activationFunctions : ''}`,
     size,
     subgroups: true,
-    main: `  let last = ${items[domain]} - 1u;
-  let team = lane / ${shape.lanes * shape.team}u;
+    main: `${shape.items > 1 ? `  let last = ${items[domain]} - 1u;\n` : ''}  let team = lane / ${shape.lanes * shape.team}u;
   let step = lane / ${shape.lanes}u % ${shape.team}u * ${shape.lanes}u + sub_lane;
-${isQuantised(format) ? blocksOfX(options, size) : ''}
-  ${branches.join(' else ')}`,
+${ahead}
+  ${branch((part, p, begin) => product(options, part, p, begin)).join(' else ')}`,
   });
 }
 
 /** Workgroups along the outputs. */
-export function vectorGroups(width: number, { lanes, team, rows }: VectorShape): number {
+export function vectorGroups(width: number, { size, lanes, team, rows }: VectorShape): number {
   return Math.ceil(width / ((size / lanes / team) * rows));
 }
 
@@ -67,22 +72,40 @@ function sumsOf({ parts, shape: { items, rows }, eps }: VectorOptions): number {
   return items * (rows * (parts[0]!.gate ? 2 : 1) + (eps === undefined ? 0 : 1));
 }
 
+/** Where the rows of the team begin, in loads. */
+function rowsOf({ x, format, shape }: VectorOptions, { y }: VectorPart, begin: number): string {
+  const { size, rows, team, lanes } = shape;
+  const loads = isQuantised(format) ? blocksLoads(x.width, format) : x.width / loadWidth[x.type];
+  const outputs = (size / lanes / team) * rows;
+  const each = [...Array(rows).keys()].map(
+    (r) => `  let row${r} = min(base + team * ${rows}u + ${r}u, ${y.width - 1}u) * ${loads}u;`,
+  );
+  return `  let base = (group.x - ${begin}u) * ${outputs}u;\n${each.join('\n')}`;
+}
+
 function product(options: VectorOptions, part: VectorPart, p: number, begin: number): string {
   const { domain, x, format, shape } = options;
-  const { items: count, rows, team, lanes } = shape;
-  const { y } = part;
-  const loads = isQuantised(format) ? blocksLoads(x.width, format) : x.width / loadWidth[x.type];
-  const teams = size / lanes / team;
-  const batch = [...Array(count).keys()];
+  const { size, items: count, rows, team, lanes } = shape;
+  const { y, add } = part;
+  const outputs = (size / lanes / team) * rows;
   const sums = sumNames(options, part);
-  return `  let base = (group.x - ${begin}u) * ${teams * rows}u;
-${[...Array(rows).keys()].map((r) => `  let row${r} = min(base + team * ${rows}u + ${r}u, ${y.width - 1}u) * ${loads}u;`).join('\n')}
-${batch.map((b) => `  let i${b} = ${itemAt[domain]}(min(group.y * ${count}u + ${b}u, last)).x;`).join('\n')}
-${sums
-  .filter((name) => !(isQuantised(format) && name.startsWith('squares')))
-  .map((name) => `  var ${name} = 0.0;`)
-  .join('\n')}
-${isQuantised(format) ? blocksLoop(options, part, p, format) : loop(options, part, p, loads)}
+  const inside = [
+    `lane < ${outputs * count}u`,
+    y.width % outputs === 0 ? '' : `o < ${y.width}u`,
+    count === 1 ? '' : `group.y * ${count}u + b <= last`,
+  ];
+  const old = add === 'own' ? `y${p}[at]` : `z${p}[at]`;
+  const names = sums.filter((name) => !(isQuantised(format) && name.startsWith('squares')));
+  return `${rowsOf(options, part, begin)}
+  // The thread's own result; what is added to it is loaded before all else.
+  let b = lane / ${outputs}u;
+  let o = base + lane % ${outputs}u;
+  let inside = ${inside.filter(Boolean).join(' && ')};
+  let at = ${itemAt[domain]}(${count === 1 ? 'group.y' : `min(group.y * ${count}u + b, last)`}).x * ${y.width}u + o;
+${add ? `  var old = 0.0;\n  if (inside) { old = f32(${old}); }` : ''}
+${[...Array(count).keys()].map((b) => `  let i${b} = ${itemOf(options, b)};`).join('\n')}
+${names.map((name) => `  var ${name} = 0.0;`).join('\n')}
+${isQuantised(format) ? blocksLoop(options, part, p, format) : loop(options, part, p, x.width / loadWidth[x.type])}
 ${sums.map((name, n) => `  { let sum = subgroupAdd(${name}); if (sub_lane == 0u) { partial[lane / ${lanes}u * ${sums.length}u + ${n}u] = sum; } }`).join('\n')}
   workgroupBarrier();
 ${finish(options, part, p, sums)}`;
@@ -97,7 +120,8 @@ function sumNames({ shape: { items: count, rows }, eps }: VectorOptions, { gate 
 }
 
 /** The loop over the loads of the rows; adds to the sums. */
-function loop({ x, shape, eps }: VectorOptions, { gate }: VectorPart, p: number, loads: number): string {
+function loop(options: VectorOptions, { gate }: VectorPart, p: number, loads: number): string {
+  const { x, shape, eps } = options;
   const chunks = [...Array(loadWidth[x.type] / 4).keys()];
   const batch = [...Array(shape.items).keys()];
   const factors = gate ? ['w', 'u'] : ['w'];
@@ -109,7 +133,7 @@ function loop({ x, shape, eps }: VectorOptions, { gate }: VectorPart, p: number,
   const lines = [
     // Before any use, so that all are on their way.
     ...outputs.flatMap((r) => factors.map((f) => `let ${f}_${r} = ${f}${p}[row${r} + k];`)),
-    ...batch.map((b) => `let x${b} = x[i${b} * ${x.width / loadWidth[x.type]}u + k];`),
+    ...batch.map((b) => `let x${b} = x[${firstOf(options, `i${b}`, loadWidth[x.type])} + k];`),
     ...batch.flatMap((b) => chunks.map((c) => `var x${b}_${c} = ${four(`x${b}`, c)};`)),
   ];
   if (eps !== undefined)
@@ -132,19 +156,18 @@ ${lines.map((line) => `    ${line}`).join('\n')}
 
 /** Adds what the subgroups of a team hold, one thread an item and output. */
 function finish(
-  { domain, x, format, shape, eps }: VectorOptions,
-  part: VectorPart,
+  { x, format, shape, eps }: VectorOptions,
+  { y, bias, gate, add }: VectorPart,
   p: number,
   sums: readonly string[],
 ): string {
-  const { items: count, rows, team, lanes } = shape;
-  const { y, bias, gate, add } = part;
+  const { size, items: count, rows, team, lanes } = shape;
   const outputs = (size / lanes / team) * rows;
   const factors = gate ? 2 : 1;
   const sum = (name: string, index: string, from = 'held', of = team) =>
     [
-      `      var ${name} = 0.0;`,
-      `      for (var m = 0u; m < ${of}u; m++) { ${name} += partial[(${from} + m) * ${sums.length}u + ${index}]; }`,
+      `    var ${name} = 0.0;`,
+      `    for (var m = 0u; m < ${of}u; m++) { ${name} += partial[(${from} + m) * ${sums.length}u + ${index}]; }`,
     ].join('\n');
   // The squares are cut over a team, of quantised x over the whole workgroup.
   const squares: [from: string, of: number] = isQuantised(format) ? ['0u', size / lanes] : ['held', team];
@@ -152,24 +175,21 @@ function finish(
   const value = gate
     ? `${activationName[gate]}(own${root}) * (other${root})`
     : `own${root}${bias ? ` + bias${p}[o]` : ''}`;
-  const old = add === 'own' ? `f32(y${p}[at]) + ` : add ? `f32(z${p}[at]) + ` : '';
-  return `  for (var e = lane; e < ${outputs * count}u; e += ${size}u) {
-    let b = e / ${outputs}u;
-    let o = base + e % ${outputs}u;
-    let held = e % ${outputs}u / ${rows}u * ${team}u;
-    let index = (b * ${rows}u + e % ${rows}u) * ${factors}u;
-    if (group.y * ${count}u + b <= last && o < ${y.width}u) {
+  return `  if (inside) {
+    let held = lane % ${outputs}u / ${rows}u * ${team}u;
+    let index = (b * ${rows}u + lane % ${rows}u) * ${factors}u;
 ${sum('own', 'index')}
-${gate ? `${sum('other', 'index + 1u')}\n` : ''}${eps === undefined ? '' : `${sum('squares', `${count * rows * factors}u + b`, ...squares)}\n`}      let at = ${itemAt[domain]}(group.y * ${count}u + b).x * ${y.width}u + o;
-      y${p}[at] = ${y.type}(${old}${value});
-    }
+${gate ? `${sum('other', 'index + 1u')}\n` : ''}${eps === undefined ? '' : `${sum('squares', `${count * rows * factors}u + b`, ...squares)}\n`}    y${p}[at] = ${y.type}(${add ? 'old + ' : ''}${value});
   }`;
 }
 
-/** The cut that was fastest on an H200 (docs/results/webgpu.md). */
-export function vectorShape(format: Format, items: number, lanes: number, gated: boolean): VectorShape {
-  if (isQuantised(format)) return { items, rows: gated ? 2 : 4, team: 1, lanes };
-  return { items, rows: gated || items > 4 ? 1 : 2, team: Math.min(4, size / lanes), lanes };
+/** The cut that was fastest on an H200 (docs/results/webgpu-decode.md). */
+export function vectorShape(format: Format, items: number, lanes: number, gated: boolean, width: number): VectorShape {
+  const size = 256;
+  if (isQuantised(format)) return { size, items, rows: gated ? 1 : 2, team: 1, lanes };
+  // As many subgroups share the width as leave few of them without a load at its end.
+  const wide = width % (8 * 8 * lanes) === 0;
+  return { size, items, rows: gated || items > 4 ? 1 : 2, team: wide ? 8 : 4, lanes };
 }
 
 /** How many items a kernel may take at a time: quantised ones lie in workgroup memory. */

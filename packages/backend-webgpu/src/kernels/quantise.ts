@@ -22,10 +22,15 @@ export function bytesOf(format: Format, count: number): number {
   return (count * bits[format]) / 8 + 4 * Math.ceil(count / blockSize / 2);
 }
 
-/** WGSL for the scale of a block; `at` is an u32 variable with its index. */
-export function scaleOf(format: Quantised, buffer: string, at: string, count: number): string {
+/** WGSL for the word with the scales of block `at` and its neighbour. */
+export function scaleWord(format: Quantised, buffer: string, at: string, count: number): string {
   const scales = (count * bits[format]) / 128;
-  return `unpack2x16float(${buffer}[${scales}u + ${at} / 8u][${at} / 2u % 4u])[${at} % 2u]`;
+  return `${buffer}[${scales}u + ${at} / 8u][${at} / 2u % 4u]`;
+}
+
+/** WGSL for the scale of a block; `at` is an u32 variable with its index. */
+function scaleOf(format: Quantised, buffer: string, at: string, count: number): string {
+  return `unpack2x16float(${scaleWord(format, buffer, at, count)})[${at} % 2u]`;
 }
 
 /** Two blocks a thread. */

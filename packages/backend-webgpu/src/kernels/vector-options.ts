@@ -1,14 +1,16 @@
 import type { NodeOf } from '@dsla/spec';
-import type { Shape } from './elementwise.js';
-import type { Domain } from './kernel.js';
+import type { Part, Shape } from './elementwise.js';
+import { type Domain, itemAt } from './kernel.js';
 import type { Format } from './quantise.js';
 
 type Activation = NodeOf<'activate'>['fn'];
 
 /**
- * How the work is cut: `items` at a time; `rows` outputs a team of `team` subgroups of `lanes`, which share the width of x.
+ * How the work is cut: `items` at a time; `rows` outputs a team of `team` subgroups of `lanes`, which share the width of x;
+ * workgroups of `size`, at least as many as a workgroup has items and outputs.
  */
 export interface VectorShape {
+  readonly size: number;
   readonly items: number;
   readonly rows: number;
   readonly team: number;
@@ -27,11 +29,22 @@ export interface VectorPart {
 
 export interface VectorOptions {
   readonly domain: Domain;
-  readonly x: Shape;
+  readonly x: Part;
   /** Of the matrices: the type of x, or quantised. */
   readonly format: Format;
   readonly parts: readonly VectorPart[];
   readonly shape: VectorShape;
   /** Takes the RMS norm of x instead of x. */
   readonly eps?: number | undefined;
+}
+
+/** WGSL of an item of the workgroup: of its last ones, several may be the same. */
+export function itemOf({ domain, shape: { items: count } }: VectorOptions, b: number): string {
+  return `${itemAt[domain]}(${count === 1 ? 'group.y' : `min(group.y * ${count}u + ${b}u, last)`}).x`;
+}
+
+/** WGSL of the index of a load of x: `width` features each, the first of item `i`. */
+export function firstOf({ x }: VectorOptions, i: string, width: number): string {
+  const { stride = x.width, from = 0 } = x;
+  return `${i} * ${stride / width}u${from === 0 ? '' : ` + ${from / width}u`}`;
 }
