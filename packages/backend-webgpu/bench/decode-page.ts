@@ -1,12 +1,30 @@
 import { readFileSync, writeFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
 import type { Statistics } from './synthetic.js';
 
-// docs/results/webgpu-decode.json to webgpu-decode.md beside it.
+// docs/results/webgpu-decode.json to webgpu-decode.md beside it. With --step, what decode.bench.ts printed into --lines joins the
+// JSON first as a new step of the ladder, and what peers.py printed into --peers takes the place of the peers before.
 
-interface Run {
+interface Line {
+  readonly shape: string;
+  readonly mixer: string;
+  readonly level: string;
+  readonly weights?: string;
   readonly tokens: number;
   readonly batch: number;
+  readonly bytes?: { readonly weights: number; readonly states: number };
   readonly milliseconds: Statistics;
+  readonly drawn?: Statistics;
+  readonly gpu?: {
+    readonly milliseconds: Statistics;
+    readonly dispatches: number;
+    readonly kernels: readonly {
+      readonly kernel: string;
+      readonly grid: readonly number[];
+      readonly count: number;
+      readonly microseconds: number;
+    }[];
+  };
 }
 interface Cut {
   readonly name: string;
@@ -16,73 +34,140 @@ interface Cut {
   readonly microseconds: number;
   readonly gigabytesPerSecond: number;
 }
-interface KernelRun {
-  readonly tape: string;
-  readonly kernel: string;
-  readonly grid: readonly number[];
-  readonly microseconds: number;
+interface Peer {
+  readonly peer: string;
+  readonly tokens: number;
+  readonly batch: number;
+  readonly milliseconds: Statistics;
+  readonly gigabytesPerSecond?: number;
+}
+interface Results {
+  readonly hardware: string;
+  readonly driver: string;
+  readonly software: string;
+  readonly date: string;
+  readonly ladder: readonly { readonly step: string; readonly runs: readonly Line[] }[];
+  readonly peers: readonly Peer[];
+  readonly cuts: readonly Cut[];
+  readonly findings: readonly string[];
+  readonly open: readonly string[];
+  readonly commands: readonly string[];
 }
 
+const { values: options } = parseArgs({
+  options: { step: { type: 'string' }, lines: { type: 'string', default: '' }, peers: { type: 'string' } },
+});
 const file = new URL('../../../docs/results/webgpu-decode.json', import.meta.url);
-const all = JSON.parse(readFileSync(file, 'utf8'));
+const linesOf = (path: string): unknown[] =>
+  readFileSync(path, 'utf8')
+    .split('\n')
+    .filter((line) => line.startsWith('{'))
+    .map((line) => JSON.parse(line));
+let all = JSON.parse(readFileSync(file, 'utf8')) as Results;
+if (options.step !== undefined) {
+  const added = { step: options.step, runs: linesOf(options.lines) as Line[] };
+  const peers = options.peers === undefined ? all.peers : (linesOf(options.peers) as Peer[]);
+  all = { ...all, ladder: [...all.ladder, added], peers };
+  writeFileSync(file, `${JSON.stringify(all, null, 1)}\n`);
+}
+
 const table = (head: readonly string[], rows: readonly (readonly (string | number)[])[]): string =>
   [head, head.map(() => '---'), ...rows].map((row) => `| ${row.join(' | ')} |`).join('\n');
 const list = (lines: readonly string[]): string => lines.map((line) => `- ${line}`).join('\n');
+const fixed = (of: Statistics | undefined, digits = 2): string => of?.median.toFixed(digits) ?? '–';
 
-// Llama2-7B: bytes of its products and of a token of its cache, in float16.
+const rate = all.peers.find(({ peer }) => peer === 'copy')!.gigabytesPerSecond!;
+// Llama2-7B, for lines without bytes: of its products and of a token of its cache, in float16.
 const products = 2 * (32 * (4 * 4096 ** 2 + 3 * 4096 * 11008) + 32000 * 4096);
 const perToken = 2 * 32 * 2 * 4096;
-const floor = ({ tokens, batch }: Run): number => (products + batch * tokens * perToken) / all.copy.gbps / 1e6;
+const floor = ({ tokens, batch, bytes }: Line): number =>
+  (bytes ? bytes.weights + bytes.states : products + batch * tokens * perToken) / rate / 1e6;
 
-const ladder = (all.ladder as { step: string; runs: Run[] }[]).flatMap(({ step, runs }) =>
+const nameOf = ({ shape, mixer, level, weights = 'f16' }: Line): string =>
+  [shape, weights, ...(mixer === 'default' ? [] : [`${mixer} in ${level} layers`])].join(' ');
+const ladder = all.ladder.flatMap(({ step, runs }) =>
   runs.map((run) => [
     step,
+    nameOf(run),
     run.tokens,
     run.batch,
-    run.milliseconds.median.toFixed(2),
+    fixed(run.milliseconds),
     run.milliseconds.sd.toFixed(2),
+    fixed(run.drawn),
+    run.drawn?.sd.toFixed(2) ?? '–',
     run.milliseconds.n,
+    fixed(run.gpu?.milliseconds),
+    run.gpu?.dispatches ?? '–',
     floor(run).toFixed(2),
-    (run.milliseconds.median / floor(run)).toFixed(2),
+    ((run.drawn ?? run.milliseconds).median / floor(run)).toFixed(2),
   ]),
 );
-const kernels = (all.kernels as KernelRun[]).map(({ tape, kernel, grid, microseconds }) => [
-  tape,
-  kernel,
-  grid.join(' x '),
-  microseconds.toFixed(1),
-]);
-const cutsOf = (runs: readonly Cut[]) =>
-  [...new Set(runs.map(({ name }) => name))].flatMap((name) =>
+
+const last = all.ladder.at(-1)!;
+const peers = all.peers.flatMap(({ peer, tokens, batch, milliseconds }) => {
+  const own = last.runs.find((run) => run.tokens === tokens && run.batch === batch && nameOf(run) === 'llama2-7b f16');
+  if (peer !== 'decode' || !own?.drawn) return [];
+  return [
     [
-      ...new Map(
-        runs.flatMap((cut) => (cut.name === name ? [[`${cut.rows} ${cut.team} ${cut.unroll}`, cut]] : [])),
-      ).values(),
-    ]
-      .sort((a, b) => a.microseconds - b.microseconds)
-      .slice(0, 4)
-      .map((cut) => [
-        name,
-        cut.rows,
-        cut.team,
-        cut.unroll,
-        cut.microseconds.toFixed(1),
-        cut.gigabytesPerSecond.toFixed(0),
-      ]),
-  );
-const cutHead = ['product', 'outputs a team', 'subgroups a team', 'loads at once', 'µs', 'GB/s'];
-const host = Object.entries(all.host as Record<string, { record: Statistics; submit: Statistics }[]>).flatMap(
-  ([when, runs]) =>
-    runs.map(({ record, submit }) => [when, record.median.toFixed(2), submit.median.toFixed(2), record.n]),
+      tokens,
+      batch,
+      fixed(milliseconds),
+      milliseconds.sd.toFixed(2),
+      fixed(own.drawn),
+      (own.drawn.median / milliseconds.median).toFixed(2),
+      floor(own).toFixed(2),
+    ],
+  ];
+});
+
+const kernelsOf = (run: Line): string => {
+  const rows = run.gpu!.kernels.map(({ kernel, grid, count, microseconds }) => [
+    kernel,
+    grid.join(' x '),
+    count,
+    microseconds.toFixed(1),
+    ((count * microseconds) / 1000).toFixed(2),
+  ]);
+  return `### ${nameOf(run)}, context ${run.tokens}, batch ${run.batch}
+
+${table(['kernel', 'workgroups', 'times a step', 'µs each', 'ms a step'], rows)}`;
+};
+
+const cuts = [...new Set(all.cuts.map(({ name }) => name))].flatMap((name) =>
+  all.cuts
+    .filter((cut) => cut.name === name)
+    .sort((a, b) => a.microseconds - b.microseconds)
+    .slice(0, 2)
+    .map((cut) => [
+      name,
+      cut.rows,
+      cut.team,
+      cut.unroll,
+      cut.microseconds.toFixed(1),
+      cut.gigabytesPerSecond.toFixed(0),
+    ]),
 );
 
 writeFileSync(
   new URL('webgpu-decode.md', file),
   `# Decoding with the WebGPU backend
 
-Rendered from webgpu-decode.json by packages/backend-webgpu/bench/decode-page.ts. ${all.hardware}, driver ${all.driver}, ${all.software}, ${all.date}. Llama2-7B shape, random weights, float16, from recording on the host to the logits on the host. Floor: products and cache read once at ${all.copy.gbps.toFixed(0)} GB/s, the rate at which PyTorch copied in the earlier call.
+Rendered from webgpu-decode.json by packages/backend-webgpu/bench/decode-page.ts. ${all.hardware}, driver ${all.driver}, ${all.software}, ${all.date}. Random weights. Floor: the bytes of products and states read once at ${rate.toFixed(0)} GB/s, the rate at which PyTorch copies.
 
-${table(['step', 'context', 'batch', 'median ms', 'sd', 'n', 'floor ms', 'times the floor'], ladder)}
+- logits: median milliseconds from recording on the host to the logits on the host, one step at a time
+- token: from one token on the host to the next, when tokens are drawn on the device (the most likely one) and the next step is recorded before the last is back
+- device: of the step's dispatches alone, by the device's clock
+- times the floor: of token; of logits where tokens were not drawn
+
+${table(['step', 'model', 'context', 'batch', 'logits', 'sd', 'token', 'sd', 'n', 'device', 'dispatches', 'floor', 'times the floor'], ladder)}
+
+## PyTorch
+
+Compiled layers, static cache, the whole step as one CUDA graph, the most likely token drawn; in the same call as the last step of the ladder.
+
+${table(['context', 'batch', 'PyTorch ms', 'sd', 'ours: token', 'ours / PyTorch', 'floor'], peers)}
+
+## What was found
 
 ${list(all.findings)}
 
@@ -90,30 +175,23 @@ ${list(all.findings)}
 
 ${list(all.open)}
 
-## Kernels of one layer at context 512, second row
+## Where the time of the last step goes
 
-Repeated on the same buffers, so small matrices may come from the cache.
+By how much the step is shorter without a kernel.
 
-${table(['tape', 'kernel', 'workgroups', 'µs'], kernels)}
+${last.runs
+  .filter(({ gpu }) => gpu)
+  .map(kernelsOf)
+  .join('\n\n')}
 
-## Cuts of the products
+## Products alone
 
-Matrices take turns, so that none is in the cache; four fastest cuts of each. float16:
+Earlier kernels, each alone on matrices that take turns (about 300 MB of them); two fastest cuts of each, float16.
 
-${table(cutHead, cutsOf(all.cuts))}
-
-4 bits, numbers unpacked as they are read (these kernels were replaced):
-
-${table(cutHead, cutsOf(all.unpacked))}
-
-## The host's share
-
-Milliseconds of a step of 32 layers on Dawn's null backend, which does nothing with its commands; two shared processor cores with other work running, so only the ratio counts. In turns.
-
-${table(['', 'recording', 'encoding and submit', 'n'], host)}
+${table(['product', 'outputs a team', 'subgroups a team', 'loads at once', 'µs', 'GB/s'], cuts)}
 
 ## Commands
 
-${list(all.commands.map((line: string) => `\`${line}\``))}
+${list(all.commands.map((line) => `\`${line}\``))}
 `,
 );

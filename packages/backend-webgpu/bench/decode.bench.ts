@@ -9,13 +9,16 @@ import {
   type StateStore,
   type Step,
 } from '@dsla/spec';
-import { webgpuBackend } from '../src/index.js';
 import { bytesOf, type Format } from '../src/kernels/quantise.js';
+import type { WebgpuLayer } from '../src/layer.js';
+import type { Dispatch } from '../src/recording.js';
 import { randomWeights, type Statistics, statistics, synthetic } from './synthetic.js';
+import { openTimed } from './timed.js';
 
 // Decoding of a whole model with random weights: milliseconds a step from recording to the logits on the host, and a token when
-// tokens are drawn on the device and the next step is recorded before the last is back. With the bytes that a step must read,
-// for the floor. One JSON object a line on stdout; see README.md.
+// tokens are drawn on the device and the next step is recorded before the last is back; of the device alone, by its clock, and
+// how much less without each kernel. With the bytes that a step must read, for the floor. One JSON object a line on stdout; see
+// README.md.
 
 const { values: options } = parseArgs({
   options: {
@@ -28,6 +31,8 @@ const { values: options } = parseArgs({
     level: { type: 'string', default: '999' },
     weights: { type: 'string', default: 'f16' },
     rounds: { type: 'string', default: '50' },
+    /** Seconds of work before the clock starts, in which the device's own clocks rise. */
+    settle: { type: 'string', default: '3' },
     software: { type: 'boolean', default: false },
   },
 });
@@ -37,9 +42,9 @@ const warm = 5;
 const type = options.software ? 'f32' : 'f16';
 const format = (options.weights === 'f16' ? type : options.weights) as Format;
 const runs = options.runs.split(',').map((run) => run.split('x').map(Number) as [tokens: number, batch: number]);
-await using device = await webgpuBackend.open({
+const { device, time } = await openTimed({
   computeType: type,
-  extra: { checks: 'off', weights: format, ...(options.software && { software: 'allow' }) },
+  extra: { weights: format, ...(options.software && { software: 'allow' }) },
 });
 const model = synthetic(options.shape, options.layers ? Number(options.layers) : undefined);
 const graphs: LayerGraph[] = [
@@ -53,23 +58,42 @@ const source = randomWeights(model);
 const layers: AttentionLayer[] = [];
 for (const graph of graphs) layers.push(await device.compile(graph, source));
 
+let settled = false;
 for (const [tokens, batch] of runs) {
   const stores: Record<string, StateStore> = {};
   for (const spec of graphs.flatMap(({ states }) => states))
     stores[spec.name] ??= device.createState(spec, batch, tokens + rounds + warm);
   const rowsOf = (round: number) =>
     Array.from({ length: batch }, (_, slot) => ({ slot, past: tokens + round, count: 1 }));
+  if (!settled) await settle(rowsOf, stores);
+  settled = true;
   const { milliseconds, host } = await timeLogits(rowsOf, stores);
   const drawn = await timeDrawn(rowsOf, stores);
+  const gpu = await timeDevice();
   const { shape, mixer, level, weights } = options;
   const bytes = { weights: weightBytes(), states: batch * stateBytes(tokens) };
-  const line = { test: 'decode', shape, mixer, level, weights, tokens, batch, bytes, milliseconds, host, drawn };
+  const line = { test: 'decode', shape, mixer, level, weights, tokens, batch, bytes, milliseconds, host, drawn, gpu };
   console.log(JSON.stringify({ ...line, device: device.description, node: process.version }));
   for (const store of Object.values(stores)) store[Symbol.dispose]();
 }
+await device[Symbol.asyncDispose]();
+process.exit();
 
 function recordStep(step: Step, stores: Record<string, StateStore>): void {
   for (const layer of layers) step.run(layer, stores);
+}
+
+async function settle(rowsOf: (round: number) => Row[], stores: Record<string, StateStore>): Promise<void> {
+  const rows = rowsOf(0);
+  // The first step finds the sizes of scratch, the second records what stays.
+  for (let n = 0; n < 2; n++) {
+    using step = device.beginStep({ ids: new Int32Array(rows.length), rows });
+    recordStep(step, stores);
+    await step.submit();
+  }
+  const dispatches = layers.flatMap((layer) => (layer as WebgpuLayer).recordings.at(-1)!.dispatches);
+  const end = performance.now() + 1000 * Number(options.settle);
+  while (performance.now() < end) await time(dispatches, 10);
 }
 
 /** A step at a time; `host`: of these milliseconds, until the last command is with the driver. */
@@ -117,6 +141,39 @@ async function timeDrawn(rowsOf: (round: number) => Row[], stores: Record<string
   await last?.ids;
   last?.step[Symbol.dispose]();
   return statistics(samples);
+}
+
+interface DeviceTimes {
+  readonly milliseconds: Statistics;
+  readonly dispatches: number;
+  /** By how much a step is shorter without a kernel, a dispatch of it. */
+  readonly kernels: readonly {
+    readonly kernel: string;
+    readonly grid: readonly number[];
+    readonly count: number;
+    readonly microseconds: number;
+  }[];
+}
+
+/** Of the latest step's dispatches. */
+async function timeDevice(): Promise<DeviceTimes> {
+  const dispatches = layers.flatMap((layer) => (layer as WebgpuLayer).recordings.at(-1)!.dispatches);
+  await time(dispatches, 3);
+  const milliseconds = statistics(await time(dispatches, 20));
+  const kinds = new Map<GPUComputePipeline, Dispatch[]>();
+  for (const one of dispatches) kinds.set(one.pipeline, [...(kinds.get(one.pipeline) ?? []), one]);
+  const kernels = [];
+  for (const of of kinds.values()) {
+    const without = statistics(
+      await time(
+        dispatches.filter((one) => !of.includes(one)),
+        5,
+      ),
+    );
+    const microseconds = (1000 * (milliseconds.median - without.median)) / of.length;
+    kernels.push({ kernel: of[0]!.pipeline.label, grid: of[0]!.grid, count: of.length, microseconds });
+  }
+  return { milliseconds, dispatches: dispatches.length, kernels };
 }
 
 /** Of all products of a token, those of a shared block as often as they are run. */

@@ -1,3 +1,4 @@
+import { parseArgs } from 'node:util';
 import { describe, parseConfig } from '@dsla/models';
 import type { AttentionLayer, StateStore } from '@dsla/spec';
 import { loadGpu, must } from '../src/adapter.js';
@@ -7,7 +8,20 @@ import { randomWeights, statistics } from './synthetic.js';
 // What the host does for a step of decoding, without a GPU: Dawn's null backend takes the commands and does nothing. 32 layers,
 // narrow, so that they fit anywhere, with the kernels of a device without subgroups.
 
-const rounds = 300;
+const { values: options } = parseArgs({
+  options: {
+    batch: { type: 'string', default: '1' },
+    past: { type: 'string', default: '512' },
+    rounds: { type: 'string', default: '300' },
+    layers: { type: 'string', default: '32' },
+  },
+});
+const [layerCount, rounds, batch, past] = [options.layers, options.rounds, options.batch, options.past].map(Number) as [
+  number,
+  number,
+  number,
+  number,
+];
 const adapter = (await must(await loadGpu({ extra: { backend: 'null', checks: 'off' } })).requestAdapter())!;
 await using device = await openDevice(adapter, { computeType: 'f32' });
 const model = describe(
@@ -15,7 +29,7 @@ const model = describe(
     model_type: 'llama',
     vocab_size: 512,
     hidden_size: 128,
-    num_hidden_layers: 32,
+    num_hidden_layers: layerCount,
     num_attention_heads: 1,
     num_key_value_heads: 1,
     intermediate_size: 256,
@@ -28,13 +42,15 @@ const layers: AttentionLayer[] = [];
 const stores: Record<string, StateStore> = {};
 for (const graph of [...model.segments.map(({ versions }) => versions.default), model.head]) {
   layers.push(await device.compile(graph, randomWeights(model)));
-  for (const spec of graph.states) stores[spec.name] ??= device.createState(spec, 1, 2048);
+  for (const spec of graph.states) stores[spec.name] ??= device.createState(spec, batch, past + 2 * rounds);
 }
+const slots = [...Array(batch).keys()];
+const ids = new Int32Array(batch);
 const record: number[] = [];
 const submit: number[] = [];
 for (let round = 0; round < 2 * rounds; round++) {
   const start = performance.now();
-  using step = device.beginStep({ ids: Int32Array.of(1), rows: [{ slot: 0, past: 512 + round, count: 1 }] });
+  using step = device.beginStep({ ids, rows: slots.map((slot) => ({ slot, past: past + round, count: 1 })) });
   for (const layer of layers) step.run(layer, stores);
   const recorded = performance.now();
   const submitted = step.submit();
@@ -47,7 +63,9 @@ for (let round = 0; round < 2 * rounds; round++) {
 console.log(
   JSON.stringify({
     test: 'host',
-    layers: 32,
+    layers: layerCount,
+    batch,
+    past,
     record: statistics(record),
     submit: statistics(submit),
     node: process.version,
