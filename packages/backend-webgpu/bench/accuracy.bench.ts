@@ -1,18 +1,22 @@
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { bindWeights, describe, type ModelDescription, parseConfig, tapesOf } from '@dsla/models';
+import { referenceBackend } from '@dsla/reference';
 import { type Device, fromFloat16, type HostTensor, type Row, type StateStore, type WeightSource } from '@dsla/spec';
 import { webgpuBackend } from '../src/index.js';
 import { randomWeights, synthetic } from './synthetic.js';
 
-// Numbers of this adapter: a checkpoint against the golden logits of its folder, then layers of real width in float16
+// Numbers of this adapter: a checkpoint against golden logits and against the reference's, then layers of real width in float16
 // against float32 on the same adapter, long and short rows, every mixer, and folds against prefill.
 
 const { values: options } = parseArgs({
   options: {
     checkpoint: { type: 'string' },
     vectors: { type: 'string' },
+    /** Token ids, as a JSON list; their logits by the reference, [tokens, vocabulary] float32: written if there is no such file. */
+    ids: { type: 'string' },
+    truth: { type: 'string' },
     shape: { type: 'string', default: 'llama2-7b' },
     layers: { type: 'string', default: '2' },
     tokens: { type: 'string', default: '300' },
@@ -22,7 +26,13 @@ const { values: options } = parseArgs({
 const types = options.software ? (['f32', 'f32'] as const) : (['f32', 'f16'] as const);
 const tokens = Number(options.tokens);
 
-if (options.checkpoint && options.vectors) await golden(options.checkpoint, options.vectors);
+const { checkpoint, vectors, ids, truth } = options;
+if (checkpoint && ids && truth && !existsSync(truth)) {
+  writeFileSync(truth, await reference(checkpoint, idsOf(ids)));
+  process.exit();
+}
+if (checkpoint && vectors) await golden(checkpoint, vectors);
+if (checkpoint && ids && truth) await compare(checkpoint, idsOf(ids), truth);
 await layers();
 
 interface Model {
@@ -37,15 +47,65 @@ async function load(
   description: ModelDescription,
   weights: WeightSource,
   slots: number,
+  capacity = 2 * tokens + 64,
 ): Promise<Model> {
   const device = await webgpuBackend.open({
     computeType,
     extra: { checks: 'off', ...(options.software && { software: 'allow' }) },
   });
+  return { device, description, weights, stores: storesOf(device, description, slots, capacity) };
+}
+
+function storesOf(
+  device: Device,
+  description: ModelDescription,
+  slots: number,
+  capacity: number,
+): Record<string, StateStore> {
   const stores: Record<string, StateStore> = {};
   for (const { states } of tapesOf(description))
-    for (const spec of states) stores[spec.name] ??= device.createState(spec, slots, 2 * tokens + 64);
-  return { device, description, weights, stores };
+    for (const spec of states) stores[spec.name] ??= device.createState(spec, slots, capacity);
+  return stores;
+}
+
+function idsOf(file: string): Int32Array {
+  return Int32Array.from(JSON.parse(readFileSync(file, 'utf8')) as number[]);
+}
+
+function modelIn(folder: string): Pick<Model, 'description' | 'weights'> {
+  const description = describe(parseConfig(JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8'))));
+  return { description, weights: bindWeights(description, reader(join(folder, 'model.safetensors'))) };
+}
+
+/** Logits of every token by the definition, in float64 inside. */
+async function reference(folder: string, ids: Int32Array): Promise<Float32Array> {
+  const { description, weights } = modelIn(folder);
+  await using device = await referenceBackend.open();
+  const stores = storesOf(device, description, 1, ids.length);
+  return await feed(
+    { device, description, weights, stores },
+    'default',
+    [{ slot: 0, past: 0, count: ids.length }],
+    ids,
+  );
+}
+
+/** Logits of every token on this adapter against the reference's: RMS ratio, and at how many the same token is first. */
+async function compare(folder: string, ids: Int32Array, file: string): Promise<void> {
+  const want = new Float32Array(new Uint8Array(readFileSync(file)).buffer);
+  const { description, weights } = modelIn(folder);
+  const { vocabulary } = description;
+  for (const type of types) {
+    const model = await load(type, description, weights, 1, ids.length);
+    const got = await feed(model, 'default', [{ slot: 0, past: 0, count: ids.length }], ids);
+    let agree = 0;
+    for (let t = 0; t < ids.length; t++) {
+      const [own, other] = [got, want].map((all) => argmax(all.subarray(t * vocabulary, (t + 1) * vocabulary)));
+      if (own === other) agree++;
+    }
+    console.log(JSON.stringify({ test: 'reference', type, tokens: ids.length, rms: ratio(got, want), first: agree }));
+    await model.device[Symbol.asyncDispose]();
+  }
 }
 
 /** Logits of every token. */
@@ -62,9 +122,7 @@ async function feed(model: Model, mixer: string, rows: readonly Row[], ids: Int3
 }
 
 async function golden(folder: string, file: string): Promise<void> {
-  const text = (name: string) => JSON.parse(readFileSync(join(folder, name), 'utf8'));
-  const description = describe(parseConfig(text('config.json')));
-  const weights = bindWeights(description, reader(join(folder, 'model.safetensors')));
+  const { description, weights } = modelIn(folder);
   const vectors = tensorsOf(file);
   const [ids, greedy] = ['ids', 'greedy'].map((name) => vectors.get(name)!.data as Int32Array) as [
     Int32Array,

@@ -18,6 +18,8 @@ const { values: options } = parseArgs({
     /** Tokens of a cache whose first layer is folded into the mixer's states. */
     fold: { type: 'string', default: '' },
     rounds: { type: 'string', default: '10' },
+    /** Seconds of work before the first time is taken. */
+    warm: { type: 'string', default: '3' },
     /** Of the matrices: f16, q8, q4. */
     weights: { type: 'string' },
     software: { type: 'boolean', default: false },
@@ -43,6 +45,9 @@ const levels = numbers(options.levels).map((level) => ({ level, layers: [] as At
 for (const one of levels) one.layers.push(...(await build(one.level)));
 console.error(`${device.description}: ${(device.memory().bytes / 2 ** 30).toFixed(2)} GiB`);
 
+const [first] = [...prefills, 512];
+for (const start = performance.now(); performance.now() - start < 1000 * Number(options.warm); )
+  await run(levels[0]!.layers, [{ slot: 0, past: 0, count: first! }]);
 for (const { level, layers } of levels) {
   for (const count of prefills)
     report('prefill', count, level, await time(layers, (_, row) => [{ slot: row, past: 0, count }], 1));
@@ -80,16 +85,22 @@ async function time(
   const samples: number[] = [];
   for (let round = 0; round < rounds + 2; round++) {
     const all = Array.from({ length: rows }, (_, row) => rowsOf(round, row)).flat();
-    const ids = new Int32Array(all.reduce((sum, { count }) => sum + count, 0)).fill(1);
-    const start = performance.now();
-    using step = device.beginStep({ ids, rows: all });
-    for (const layer of layers) step.run(layer, stores);
-    const submitted = step.submit();
-    await device.download(step.value('logits'));
-    await submitted;
-    if (round >= 2) samples.push(performance.now() - start); // two rounds to warm up
+    const milliseconds = await run(layers, all);
+    if (round >= 2) samples.push(milliseconds); // two rounds of another length
   }
   return statistics(samples);
+}
+
+/** Milliseconds of one step. */
+async function run(layers: readonly AttentionLayer[], rows: readonly Row[]): Promise<number> {
+  const ids = new Int32Array(rows.reduce((sum, { count }) => sum + count, 0)).fill(1);
+  const start = performance.now();
+  using step = device.beginStep({ ids, rows });
+  for (const layer of layers) step.run(layer, stores);
+  const submitted = step.submit();
+  await device.download(step.value('logits'));
+  await submitted;
+  return performance.now() - start;
 }
 
 /** Milliseconds of the fold of one layer's cache. */
