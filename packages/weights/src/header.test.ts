@@ -55,6 +55,7 @@ describe('header', () => {
     ['unknown dtype', file({ w: entry('F12', [1], 0, 4) }, 4), /dtype must be one of .*BF16.*, got "F12"/],
     ['dtype in lower case', file({ w: entry('f32', [1], 0, 4) }, 4), /dtype must be one of/],
     ['dtype from the prototype', file({ w: entry('toString', [1], 0, 4) }, 4), /dtype must be one of/],
+    ['dtype that cannot be a text', file({ w: { ...entry('F32', [1], 0, 4), dtype: { toString: '' } } }, 4), /got "\{/],
     ['no dtype', file({ w: { shape: [1], data_offsets: [0, 4] } }, 4), /dtype must be one of/],
     ['no shape', file({ w: { dtype: 'F32', data_offsets: [0, 4] } }, 4), /shape must be a list/],
     ['negative dimension', f32([-2], 0, 8), /shape must be a list of integers of at least 0, got "\[-2\]"/],

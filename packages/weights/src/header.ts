@@ -74,7 +74,9 @@ function parseEntry(entry: unknown, name: string, file: string, start: number): 
   if (!isObject(entry)) damaged(where, 'its header entry must be an object', JSON.stringify(entry));
   const { dtype, shape, data_offsets: offsets } = entry;
   const storage = typeof dtype === 'string' ? parseType(dtype) : undefined;
-  if (!storage) damaged(where, `dtype must be one of ${knownTypes}`, String(dtype));
+  if (!storage) {
+    damaged(where, `dtype must be one of ${knownTypes}`, typeof dtype === 'string' ? dtype : JSON.stringify(dtype));
+  }
   if (!isCounts(shape)) damaged(where, 'shape must be a list of integers of at least 0', JSON.stringify(shape));
   if (!isCounts(offsets) || offsets.length !== 2) {
     damaged(where, 'data_offsets must be two integers of at least 0', JSON.stringify(offsets));
