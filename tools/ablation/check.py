@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -118,6 +119,18 @@ def switches(count=45, chunk=8):
     return found
 
 
+def merged(count=20):
+    """A change of o of low rank against the same written into the projection"""
+    generator = torch.Generator().manual_seed(2)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=F64)
+    form, width = Form(rank=3, window=5, sinks=2, features=8), HEADS * HD
+    p = {n: x.to(F64) + 0.5 * draw(*x.shape) for n, x in first(form, 2, HEADS, HD, HIDDEN, {}, 0).items()}
+    x = {n: draw(2, 2, HEADS, count, HD) for n in ("q", "k", "v", "turned_q", "turned_k")} | {"hidden": draw(2, 2, count, HIDDEN)}
+    w = draw(2, HIDDEN, width)
+    own = w @ (torch.eye(width, dtype=F64) + p["output.up"] @ p["output.down"])
+    return {"change of o": off(mixed(form, p, x, w), mixed(replace(form, rank=0), p, x, own))}
+
+
 def golden(folder: Path):
     found = {}
     for path in sorted(folder.glob("foldable-*.safetensors")) + sorted(folder.glob("dsla-published-*.safetensors")):
@@ -175,7 +188,7 @@ def main() -> None:
     args = parser.parse_args()
     bad = False
     # float64 against float64; golden files hold float32 numbers
-    for title, found, limit in (("definition", switches(), 1e-10), ("golden vectors", golden(args.golden), 1e-5)):
+    for title, found, limit in (("definition", switches(), 1e-10), ("merged projection", merged(), 1e-10), ("golden vectors", golden(args.golden), 1e-5)):
         for name, value in found.items():
             if not value <= limit or math.isnan(value):
                 bad = True

@@ -31,6 +31,7 @@ class Form:
     norm: bool = False  # RMS norm of the states' output, a head at a time
     delta: bool = False  # the delta rule in state 0
     own: bool = False  # own q, k, v, o that are tuned too
+    rank: int = 0  # of a change of the output projection, W (1 + U D)
     log_weight: float = -3.0
 
 
@@ -67,6 +68,10 @@ def first(form: Form, layers: int, heads: int, hd: int, hidden: int, projections
         p["norm"] = torch.ones(layers, hd)
     if form.delta:
         p["rate.weight"], p["rate.bias"] = torch.zeros(layers, heads, inputs), torch.zeros(layers, heads)
+    if form.rank:
+        generator = torch.Generator().manual_seed(seed)
+        p["output.down"] = torch.randn(layers, form.rank, width, generator=generator) * width**-0.5
+        p["output.up"] = torch.zeros(layers, width, form.rank)
     if form.own:
         p.update(projections)
     return {n: x.clone() for n, x in p.items()}
@@ -242,5 +247,7 @@ def mixed(form: Form, p, x, output, exact=None):
         split = lambda w: (hidden @ w.mT[:, None]).unflatten(-1, (heads, -1)).transpose(-3, -2)
         x = {**x, "q": split(p["query"]), "k": split(p["key"]), "v": split(p["value"])}
         output = p["output"]
-    o = attend(form, p, x, exact)
-    return o.transpose(-3, -2).flatten(-2) @ output.mT[:, None]
+    o = attend(form, p, x, exact).transpose(-3, -2).flatten(-2)
+    if form.rank:
+        o = o + o @ p["output.down"].mT[:, None] @ p["output.up"].mT[:, None]
+    return o @ output.mT[:, None]

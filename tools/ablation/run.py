@@ -37,6 +37,8 @@ SWITCHES = {  # what differs from the default
     "first weight 1": (Form(log_weight=0.0), {}),
     "first weight e^-7": (Form(log_weight=-7.0), {}),
     "128 features": (Form(features=128), {}),
+    "change of o, rank 8": (Form(rank=8), {}),
+    "change of o, rank 32": (Form(rank=32), {}),
 }
 ONCE = {  # differences so large that one seed tells
     "gates start as identity rows": (Form(gate_start="identity"), {}),

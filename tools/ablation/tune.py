@@ -24,14 +24,14 @@ class Recipe:
     separation: float = 0.01
     octaves: float | None = 3.0  # None: the published cosine of the gates
     weighted: bool = False  # logits: weight 5 on the answers of recall passages, 0 on their unpredictable tokens
-    projections: float = 0.1  # share of the rate for own q, k, v, o, which start at the teacher's
+    projections: float = 0.1  # share of the rate for own q, k, v, o, which start at the teacher's, and for changes of o
     far: float = 10.0  # factor of the rate for one number a head that has far to go
     rows: int = 4
     length: int = 4096
 
 
 PUBLISHED_RECIPE = Recipe(rate=1e-4, floor=0.5, loss="kl", separation=0.001, octaves=None, projections=1.0, far=1.0, logits=0)
-PROJECTIONS = ("query", "key", "value", "output")
+PROJECTIONS = ("query", "key", "value", "output", "output.down", "output.up")
 FAR = ("log_weight", "mix", "gate.bias")
 
 
