@@ -14,7 +14,7 @@ describe('the ONNX writer, read back with the official schema', () => {
     const model = decode(() => {});
     expect(Number(model.irVersion)).toBe(10);
     expect(model.opsetImport.map(({ domain, version }) => [domain, Number(version)])).toEqual([
-      ['', 18],
+      ['', 21],
       ['com.microsoft', 1],
     ]);
     expect(model.graph?.name).toBe('test');

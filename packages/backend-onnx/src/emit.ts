@@ -19,8 +19,6 @@ export function ofRows(size: number | string): number | undefined {
 }
 
 const microsoft = 'com.microsoft';
-/** The latest of which ONNX Runtime's CUDA provider has every operator used: those that came later it leaves to the CPU. */
-const opset = 18;
 
 export interface MatmulOptions {
   readonly transA?: boolean;
@@ -132,7 +130,7 @@ export class GraphBuilder {
     const final = (ref: Ref): string => this.#renamed.get(ref) ?? ref;
     return encodeModel({
       name,
-      opsets: { '': opset, [microsoft]: 1 },
+      opsets: { '': 21, [microsoft]: 1 },
       nodes: this.#nodes.map((node) => ({
         ...node,
         inputs: node.inputs.map(final),

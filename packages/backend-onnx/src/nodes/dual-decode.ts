@@ -72,7 +72,7 @@ export function dualDecode(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Re
   if (memory) {
     const share = graph.reshape(lowering.weight(exact!.logWeight, shareOf(kvHeads, group)), [kvHeads, group, 1]);
     total = graph.op('Add', [
-      exactPart(memory, lowering, graph.reshape(turned(q, heads), [-1, kvHeads, group, headDim]), scale),
+      exactPart(memory, lowering, graph.reshape(turned(q, heads), [-1, kvHeads, group, headDim]), node),
       graph.op('Mul', [total, share]),
     ]);
   }
@@ -129,11 +129,20 @@ function remember(node: Dual, ring: Ring, lowering: Lowering, k: Ref, v: Ref, ga
 }
 
 /** sum over the exact set of e^(s - m) [v, 1]: [B, g, G, hd + 1]; q [B, g, G, hd] */
-function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, scale: number): Ref {
+function exactPart(
+  { ring, keys, values: kept }: Memory,
+  lowering: Lowering,
+  q: Ref,
+  { scale, form: { headDim } }: Dual,
+): Ref {
   const { graph } = lowering;
   const scores = tokenScores(lowering, ring, q, keys.seen, scale); // [B, g, G, E]
   const max = graph.op('ReduceMax', [scores, graph.ints([-1])], { keepdims: 1 });
   const weights = graph.op('Exp', [graph.op('Sub', [scores, max])]);
   const sum = graph.op('ReduceSum', [weights, graph.ints([-1])], { keepdims: 1 });
-  return graph.concat([graph.matmul(weights, visible(lowering, ring, values.seen)), sum], -1);
+  const values = graph.matmul(weights, visible(lowering, ring, kept.seen));
+  // Side by side without Concat, which copies sizes from host memory on CUDA, so that no step with it could be recorded.
+  const padded = (x: Ref, before: number, after: number): Ref =>
+    graph.op('Pad', [x, graph.ints([before, after]), '', graph.ints([-1])]);
+  return graph.op('Add', [padded(values, 0, 1), padded(sum, headDim, 0)]);
 }

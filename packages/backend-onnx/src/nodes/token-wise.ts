@@ -67,7 +67,7 @@ function activate(fn: NodeOf<'activate'>['fn'], graph: Lowering['graph'], x: Ref
     case 'silu':
       return graph.msOp('QuickGelu', [x], { alpha: float(1) });
     case 'gelu':
-      return graph.msOp('Gelu', [x]);
+      return graph.op('Gelu', [x], { approximate: 'none' });
     case 'softplus':
       return graph.op('Softplus', [x]);
     case 'logSigmoid':
