@@ -4,7 +4,7 @@ import { append, keep, keepGroups, type Window } from './kernels/cache.js';
 import { causalConv, convSize, convState } from './kernels/causal-conv.js';
 import type { Grid } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
-import { scanSize, selectiveScan } from './kernels/selective-scan.js';
+import * as scan from './kernels/selective-scan.js';
 import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
 import { headsTogether, joinSplits, partWidth, splitAttention, splittable } from './kernels/split-attention.js';
 import { tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
@@ -130,16 +130,24 @@ export function lowerConv(builder: Builder, node: NodeOf<'causalConv'>, fn?: Nod
   return y;
 }
 
+/** Short rows token by token, long rows in chunks. */
 export function lowerScan(builder: Builder, node: NodeOf<'selectiveScan'>): Operand {
-  const { operand } = builder;
+  const { operand, emit, temp, type } = builder;
   const [x, dt, b, c] = [operand(node.x), operand(node.dt), operand(node.b), operand(node.c)];
   const n = builder.shapeOf(node.logA)[2]!;
+  const shape: scan.ScanShape = { heads: node.heads, channels: x.width, n, type };
   const y = result(builder, x.width, 'token');
-  builder.emit(
-    selectiveScan(node.heads, x.width, n, builder.type),
-    [x.ref, dt.ref, b.ref, c.ref, vector(node.logA), vector(node.d), statePart(node.state, 0), y.ref],
-    (view) => [Math.ceil(x.width / scanSize), view.rows, 1],
-  );
+  const moving = [x.ref, dt.ref, b.ref, vector(node.logA)];
+  const reading = [c.ref, vector(node.d), y.ref];
+  const state = statePart(node.state, 0);
+  const chunks = temp(scan.scanWidth(shape), 'f32', 'chunk');
+  const groups = Math.ceil(x.width / scan.scanSize);
+  const short = ({ rows, singles }: View): Grid => (singles === 0 ? [0, 0, 0] : [groups, rows, 1]);
+  const tiles = (view: View): Grid => [groups, view.tiles, 1];
+  emit(scan.selectiveScan(shape), [...moving, ...reading, state], short);
+  emit(scan.scanStates(shape), [...moving, chunks], tiles);
+  emit(scan.scanCarry(shape), [vector(node.logA), chunks, state], ({ longs }) => [scan.carryGroups(shape), longs, 1]);
+  emit(scan.scanOutputs(shape), [...moving, ...reading, chunks], tiles);
   return y;
 }
 

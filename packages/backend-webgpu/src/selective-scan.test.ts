@@ -1,0 +1,67 @@
+import { describe, expect, it } from 'vitest';
+import { openRunner } from './kernel-runner.js';
+import * as scan from './kernels/selective-scan.js';
+import { useSwiftShader } from './swiftshader.js';
+
+const obstacle = useSwiftShader();
+
+describe.skipIf(obstacle)(`the selective scan${obstacle ? ` (${obstacle})` : ''}`, () => {
+  it('of long rows goes in chunks, of short ones token by token', async () => {
+    const rows = [
+      { slot: 1, past: 0, count: 600 }, // three chunks
+      { slot: 0, past: 9, count: 3 },
+      { slot: 2, past: 5, count: 70 },
+    ];
+    const shape: scan.ScanShape = { heads: 2, channels: 6, n: 4, type: 'f32' };
+    const { heads, channels, n } = shape;
+    const tokens = 673;
+    const numbers = (length: number, seed: number, from: number, to: number) =>
+      Float32Array.from({ length }, (_, i) => from + (to - from) * (0.5 + 0.5 * Math.sin(seed + 12.9898 * i)));
+    const [x, dt] = [numbers(tokens * channels, 1, -1, 1), numbers(tokens * channels, 2, 0, 0.2)];
+    const [b, c] = [numbers(tokens * heads * n, 3, -1, 1), numbers(tokens * heads * n, 4, -1, 1)];
+    const [logA, d] = [numbers(channels * n, 5, -4, 1), numbers(channels, 6, -1, 1)];
+    const state = numbers(3 * channels * n, 7, -2, 2);
+
+    const wantState = Float64Array.from(state);
+    const want = new Float64Array(tokens * channels);
+    let t = 0;
+    for (const { slot, count } of rows)
+      for (const end = t + count; t < end; t++)
+        for (let channel = 0; channel < channels; channel++) {
+          const at = t * channels + channel;
+          const shared = (t * heads + Math.floor((channel * heads) / channels)) * n;
+          want[at] = d[channel]! * x[at]!;
+          for (let i = 0; i < n; i++) {
+            const cell = (slot * channels + channel) * n + i;
+            const keep = Math.exp(-dt[at]! * Math.exp(logA[channel * n + i]!));
+            wantState[cell] = keep * wantState[cell]! + dt[at]! * x[at]! * b[shared + i]!;
+            want[at]! += c[shared + i]! * wantState[cell]!;
+          }
+        }
+
+    const runner = await openRunner(rows);
+    const { tiles, longs, chunks: count } = runner.view;
+    const a = runner.buffer(logA);
+    const moving = [...[x, dt, b].map((of) => runner.buffer(of)), a];
+    const y = runner.buffer(new Float32Array(tokens * channels));
+    const reading = [runner.buffer(c), runner.buffer(d), y];
+    const [chunks, store] = [runner.buffer(new Float32Array(count * scan.scanWidth(shape))), runner.buffer(state)];
+    expect(count).toBe(4);
+    await runner.run(scan.selectiveScan(shape), [...moving, ...reading, store], [1, rows.length, 1]);
+    await runner.run(scan.scanStates(shape), [...moving, chunks], [1, tiles, 1]);
+    await runner.run(scan.scanCarry(shape), [a, chunks, store], [scan.carryGroups(shape), longs, 1]);
+    await runner.run(scan.scanOutputs(shape), [...moving, ...reading, chunks], [1, tiles, 1]);
+    const read = async (buffer: GPUBuffer, length: number) => new Float32Array(await runner.read(buffer), 0, length);
+    expect(ratio(await read(y, want.length), want)).toBeLessThan(1e-5);
+    expect(ratio(await read(store, state.length), wantState)).toBeLessThan(1e-5);
+  });
+});
+
+function ratio(got: ArrayLike<number>, want: ArrayLike<number>): number {
+  let [error, size] = [0, 0];
+  for (let i = 0; i < want.length; i++) {
+    error += (got[i]! - want[i]!) ** 2;
+    size += want[i]! ** 2;
+  }
+  return Math.sqrt(error / size);
+}
