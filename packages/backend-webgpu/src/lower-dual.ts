@@ -1,6 +1,5 @@
 import { featureWidth, gateWidth, type NodeOf, type Weight } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
-import { keep, keepGroups } from './kernels/cache.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import * as dual from './kernels/dual-linear-attention.js';
 import * as chunks from './kernels/dual-matrices.js';
@@ -11,7 +10,7 @@ import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import { emitLinear } from './lower-linear.js';
-import { lowerWindow, statePart, turnedKeys } from './lower-state.js';
+import { emitKeep, lowerWindow, statePart, turnedKeys } from './lower-state.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
@@ -247,18 +246,10 @@ function keepExact(
   turns: boolean,
   replay: boolean,
 ): void {
-  const { type, emit } = builder;
-  const { kvHeads, headDim, exact } = form;
-  const window = { size: exact!.window, sinks: exact!.sinks };
+  const window = { size: form.exact!.window, sinks: form.exact!.sinks };
+  const rings = [1, 2, 3].map((part) => statePart(state, part));
   const { k, v, gates } = stream;
-  const rope = turns ? form.rope : undefined;
-  const grid =
-    (heads: number, width: number) =>
-    ({ rows }: View): Grid => [keepGroups(heads, width, window), rows, 1];
-  const keys = [k.ref, ...ropeRef(rope), statePart(state, 1)];
-  emit(keep(kvHeads, headDim, window, type, type, rope), keys, grid(kvHeads, headDim), replay);
-  emit(keep(kvHeads, headDim, window, type, type), [v.ref, statePart(state, 2)], grid(kvHeads, headDim), replay);
-  emit(keep(1, gates.width, window, 'f32', type), [gates.ref, statePart(state, 3)], grid(1, gates.width), replay);
+  emitKeep(builder, form, window, { k, v: v.ref, gates, rope: turns ? form.rope : undefined }, rings, replay);
 }
 
 function shapeOf(

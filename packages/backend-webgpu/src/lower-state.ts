@@ -1,7 +1,7 @@
-import type { NodeOf } from '@dsla/spec';
+import type { NodeOf, Rope } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
-import { append, keep, keepGroups, type Window } from './kernels/cache.js';
-import { causalConv, convSize, convState } from './kernels/causal-conv.js';
+import { append, keep, keepGroups, keepTokens, type Window } from './kernels/cache.js';
+import { causalConv, convSize, convState, convToken } from './kernels/causal-conv.js';
 import type { Grid } from './kernels/kernel.js';
 import { rotate } from './kernels/rope.js';
 import * as scan from './kernels/selective-scan.js';
@@ -12,8 +12,8 @@ import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
 export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'>): Operand {
-  const { type, emit, operand } = builder;
-  const { heads, kvHeads, headDim, window, state } = node;
+  const { operand } = builder;
+  const { heads, headDim, window, state } = node;
   const [q, k, v] = [operand(node.q), operand(node.k), operand(node.v)];
   const y = result(builder, heads * headDim, 'token');
   const [keys, values] = [statePart(state, 0), statePart(state, 1)];
@@ -23,10 +23,41 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
   }
   const turned = turnedKeys(builder, node, k);
   lowerWindow(builder, node, window, { q, k: turned.ref, v: v.ref, keys, values }, y);
-  const entries = ({ rows }: View): Grid => [keepGroups(kvHeads, headDim, window), rows, 1];
-  emit(keep(kvHeads, headDim, window, type, type), [turned.ref, keys], entries);
-  emit(keep(kvHeads, headDim, window, type, type), [v.ref, values], entries);
+  emitKeep(builder, node, window, { k: turned, v: v.ref }, [keys, values]);
   return y;
+}
+
+/** What a ring takes in; `rope` where keys have not been turned yet. */
+interface Kept {
+  readonly k: Operand;
+  readonly v: BufferRef;
+  readonly gates?: Operand | undefined;
+  readonly rope?: Rope | undefined;
+}
+
+/** Writes keys, values and gates of the tokens into their rings, once nobody reads the old content any more. */
+export function emitKeep(
+  { emit, type }: Builder,
+  { kvHeads, headDim }: Pick<AttentionShape, 'kvHeads' | 'headDim'>,
+  window: Window,
+  { k, v, gates, rope }: Kept,
+  rings: readonly BufferRef[],
+  replay = false,
+): void {
+  const tokens = perElement(k);
+  const short = (view: View): Grid => (view.singles === 0 ? [0, 0, 0] : tokens(view));
+  const sources = [k.ref, v, ...(gates ? [gates.ref] : []), ...ropeRef(rope)];
+  emit(keepTokens(kvHeads, headDim, window, type, rope, gates?.width), [...sources, ...rings], short, replay);
+  const long =
+    (heads: number, width: number) =>
+    ({ rows, tiles }: View): Grid =>
+      tiles === 0 ? [0, 0, 0] : [keepGroups(heads, width, window), rows, 1];
+  const [keys, values, gateRing] = rings as [BufferRef, BufferRef, BufferRef?];
+  const all = long(kvHeads, headDim);
+  emit(keep(kvHeads, headDim, window, type, type, rope), [k.ref, ...ropeRef(rope), keys], all, replay);
+  emit(keep(kvHeads, headDim, window, type, type), [v, values], all, replay);
+  if (gates && gateRing)
+    emit(keep(1, gates.width, window, 'f32', type), [gates.ref, gateRing], long(1, gates.width), replay);
 }
 
 /**
@@ -124,9 +155,24 @@ export function lowerConv(builder: Builder, node: NodeOf<'causalConv'>, fn?: Nod
   const y = result(builder, x.width, 'token');
   const state = statePart(node.state, 0);
   const weights = [vector(node.weight), ...(node.bias === undefined ? [] : [vector(node.bias)])];
-  const kernel = causalConv(y, x, taps, type, node.bias !== undefined, fn);
-  emit(kernel, [x.ref, ...weights, state, y.ref], perElement(y));
-  if (taps > 1) emit(convState(x, taps, type), [x.ref, state], (view) => [Math.ceil(x.width / convSize), view.rows, 1]);
+  const bias = node.bias !== undefined;
+  const all = perElement(y);
+  if (taps > 1) {
+    const each = (view: View): Grid => (view.ones ? all(view) : [0, 0, 0]);
+    emit(convToken(y, x, taps, type, bias, fn), [x.ref, ...weights, state, y.ref], each);
+  }
+  const others =
+    (grid: (view: View) => Grid) =>
+    (view: View): Grid =>
+      taps > 1 && view.ones ? [0, 0, 0] : grid(view);
+  emit(causalConv(y, x, taps, type, bias, fn), [x.ref, ...weights, state, y.ref], others(all));
+  const channels = Math.ceil(x.width / convSize);
+  if (taps > 1)
+    emit(
+      convState(x, taps, type),
+      [x.ref, state],
+      others(({ rows }) => [channels, rows, 1]),
+    );
   return y;
 }
 

@@ -14,6 +14,8 @@ export interface View {
   readonly singles: number;
   /** Rows that are cut into tiles and chunks. */
   readonly longs: number;
+  /** Every row has one token. */
+  readonly ones: boolean;
   /** Equal for views whose grids are equal. */
   readonly shape: string;
   /** Highest position + 1. */
@@ -94,6 +96,7 @@ export class Views {
 
   #make(rows: readonly Stretch[], capacity: number, most: number): View {
     const { words, tokens, tiles, chunks, splits, singles, longs } = encode(rows, this.#batch.ids, most);
+    const ones = rows.every(({ count }) => count === 1);
     const buffer = this.#pool.take('batch', words.byteLength);
     this.#buffers.push(buffer);
     this.#device.queue.writeBuffer(buffer, 0, words);
@@ -107,7 +110,8 @@ export class Views {
       splits,
       singles,
       longs,
-      shape: [rows.length, tokens, tiles, chunks, splits, singles, longs].join(),
+      ones,
+      shape: [rows.length, tokens, tiles, chunks, splits, singles, longs, ones].join(),
       positions: rows.reduce((max, { past, count }) => Math.max(max, past + count), 0),
       capacity: { token: capacity, row: this.#batch.rows.length, split: splits, chunk: chunks },
     };

@@ -46,6 +46,45 @@ export function causalConv(
   });
 }
 
+/** causalConv and convState of rows of one token each, at once. */
+export function convToken(
+  y: Shape,
+  x: Shape,
+  taps: number,
+  state: Element,
+  bias: boolean,
+  fn?: NodeOf<'activate'>['fn'],
+): Kernel {
+  const { width } = x;
+  const past = taps - 1;
+  return kernel({
+    name: fn ? `conv-token-${fn}` : 'conv-token',
+    buffers: {
+      x: [x.type, 'read'],
+      w: ['f32', 'read'],
+      ...(bias ? { bias: ['f32', 'read'] as const } : {}),
+      state: [state, 'write'],
+      y: [y.type, 'write'],
+    },
+    module: fn ? logFunctions + activationFunctions : '',
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= batch[0].y * ${width}u) { return; }
+  let token = token_at(i / ${width}u);
+  let channel = i % ${width}u;
+  let base = row_at(token.y).x * ${slotStride(width, taps, state)}u + channel * ${past}u;
+  let input = x[token.x * ${width}u + channel];
+  var sum = ${bias ? 'bias[channel]' : '0.0'} + w[channel * ${taps}u + ${past}u] * f32(input);
+  for (var j = 0u; j < ${past}u; j++) {
+    let old = state[base + j];
+    sum += w[channel * ${taps}u + j] * f32(old);
+    if (j > 0u) { state[base + j - 1u] = old; }
+  }
+  state[base + ${past - 1}u] = ${state}(input);
+  y[token.x * ${width}u + channel] = ${y.type}(${fn ? `${activationName[fn]}(sum)` : 'sum'});`,
+  });
+}
+
 export const convSize = 64;
 
 /** Moves the state on by the tokens of every row. */
