@@ -1,7 +1,7 @@
-import { mkdtemp, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { temporaryFolder } from '../test/folders.js';
 import { fingerprint, openText, partOf, type TextSource, textSource } from './source.js';
 import { openWindows } from './windows.js';
 
@@ -83,7 +83,7 @@ describe('windows', () => {
 
 describe('sources', () => {
   it('are a file, or the .txt files of a folder in order', async () => {
-    const folder = await mkdtemp(join(tmpdir(), 'dsla-text-'));
+    const folder = await temporaryFolder();
     await writeFile(join(folder, 'b.txt'), 'second');
     await writeFile(join(folder, 'a.txt'), 'first ');
     await writeFile(join(folder, 'c.md'), 'not this');
