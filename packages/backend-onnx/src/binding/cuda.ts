@@ -108,6 +108,7 @@ export async function openCuda(
       if (!pages || !room) return undefined;
       const space = new PagedSpace(pages, room.address);
       return {
+        page: pages.size,
         take(from, size) {
           if (!space.take(from, size)) return undefined;
           return zeroed(room.address + BigInt(from), size, () => {

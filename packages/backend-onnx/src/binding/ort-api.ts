@@ -206,6 +206,7 @@ async function load(path: string): Promise<OrtLibrary> {
       const unmap = (page: bigint, size: number): void => madvise(page, size, notNeeded);
       const pages = new PagedSpace({ size: pageSize, map: () => true, unmap }, address);
       return {
+        page: pageSize,
         take(from, size) {
           pages.take(from, size);
           const block = hostBlock(address + BigInt(from), koffi.view(address + BigInt(from), size), () => {

@@ -31,7 +31,7 @@ export class CApiRegion implements Region {
     const bytes = this.#stride;
     const free = this.#available();
     const block = bytes > free ? undefined : this.#space.take(index * bytes, bytes);
-    if (!block) throw outOfMemory(bytes, free, where);
+    if (!block) throw outOfMemory(Math.ceil(bytes / this.#space.page) * this.#space.page, free, where);
     const memory = new CApiMemory(
       block,
       this.#info,

@@ -2,6 +2,8 @@ import type { Block } from './block.js';
 
 /** A stretch of addresses whose parts are backed by memory while they are taken: neighbours form one tensor. */
 export interface Space {
+  /** Bytes of the pages it is backed by: less is not taken from what is left. */
+  readonly page: number;
   /** Backs a part with zeroed memory until it is freed; undefined where there is none left. */
   take(from: number, bytes: number): Block | undefined;
   /** Nothing of it may be taken any more. */
