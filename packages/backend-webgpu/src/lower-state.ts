@@ -8,6 +8,7 @@ import * as scan from './kernels/selective-scan.js';
 import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
 import { headsTogether, joinSplits, partWidth, splitAttention, splittable } from './kernels/split-attention.js';
 import { tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
+import { wideAttention, wideTileable } from './kernels/wide-attention.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
@@ -86,9 +87,10 @@ function lowerCached(
     emit(joinSplits(node, type), [parts, y.ref], (view) => [view.singles, heads, 1]);
   }
   const cache = [keys, values, info];
-  if (traits.matrices && tileable(node)) {
+  if (traits.matrices && (tileable(node) || wideTileable(node))) {
     const turned = turnedQueries(builder, node, q);
-    emit(tileAttention(node, traits.attention), [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
+    const kernel = tileable(node) ? tileAttention(node, traits.attention) : wideAttention(node);
+    emit(kernel, [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
     return;
   }
   const some = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : [view.tokens, heads, 1]);

@@ -12,7 +12,8 @@ import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-ma
 import { rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import type { AttentionShape } from './kernels/softmax-attention.js';
-import { type BlockOfKeys, tileAttention, tileWindow } from './kernels/tile-attention.js';
+import { type BlockOfKeys, tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
+import { wideAttention } from './kernels/wide-attention.js';
 import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();
@@ -82,6 +83,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, block: 32 },
     { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, block: 32 },
     { heads: 1, kvHeads: 1, headDim: 80, scale: 0.11, block: 64 },
+    { heads: 2, kvHeads: 1, headDim: 144, scale: 0.08, block: 64 },
   ];
   it.each(shapes)('attention in tiles %o', async (shape) => {
     const { heads, kvHeads, headDim, scale, block } = shape;
@@ -96,7 +98,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const [k, v] = [2, 3].map((seed) => halves(2 * kvHeads * capacity * headDim, seed, 2)) as [Halves, Halves];
     const y = runner.buffer(new Uint32Array((172 * heads * headDim) / 2));
     const buffers = [q, k, v].map(({ words }) => runner.buffer(words));
-    const kernel = tileAttention(shape, block);
+    const kernel = tileable(shape) ? tileAttention(shape, block) : wideAttention(shape);
     await runner.run(
       kernel,
       [...buffers, runner.buffer(new Uint32Array([capacity])), y],
