@@ -43,35 +43,77 @@ export function expect(got: unknown, what = ''): Matchers {
     if (!ok) throw new Error(`${what} ${shown(got)} ${rule} ${shown(want)}`);
   };
   return {
-    toEqual: (want) => check(isDeepStrictEqual(got, want), 'must equal', want),
+    toEqual: (want) => check(fits(got, want), 'must equal', want),
     toBe: (want) => check(Object.is(got, want), 'must be', want),
     toMatch: (want) => check(matches(String(got), want), 'must match', want),
+    toBeDefined: () => check(got !== undefined, 'must be', 'defined'),
+    toContain: (want) => check((got as unknown[]).includes(want), 'must contain', want),
     toBeLessThan: (want) => check((got as number) < want, 'must be less than', want),
+    toBeGreaterThan: (want) => check((got as number) > want, 'must be greater than', want),
+    toThrow: (want) => check(fits(thrown(got as () => unknown), want), 'must throw', want),
     toMatchObject: (want) =>
       check(
-        Object.entries(want).every(([key, value]) => isDeepStrictEqual(Reflect.get(got as object, key), value)),
+        Object.entries(want).every(([key, value]) => fits(Reflect.get(got as object, key), value)),
         'must match',
         want,
       ),
     rejects: {
+      async toEqual(want) {
+        const error = await reasonOf(got as Promise<unknown>);
+        check(fits(error, want), `rejected with ${shown(error)}, must reject with`, want);
+      },
       async toThrow(want) {
-        const error = await (got as Promise<unknown>).then(
-          () => undefined,
-          (reason) => reason,
-        );
+        const error = await reasonOf(got as Promise<unknown>);
         if (!(error instanceof Error && want.test(error.message))) throw new Error(`${what} must reject with ${want}`);
       },
     },
   };
 }
 
+expect.stringMatching = (want: string | RegExp): Pattern => new Pattern((got) => matches(String(got), want));
+expect.objectContaining = (want: object): Pattern =>
+  new Pattern((got) => Object.entries(want).every(([key, value]) => fits(Reflect.get(got as object, key), value)));
+
+/** Stands for every value that it fits. */
+class Pattern {
+  readonly fits: (got: unknown) => boolean;
+
+  constructor(fits: (got: unknown) => boolean) {
+    this.fits = fits;
+  }
+}
+
+function fits(got: unknown, want: unknown): boolean {
+  return want instanceof Pattern ? got !== undefined && want.fits(got) : isDeepStrictEqual(got, want);
+}
+
+function thrown(run: () => unknown): unknown {
+  try {
+    run();
+    return undefined;
+  } catch (error) {
+    return error;
+  }
+}
+
+async function reasonOf(promise: Promise<unknown>): Promise<unknown> {
+  return await promise.then(
+    () => undefined,
+    (reason) => reason,
+  );
+}
+
 interface Matchers {
   toEqual(want: unknown): void;
   toBe(want: unknown): void;
   toMatch(want: string | RegExp): void;
+  toBeDefined(): void;
+  toContain(want: unknown): void;
   toBeLessThan(want: number): void;
+  toBeGreaterThan(want: number): void;
+  toThrow(want: unknown): void;
   toMatchObject(want: object): void;
-  readonly rejects: { toThrow(want: RegExp): Promise<void> };
+  readonly rejects: { toEqual(want: unknown): Promise<void>; toThrow(want: RegExp): Promise<void> };
 }
 
 function matches(text: string, want: string | RegExp): boolean {
