@@ -6,6 +6,8 @@ export type Found<T> = { readonly value: T } | { readonly obstacle: string };
 
 /** Of the largest kernels: a window joined with a dual state, three products of a norm with biases. */
 const storageBuffers = 12;
+/** Bytes of workgroup memory of the largest kernels without subgroup matrices. */
+export const workgroupBytes = 19456;
 
 // What Dawn's create() returns must stay reachable: once collected, it takes the process down.
 const instances = new Map<string, GPU>();
@@ -55,6 +57,9 @@ export async function findAdapter(gpu: GPU, options: OpenOptions = {}): Promise<
   const buffers = adapter.limits.maxStorageBuffersPerShaderStage;
   if (buffers < storageBuffers)
     return { obstacle: `the adapter binds ${buffers} storage buffers a kernel, ${storageBuffers} are needed.` };
+  const bytes = adapter.limits.maxComputeWorkgroupStorageSize;
+  if (bytes < workgroupBytes)
+    return { obstacle: `the adapter gives a workgroup ${bytes} bytes of memory, ${workgroupBytes} are needed.` };
   if (options.computeType === 'f16' && !adapter.features.has('shader-f16'))
     return {
       obstacle: `the adapter ${adapter.info.description} has no shader-f16. Leave out computeType or use 'f32'.`,

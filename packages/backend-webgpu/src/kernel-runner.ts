@@ -60,3 +60,10 @@ export async function openRunner(rows: readonly Row[]): Promise<Runner> {
     read: (buffer) => memory.read(buffer, 0, buffer.size),
   };
 }
+
+/** Bytes of workgroup memory that a kernel declares. */
+export function workgroupMemory({ code }: Kernel): number {
+  const bytes: Record<string, number> = { f16: 2, f32: 4, u32: 4, vec2u: 8, vec2f: 8, vec4u: 16, vec4f: 16 };
+  const all = [...code.matchAll(/var<workgroup> \w+: array<(\w+), (\d+)>/g)];
+  return all.reduce((sum, [, type, count]) => sum + bytes[type!]! * Number(count), 0);
+}

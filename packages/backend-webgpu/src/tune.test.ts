@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { loadGpu, must } from './adapter.js';
+import { workgroupMemory } from './kernel-runner.js';
 import { copy } from './kernels/elementwise.js';
 import { useSwiftShader } from './swiftshader.js';
 import { contests, decide, fastest, tune, tuned } from './tune.js';
@@ -67,7 +68,7 @@ describe('tuning', () => {
         device.pushErrorScope('validation');
         device.createShaderModule({ code: code.code });
         expect(await device.popErrorScope(), name).toBeNull();
-        expect(memoryOf(code.code), name).toBeLessThanOrEqual(49152);
+        expect(workgroupMemory(code), name).toBeLessThanOrEqual(49152);
         expect(Object.keys(tunedTraits([{ kernel, chosen: name, milliseconds: {} }])), name).toHaveLength(1);
       }
     device.destroy();
@@ -100,10 +101,3 @@ describe('tuning', () => {
     device.destroy();
   });
 });
-
-/** Bytes of workgroup memory that WGSL declares. */
-function memoryOf(code: string): number {
-  const bytes: Record<string, number> = { vec4u: 16, vec4f: 16, f32: 4, u32: 4 };
-  const all = [...code.matchAll(/var<workgroup> \w+: array<(\w+), (\d+)>/g)];
-  return all.reduce((sum, [, type, count]) => sum + bytes[type!]! * Number(count), 0);
-}

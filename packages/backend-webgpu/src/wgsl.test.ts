@@ -1,7 +1,8 @@
 import { describe as describeModel, type Mixers, type ModelConfig, parseConfig, tapesOf } from '@dsla/models';
 import { describe, expect, it } from 'vitest';
-import { loadGpu, must } from './adapter.js';
+import { loadGpu, must, workgroupBytes } from './adapter.js';
 import type { Traits } from './builder.js';
+import { workgroupMemory } from './kernel-runner.js';
 import type { Kernel } from './kernels/kernel.js';
 import { linearMatrix } from './kernels/linear-matrix.js';
 import { linearVector } from './kernels/linear-vector.js';
@@ -110,6 +111,8 @@ describe('emitted WGSL', () => {
       const complaints = (await Promise.all(kernels.map((one) => complaint(device, one)))).flat();
       expect(complaints).toEqual([]);
       expect(kernels.length).toBeGreaterThan(10);
+      // What traits.matrices asks for, and what an adapter must have.
+      expect(Math.max(...kernels.map(workgroupMemory))).toBeLessThanOrEqual(traits.matrices ? 49152 : workgroupBytes);
       device.destroy();
     });
   }
