@@ -21,25 +21,35 @@ describe.skipIf(obstacle)(`products of some items, spelled out${obstacle ? ` (${
     [50, 'f32', 128],
   ];
   it.each(cases)('%i items to %s of width %i', async (count, type, width) => {
-    const out = 72;
+    const outs = [72, 40];
     const runner = await openRunner([{ slot: 0, past: 0, count }]);
-    const [x, w] = [halves(count * width, 1), halves(out * width, 2)];
-    const bias = Float32Array.from({ length: out }, (_, o) => Math.cos(o));
+    const x = halves(count * width, 1);
+    const products = outs.map((out, p) => ({
+      out,
+      w: halves(out * width, 2 + p),
+      bias: p === 0 ? Float32Array.from({ length: out }, (_, o) => Math.cos(o)) : undefined,
+      y: runner.buffer(new Float32Array(count * out)),
+    }));
     const shape = thinShape(count);
-    const kernel = linearThin('token', { width: out, type }, { width, type: 'f16' }, true, shape);
-    const y = runner.buffer(new Float32Array(count * out));
-    const buffers = [runner.buffer(x.words), runner.buffer(w.words), runner.buffer(bias), y];
-    await runner.run(kernel, buffers, [Math.ceil(out / shape.outputs), Math.ceil(count / shape.items), 1]);
-    // Halves are spelled out as float32 numbers, so that one y serves both types.
-    const got = new Float32Array(await runner.read(y));
-    let [error, size] = [0, 0];
-    for (let t = 0; t < count; t++)
-      for (let o = 0; o < out; o++) {
-        let sum = bias[o]!;
-        for (let k = 0; k < width; k++) sum += x.numbers[t * width + k]! * w.numbers[o * width + k]!;
-        error += (got[t * out + o]! - sum) ** 2;
-        size += sum ** 2;
-      }
-    expect(Math.sqrt(error / size)).toBeLessThan(1e-5);
+    const parts = products.map(({ out, bias }) => ({ y: { width: out, type }, bias: bias !== undefined }));
+    const kernel = linearThin('token', parts, { width, type: 'f16' }, shape);
+    const buffers = products.flatMap(({ w, bias, y }) =>
+      [w.words, ...(bias ? [bias] : [])].map(runner.buffer).concat(y),
+    );
+    const groups = outs.reduce((sum, out) => sum + Math.ceil(out / shape.outputs), 0);
+    await runner.run(kernel, [runner.buffer(x.words), ...buffers], [groups, 1, 1]);
+    for (const { out, w, bias, y } of products) {
+      // Halves are spelled out as float32 numbers, so that one y serves both types.
+      const got = new Float32Array(await runner.read(y));
+      let [error, size] = [0, 0];
+      for (let t = 0; t < count; t++)
+        for (let o = 0; o < out; o++) {
+          let sum = bias?.[o] ?? 0;
+          for (let k = 0; k < width; k++) sum += x.numbers[t * width + k]! * w.numbers[o * width + k]!;
+          error += (got[t * out + o]! - sum) ** 2;
+          size += sum ** 2;
+        }
+      expect(Math.sqrt(error / size)).toBeLessThan(1e-5);
+    }
   });
 });

@@ -42,7 +42,7 @@ export function lowerAdd(
   const x = operand(product.x);
   emitFew(builder, x, [{ weight, bias, y: sum, add: a }]);
   const plain = result(builder, a.width, a.domain);
-  emitMany(builder, x, { weight, bias, y: plain });
+  emitMany(builder, x, [{ weight, bias, y: plain }]);
   const { kernel, buffers } = both(plain);
   emit(kernel, buffers, onlyMany(builder, a.domain, perItem(a.domain)));
   operands[next] = taken.has(next) ? { ...y, normed: { x: sum, weight: norm.weight, eps: norm.eps } } : y;

@@ -44,11 +44,12 @@ export function onlyMany(builder: Builder, domain: Domain, grid: (view: View) =>
 /** Products of the same x, for a few items by one kernel. `replay` as in Op. */
 export function emitLinear(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
   const wide = products.every(({ y }) => hasVectors(builder, x, y.width));
-  if (wide) emitFew(builder, x, products, replay);
-  for (const product of products) {
-    if (!wide && hasVectors(builder, x, product.y.width)) emitLinear(builder, x, [product], replay);
-    else emitMany(builder, x, product, replay);
+  if (!wide && products.length > 1) {
+    for (const product of products) emitLinear(builder, x, [product], replay);
+    return;
   }
+  if (wide) emitFew(builder, x, products, replay);
+  emitMany(builder, x, products, replay);
 }
 
 /** y = f(x W^T) * (x U^T), by one kernel for a few items. */
@@ -68,12 +69,13 @@ export function emitGated(
     const matrices = [gate, up].map((weight) => matrix(builder, weight, format));
     emitVectors(builder, x, [{ y, bias: false, gate: fn }], [...matrices, y.ref]);
   }
-  const halves = [gate, up].map((weight) => {
-    const half: Operand = { ref: temp(y.width, type, domain), width: y.width, type, domain };
-    emitMany(builder, x, { weight, y: half });
-    return half;
-  });
-  const [a, b] = halves as [Operand, Operand];
+  const half = (): Operand => ({ ref: temp(y.width, type, domain), width: y.width, type, domain });
+  const [a, b] = [half(), half()];
+  const products = [
+    { weight: gate, y: a },
+    { weight: up, y: b },
+  ];
+  emitMany(builder, x, products);
   const all = perElement(y);
   emit(activateMul(fn, domain, y, a, b), [a.ref, b.ref, y.ref], few ? onlyMany(builder, domain, all) : all);
 }
@@ -137,61 +139,101 @@ function emitVectors(
   }
 }
 
-/** A product of more items than a few; of any number where there are no kernels for vectors. */
-export function emitMany(builder: Builder, x: Operand, { weight, bias, y, add }: Product, replay = false): void {
-  const { type, traits, emit, temp } = builder;
+/** Products of more items than a few; of any number where there are no kernels for vectors, which all of them have or none. */
+export function emitMany(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
+  const { traits, temp } = builder;
   const { domain } = x;
-  const vectors = hasVectors(builder, x, y.width);
-  const only = (grid: (view: View) => Grid) => (vectors ? onlyMany(builder, domain, grid) : grid);
-  if (add) {
-    const product: Operand = { ...y, ref: temp(y.width, y.type, domain) };
-    emitMany(builder, x, { weight, bias, y: product }, replay);
-    emitSum(builder, add, product, y, only(perElement(y)));
+  const vectors = products.every(({ y }) => hasVectors(builder, x, y.width));
+  const only: Only = (grid) => (vectors ? onlyMany(builder, domain, grid) : grid);
+  const ready = products.map(({ weight, bias, y, add }) => ({
+    weights: numbersOf(builder, x, weight, y.width, only, replay),
+    bias,
+    y: add ? { ...y, ref: temp(y.width, y.type, domain) } : y,
+  }));
+  if (traits.matrices && vectors) emitMatrices(builder, x, ready, only, replay);
+  else for (const product of ready) emitTiles(builder, x, product, only, replay);
+  products.forEach(({ y, add }, at) => {
+    if (add) emitSum(builder, add, ready[at]!.y, y, only(perElement(y)));
+  });
+}
+
+type Only = (grid: (view: View) => Grid) => (view: View) => Grid;
+
+/** A product whose matrix is in the compute type. */
+interface Ready {
+  readonly weights: BufferRef;
+  readonly bias?: Weight | undefined;
+  readonly y: Operand;
+}
+
+/** A matrix in the compute type. */
+function numbersOf(
+  builder: Builder,
+  x: Operand,
+  weight: Weight,
+  outputs: number,
+  only: Only,
+  replay: boolean,
+): BufferRef {
+  const { type, emit, temp } = builder;
+  const format = x.width < narrow || outputs < narrow ? type : formatOf(builder, x);
+  const stored = matrix(builder, weight, format);
+  if (!isQuantised(format)) return stored;
+  const count = x.width * outputs;
+  const numbers = temp(count, type, 'once');
+  const grid = only(() => dequantiseGrid(format, count));
+  emit(dequantise(format, type, count), [stored, numbers], grid, replay);
+  return numbers;
+}
+
+const buffersOf = ({ weights, bias, y }: Ready): BufferRef[] => [
+  weights,
+  ...(bias === undefined ? [] : [vector(bias)]),
+  y.ref,
+];
+
+function emitTiles({ type, emit }: Builder, x: Operand, product: Ready, only: Only, replay: boolean): void {
+  const { domain } = x;
+  const { y, bias } = product;
+  const buffers = [x.ref, ...buffersOf(product)];
+  if (x.width < narrow || y.width < narrow) {
+    emit(linear(domain, y, x, type, bias !== undefined), buffers, perElement(y), replay);
     return;
   }
-  const isNarrow = x.width < narrow || y.width < narrow;
-  const format = isNarrow ? type : formatOf(builder, x);
-  const count = x.width * y.width;
-  let weights = matrix(builder, weight, format);
-  if (isQuantised(format)) {
-    const stored = weights;
-    weights = temp(count, type, 'once');
-    emit(
-      dequantise(format, type, count),
-      [stored, weights],
-      only(() => dequantiseGrid(format, count)),
-      replay,
-    );
-  }
-  const buffers = [x.ref, weights, ...(bias === undefined ? [] : [vector(bias)]), y.ref];
-  const biased = bias !== undefined;
-  if (isNarrow) {
-    emit(linear(domain, y, x, type, biased), buffers, perElement(y), replay);
-    return;
-  }
-  const grid =
-    ({ outputs, items }: { readonly outputs: number; readonly items: number }) =>
-    (view: View): Grid => [Math.ceil(y.width / outputs), Math.ceil(countOf(view, domain) / items), 1];
-  if (!traits.matrices || !vectors) {
-    const tiles = grid({ outputs: tileSize, items: tileSize });
-    emit(linearTiles(domain, y, x, type, biased), buffers, only(tiles), replay);
-    return;
-  }
+  const tiles = (view: View): Grid => [Math.ceil(y.width / tileSize), Math.ceil(countOf(view, domain) / tileSize), 1];
+  emit(linearTiles(domain, y, x, type, bias !== undefined), buffers, only(tiles), replay);
+}
+
+/** By subgroup matrices: some items by one kernel for all products, many by one for each. */
+function emitMatrices(
+  { traits, emit }: Builder,
+  x: Operand,
+  products: readonly Ready[],
+  only: Only,
+  replay: boolean,
+): void {
+  const { domain } = x;
+  const parts = products.map(({ y, bias }) => ({ y, bias: bias !== undefined }));
   let least = 0;
   for (const most of [16, 32, thinItems]) {
     const shape = thinShape(most);
-    const [low, all] = [least, grid(shape)];
+    const [low, groups] = [least, parts.reduce((sum, { y }) => sum + Math.ceil(y.width / shape.outputs), 0)];
     const some = (view: View): Grid => {
       const count = countOf(view, domain);
-      return count > low && count <= most ? all(view) : none;
+      return count > low && count <= most ? [groups, 1, 1] : none;
     };
-    emit(linearThin(domain, y, x, biased, shape), buffers, only(some), replay);
+    emit(linearThin(domain, parts, x, shape), [x.ref, ...products.flatMap(buffersOf)], only(some), replay);
     least = most;
   }
   const shape = traits.product ?? matrixShape;
-  const wide = grid(shape);
-  const many = (view: View): Grid => (countOf(view, domain) <= thinItems ? none : wide(view));
-  emit(linearMatrix(domain, y, x, biased, shape), buffers, only(many), replay);
+  for (const product of products) {
+    const { y, bias } = product;
+    const many = (view: View): Grid => {
+      const count = countOf(view, domain);
+      return count <= thinItems ? none : [Math.ceil(y.width / shape.outputs), Math.ceil(count / shape.items), 1];
+    };
+    emit(linearMatrix(domain, y, x, bias !== undefined, shape), [x.ref, ...buffersOf(product)], only(many), replay);
+  }
 }
 
 /** y = a + b; y may be a. */

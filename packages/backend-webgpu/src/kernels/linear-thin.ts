@@ -23,11 +23,18 @@ export function thinShape(items: number): ThinShape {
 /** Rounds that are loaded before they are needed: with fewer, a round waits for its loads. */
 const ahead = 2;
 
+/** A product of the kernel: its output, and whether it has a bias. */
+interface ThinPart {
+  readonly y: Shape;
+  readonly bias: boolean;
+}
+
 /**
- * y = x W^T + b in float16 with float32 sums for at most shape.items items, by subgroup matrices: W is read once, by whole
- * lines; every subgroup sums over its part of the width. One workgroup shape.outputs outputs.
+ * y = x W^T + b in float16 with float32 sums for at most shape.items items and one or more W, by subgroup matrices: W is read
+ * once, by whole lines; every subgroup sums over its part of the width. Buffers: x, then of every part w (bias) y. One workgroup
+ * shape.outputs outputs of a part.
  */
-export function linearThin(domain: Domain, y: Shape, x: Shape, bias: boolean, shape: ThinShape): Kernel {
+export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Shape, shape: ThinShape): Kernel {
   const { items: rows, outputs: columns, subgroups, depth } = shape;
   const size = 32 * subgroups;
   const round = subgroups * depth; // features
@@ -46,14 +53,14 @@ export function linearThin(domain: Domain, y: Shape, x: Shape, bias: boolean, sh
   const fetch = (turn: number) =>
     loads
       .map(({ of, name }) => {
-        const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
+        const value = `${of}_at(part, row_${name} + min(at, ${width - 1}u))`;
         return `    next${turn}_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
       })
       .join('\n');
   const store = (turn: number) =>
     loads.map(({ of, n, name }) => `    store_${of}s(slot + ${n * lines * pitch}u, next${turn}_${name});`).join('\n');
   const step = (d: number) => {
-    const at = (line: number) => `${16 * line * pitch}u + part + ${16 * d}u`;
+    const at = (line: number) => `${16 * line * pitch}u + depth + ${16 * d}u`;
     return `    {
 ${across.map((c) => `      let right${c} = ${load('Right', 'col', 'ws', at(c), pitch)};`).join('\n')}
 ${down
@@ -74,24 +81,29 @@ ${upTo(depth / 16)
   .join('\n')}
     workgroupBarrier();`;
   return kernel({
-    name: `linear-thin-${rows}`,
+    name: `linear-thin-${rows}${parts.length > 1 ? `-of-${parts.length}` : ''}`,
     buffers: {
       x: ['vec4u', 'read'],
-      w: ['vec4u', 'read'],
-      ...(bias ? { bias: ['f32', 'read'] as const } : {}),
-      y: [y.type, 'write'],
+      ...Object.fromEntries(
+        parts.flatMap(({ y, bias }, p) => [
+          [`w${p}`, ['vec4u', 'read']] as const,
+          ...(bias ? [[`bias${p}`, ['f32', 'read']] as const] : []),
+          [`y${p}`, [y.type, 'write']] as const,
+        ]),
+      ),
     },
     matrices: true,
     module: `${matrixTypes}
+${partFunctions(parts)}
 ${halves('xs', rows * pitch)}
 ${halves('ws', columns * pitch)}
 ${fours('stage', subgroups * 256)} // a tile of 16 by 16 for every subgroup`,
     size,
     main: `  let last = ${items[domain]} - 1u;
   let item_base = group.y * ${rows}u;
-  let out_base = group.x * ${columns}u;
+${partOf(parts, columns)}
   let subgroup = lane / 32u;
-  let part = subgroup * ${depth}u;
+  let depth = subgroup * ${depth}u;
   let line = lane / ${eights}u;
   var at = lane % ${eights}u;
   let slot = line * ${pitch}u + at * 8u;
@@ -100,7 +112,7 @@ ${loads
     const at =
       of === 'x'
         ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
-        : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
+        : `min(out_base + line + ${n * lines}u, outputs - 1u)`;
     return `  let row_${name} = ${at} * ${width}u;`;
   })
   .join('\n')}
@@ -119,10 +131,41 @@ ${sums
     let o = out_base + ${16 * c}u + e % 16u;
     var sum = 0.0;
     for (var n = 0u; n < ${subgroups}u; n++) { sum += stage[n * 64u + e / 4u][e % 4u]; }
-    if (i <= last && o < ${y.width}u) { y[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(sum${bias ? ' + bias[o]' : ''}); }
+    if (i <= last && o < outputs) { put(part, ${itemAt[domain]}(i).x, o, sum); }
   }
   workgroupBarrier();`,
   )
   .join('\n')}`,
   });
+}
+
+/** WGSL to read a matrix and to write a result of a part; which one is the same in a whole workgroup. */
+function partFunctions(parts: readonly ThinPart[]): string {
+  const each = (body: (part: ThinPart, p: number) => string) =>
+    parts
+      .map((part, p) => (p === parts.length - 1 ? body(part, p) : `if (part == ${p}u) { ${body(part, p)} }`))
+      .join('\n  ');
+  const value = ({ bias }: ThinPart, p: number) => (bias ? `value + bias${p}[o]` : 'value');
+  return `fn x_at(part: u32, i: u32) -> vec4u { return x[i]; }
+fn w_at(part: u32, i: u32) -> vec4u {
+  ${each((_, p) => `return w${p}[i];`)}
+}
+fn put(part: u32, item: u32, o: u32, value: f32) {
+  ${each((one, p) => `y${p}[item * ${one.y.width}u + o] = ${one.y.type}(${value(one, p)}); return;`)}
+}`;
+}
+
+/** WGSL of the part of a workgroup, its outputs, and the first of them here. */
+function partOf(parts: readonly ThinPart[], columns: number): string {
+  let first = 0;
+  const lines = parts.map(({ y }, p) => {
+    const line =
+      p === 0 ? '' : `  if (group.x >= ${first}u) { part = ${p}u; first = ${first}u; outputs = ${y.width}u; }\n`;
+    first += Math.ceil(y.width / columns);
+    return line;
+  });
+  return `  var part = 0u;
+  var first = 0u;
+  var outputs = ${parts[0]!.y.width}u;
+${lines.join('')}  let out_base = (group.x - first) * ${columns}u;`;
 }
