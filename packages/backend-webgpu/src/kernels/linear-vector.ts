@@ -185,11 +185,10 @@ ${gate ? `${sum('other', 'index + 1u')}\n` : ''}${eps === undefined ? '' : `${su
 
 /** The cut that was fastest on an H200 (docs/results/webgpu-decode.md). */
 export function vectorShape(format: Format, items: number, lanes: number, gated: boolean, width: number): VectorShape {
-  const size = 256;
-  if (isQuantised(format)) return { size, items, rows: gated ? 1 : 2, team: 1, lanes };
+  if (isQuantised(format)) return { size: 256, items, rows: gated ? 1 : 2, team: 1, lanes };
   // As many subgroups share the width as leave few of them without a load at its end.
-  const wide = width % (8 * 8 * lanes) === 0;
-  return { size, items, rows: gated || items > 4 ? 1 : 2, team: wide ? 8 : 4, lanes };
+  const [size, team] = width % (8 * 8 * lanes) === 0 ? [256, 8] : [128, 4];
+  return { size, items, rows: gated || items > 4 ? 1 : 2, team: Math.min(team, size / lanes), lanes };
 }
 
 /** How many items a kernel may take at a time: quantised ones lie in workgroup memory. */
