@@ -1,6 +1,8 @@
 import type { DType } from '@dsla/spec';
 import type { ElementType } from './protobuf.js';
-import type { Quantised } from './quantise.js';
+
+/** Types of matrices in blocks: quantise.ts. */
+export type Quantised = 'q8' | 'q4';
 
 /** What lowering must know of the execution provider that will run a model. */
 export interface Dialect {

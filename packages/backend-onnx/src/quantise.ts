@@ -1,17 +1,16 @@
 import { fromFloat16, toFloat16 } from '@dsla/spec';
+import type { Quantised } from './dialect.js';
 import type { Derivation } from './lowering.js';
 import type { ElementType } from './protobuf.js';
 
 // Matrices in 8 or 4 bits: blocks of 32 neighbours along the width share a float16 scale, value = scale * integer (the schemes Q8_0
 // and Q4_0 of llama.cpp), as the operator MatMulNBits wants them: integers first, without a sign, then the scales.
 
-export type Quantised = 'q8' | 'q4';
-
 export const blockSize = 32;
 
 const bits: Readonly<Record<Quantised, number>> = { q8: 8, q4: 4 };
 
-export interface Blocks {
+interface Blocks {
   /** [numbers * bits / 8]: integers with 128 or 8 added; of 4 bits the first of two lies in the low half. */
   readonly codes: Uint8Array;
   /** [numbers / 32], float16 */
@@ -19,7 +18,7 @@ export interface Blocks {
 }
 
 /** `values` is a multiple of 32 long. Q8: scale = max |x| / 127. Q4: scale = -m / 8 with m the number of largest magnitude. */
-export function quantise(format: Quantised, values: Float32Array): Blocks {
+function quantise(format: Quantised, values: Float32Array): Blocks {
   const most = format === 'q8' ? 127 : 7;
   const codes = new Uint8Array((values.length * bits[format]) / 8);
   const raw = new Float32Array(values.length / blockSize);

@@ -1,6 +1,5 @@
-import type { Dialect } from '../dialect.js';
+import type { Dialect, Quantised } from '../dialect.js';
 import type { ElementType } from '../protobuf.js';
-import type { Quantised } from '../quantise.js';
 
 // What the backend needs of ONNX Runtime, whichever way it is reached. Everything that computes happens off the calling
 // thread; memory is written, copied and read between executions.

@@ -15,8 +15,9 @@ import {
   toBlocks,
 } from './blocks.js';
 import { featureMap, featuresOf } from './feature-map.js';
-import { chunked, type Sizes } from './linear-state.js';
+import { chunked } from './linear-state.js';
 import { exactScores, type Kept, keep, leavesAt, leavingPositions, type Ring } from './ring.js';
+import type { Sizes } from './streams.js';
 
 // In the comments: St states, g kv heads, G query heads a kv head, n blocks of C tokens, F features of phi.
 

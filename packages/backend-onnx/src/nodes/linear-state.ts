@@ -2,35 +2,14 @@ import type { DualForm } from '@dsla/spec';
 import type { GraphBuilder, Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { blocksOf, floats, triangle } from './blocks.js';
+import type { Sizes, Streams } from './streams.js';
 import { insideVector } from './vector-gates.js';
 
 // What the states contribute: sum_i gamma_i phi(q)^T S_i, where S_i <- exp(a_i) S_i + phi(k) v^T, in blocks of tokens
-// (flash-linear-attention's chunk form). In the comments: St states, g kv heads, G query heads a kv head, n blocks of C tokens,
-// F features, V value columns, D decays a token: F or 1.
+// (flash-linear-attention's chunk form). Letters as in streams.ts.
 //
 // The states of a head lie side by side, [g, ..., St * F, V], so that a product over all of them is one product, summed over the
 // states where that is wanted, and no operand is broadcast: CUDA's batched products want equal batches.
-
-export interface Streams {
-  /** [g, n, G, C, F] */
-  readonly q: Ref;
-  /** [g, n, C, F]; 0 where no token enters */
-  readonly k: Ref;
-  /** [g, n, C, V] */
-  readonly v: Ref;
-  /** log decays [g, n, C, St, D], all <= 0; 0 where no token enters */
-  readonly decays: Ref;
-  /** [1 or g, 1, 1 or G, 1, St, 1] */
-  readonly logGamma: Ref;
-}
-
-export interface Sizes {
-  readonly states: number;
-  readonly kvHeads: number;
-  readonly group: number;
-  readonly features: number;
-  readonly columns: number;
-}
 
 export interface StatePart {
   /** [St, g, F, V] */

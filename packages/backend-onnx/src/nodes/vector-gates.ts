@@ -1,12 +1,12 @@
 import type { GraphBuilder, Ref } from '../emit.js';
 import { blockSize } from './blocks.js';
-import type { Sizes, Streams } from './linear-state.js';
+import type { Sizes, Streams } from './streams.js';
 
 /**
  * Products of full blocks with themselves where every feature has a decay of its own, which cannot be taken out of the product.
  * Every pair s < t is split at the middle of the smallest half-and-half interval that holds both: exp(L_t - L_s) = exp(from the
  * middle to t) exp(from s to the middle), two factors of at most 1, so that log2(C) levels of small products need no quotient and
- * cannot overflow. Sizes as in linear-state.ts. Returns [g, n, G, C, V].
+ * cannot overflow. Letters as in streams.ts. Returns [g, n, G, C, V].
  */
 export function insideVector(graph: GraphBuilder, { q, k, v, decays, logGamma }: Streams, sizes: Sizes): Ref {
   const { states, kvHeads, group, features, columns } = sizes;
