@@ -73,8 +73,9 @@ export function countOf(view: View, domain: Domain): number {
   return domain === 'token' ? view.tokens : view.rows;
 }
 
-export function perElement({ width, domain }: Pick<Operand, 'width' | 'domain'>): (view: View) => Grid {
-  return (view) => spread(Math.ceil((countOf(view, domain) * width) / elementwiseSize));
+/** A thread an element, or `together` of them. */
+export function perElement({ width, domain }: Pick<Operand, 'width' | 'domain'>, together = 1): (view: View) => Grid {
+  return (view) => spread(Math.ceil((countOf(view, domain) * width) / together / elementwiseSize));
 }
 
 /** A workgroup an item. */

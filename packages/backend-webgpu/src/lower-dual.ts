@@ -7,7 +7,7 @@ import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
-import { rotate } from './kernels/rope.js';
+import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import { emitLinear } from './lower-linear.js';
 import { emitKeep, lowerWindow, statePart, turnedKeys } from './lower-state.js';
@@ -65,7 +65,12 @@ export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
   const asCached = form.ropeInState && !form.featureMap && node.gateSource !== 'key';
   const undone = asCached ? undefined : rope;
   const cache = [statePart(node.from, 0), statePart(node.from, 1), ...ropeRef(undone), info];
-  emit(replayCache(kvHeads, headDim, type, undone), [...cache, k.ref, v.ref], perElement(k), true);
+  emit(
+    replayCache(kvHeads, headDim, type, undone),
+    [...cache, k.ref, v.ref],
+    perElement(k, featuresAThread(undone, headDim, type)),
+    true,
+  );
   const gating = { weight: node.gateWeight, bias: node.gateBias, y: gates };
   emitLinear(builder, node.gateSource === 'key' ? k : v, [gating], true);
   const stream = { k, v, gates };
@@ -230,7 +235,8 @@ function turnedInState(builder: Builder, { form }: dual.DualShape, x: Operand, r
   if (!form.rope || !form.ropeInState) return x.ref;
   const turned = builder.temp(x.width, builder.type, replay ? 'past' : 'token');
   const kernel = rotate(form.rope, form.headDim, x, builder.type);
-  builder.emit(kernel, [x.ref, ...ropeRef(form.rope), turned], perElement(x), replay);
+  const grid = perElement(x, featuresAThread(form.rope, form.headDim, x.type, builder.type));
+  builder.emit(kernel, [x.ref, ...ropeRef(form.rope), turned], grid, replay);
   return turned;
 }
 

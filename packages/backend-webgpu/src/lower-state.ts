@@ -3,7 +3,7 @@ import { type Builder, type Operand, perElement, result, ropeRef, vector } from 
 import { append, keep, keepGroups, keepTokens, type Window } from './kernels/cache.js';
 import { causalConv, convSize, convState, convToken } from './kernels/causal-conv.js';
 import type { Grid } from './kernels/kernel.js';
-import { rotate } from './kernels/rope.js';
+import { featuresAThread, rotate } from './kernels/rope.js';
 import * as scan from './kernels/selective-scan.js';
 import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
 import { headsTogether, joinSplits, partWidth, splitAttention, splittable } from './kernels/split-attention.js';
@@ -76,7 +76,7 @@ function lowerCached(
   const ropes = ropeRef(rope);
   const info: BufferRef = { kind: 'info', state };
   const split = splittable(node, type, traits.lanes);
-  const all = perElement(k);
+  const all = perElement(k, featuresAThread(rope, headDim, type));
   const appended = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : all(view));
   emit(append(kvHeads, headDim, type, rope), [k.ref, v, ...ropes, info, keys, values], appended);
   if (split) {
@@ -101,7 +101,7 @@ function lowerCached(
 function turnedQueries(builder: Builder, { rope, headDim }: AttentionShape, q: Operand): BufferRef {
   if (!rope) return q.ref;
   const turned = builder.temp(q.width);
-  const all = perElement(q);
+  const all = perElement(q, featuresAThread(rope, headDim, q.type, builder.type));
   const longOnly = (view: View): Grid => (view.tiles === 0 ? [0, 0, 0] : all(view));
   builder.emit(rotate(rope, headDim, q, builder.type), [q.ref, ...ropeRef(rope), turned], longOnly);
   return turned;
@@ -146,7 +146,8 @@ export function turnedKeys(
 ): Operand {
   if (!rope) return k;
   const turned = { ...k, ref: builder.temp(k.width) };
-  builder.emit(rotate(rope, headDim, turned, builder.type), [k.ref, ...ropeRef(rope), turned.ref], perElement(k));
+  const grid = perElement(k, featuresAThread(rope, headDim, turned.type, builder.type));
+  builder.emit(rotate(rope, headDim, turned, builder.type), [k.ref, ...ropeRef(rope), turned.ref], grid);
   return turned;
 }
 

@@ -7,9 +7,10 @@ import type { DualShape } from './kernels/dual-linear-attention.js';
 import { chunkStates, chunkWidth, scanChunks, scanGroups, statesGroups } from './kernels/dual-matrices.js';
 import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
+import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Element } from './kernels/kernel.js';
 import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
-import { rotate } from './kernels/rope.js';
+import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import type { AttentionShape } from './kernels/softmax-attention.js';
 import { type BlockOfKeys, tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
@@ -157,21 +158,22 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     expect(ratio(fromFloat16(new Uint16Array(await runner.read(y))), want)).toBeLessThan(1e-3);
   });
 
-  it('keys are turned in words', async () => {
-    const [past, count, headDim, heads, capacity] = [5, 3, 12, 2, 10];
-    const rope: Rope = { rotaryDim: 8, frequencies: [1, 0.5, 0.25, 0.125] };
+  it('keys are turned eight features at a time, and back', async () => {
+    const [past, count, headDim, heads, capacity] = [5, 3, 24, 2, 10];
+    const rope: Rope = { rotaryDim: 16, frequencies: [1, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09] };
+    expect(featuresAThread(rope, headDim, 'f16')).toBe(8);
     const runner = await openRunner([{ slot: 1, past, count }]);
     const [k, v] = [1, 2].map((seed) => halves(count * heads * headDim, seed, 2)) as [Halves, Halves];
-    const table = Float32Array.from({ length: 16 * 8 }, (_, i) => {
-      const angle = Math.floor(i / 8) * rope.frequencies[Math.floor(i / 2) % 4]!;
+    const table = Float32Array.from({ length: 16 * 16 }, (_, i) => {
+      const angle = Math.floor(i / 16) * rope.frequencies[Math.floor(i / 2) % 8]!;
       return i % 2 === 0 ? Math.cos(angle) : Math.sin(angle);
     });
     const want = [...k.numbers].map((own, i) => {
       const c = i % headDim;
-      if (c >= 8) return own;
-      const angle = (past + Math.floor(i / (heads * headDim))) * rope.frequencies[c % 4]!;
-      const other = k.numbers[c < 4 ? i + 4 : i - 4]!;
-      return own * Math.cos(angle) + (c < 4 ? -other : other) * Math.sin(angle);
+      if (c >= 16) return own;
+      const angle = (past + Math.floor(i / (heads * headDim))) * rope.frequencies[c % 8]!;
+      const other = k.numbers[c < 8 ? i + 8 : i - 8]!;
+      return own * Math.cos(angle) + (c < 8 ? -other : other) * Math.sin(angle);
     });
     const empty = () => runner.buffer(new Uint32Array(heads * capacity * headDim));
     const [turned, keys, values] = [runner.buffer(new Uint32Array(k.words.length)), empty(), empty()];
@@ -190,6 +192,17 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
         expect(ratio(allKeys.subarray(entry, entry + headDim), want.slice(at, at + headDim))).toBeLessThan(5e-4);
         expect([...allValues.subarray(entry, entry + headDim)]).toEqual([...v.numbers.subarray(at, at + headDim)]);
       }
+    const [replayed, copied] = [
+      runner.buffer(new Uint32Array(k.words.length)),
+      runner.buffer(new Uint32Array(v.words.length)),
+    ];
+    await runner.run(
+      replayCache(heads, headDim, 'f16', rope),
+      [keys, values, ropes, info, replayed, copied],
+      [1, 1, 1],
+    );
+    expect(ratio(await read(replayed), k.numbers)).toBeLessThan(1e-3);
+    expect([...(await read(copied)).subarray(0, v.numbers.length)]).toEqual([...v.numbers]);
   });
 
   it.each(['query', 'key'] as const)('features of a %s', async (of) => {

@@ -1,7 +1,7 @@
 import type { Rope } from '@dsla/spec';
 import { elementwiseSize } from './elementwise.js';
 import { type Element, type Kernel, kernel, shortRow } from './kernel.js';
-import { inWords, ropeBuffer, ropeFunctions, turnWord } from './rope.js';
+import { featuresAThread, ropeBuffer, ropeEights, ropeFunctions, turnEights } from './rope.js';
 
 export interface Window {
   readonly size: number;
@@ -13,10 +13,13 @@ export function ringFunction({ size, sinks }: Window): string {
   return `fn ring_index(j: u32) -> u32 { return select(${sinks}u + (j - ${sinks}u) % ${size}u, j, j < ${sinks}u); }`;
 }
 
-/** Keys (turned here) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens. */
+/**
+ * Keys (turned here) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens;
+ * featuresAThread at a time.
+ */
 export function append(kvHeads: number, headDim: number, type: Element, rope?: Rope): Kernel {
   const width = kvHeads * headDim;
-  if (rope && inWords(rope, headDim, type)) return appendWords(kvHeads, headDim, rope);
+  if (featuresAThread(rope, headDim, type) === 8) return appendEights(kvHeads, headDim, rope);
   const key = rope ? 'turn(f32(k[at]), f32(k[at - c + partner(c)]), c, token.z, 1.0)' : 'k[at]';
   return kernel({
     name: 'append',
@@ -43,32 +46,29 @@ export function append(kvHeads: number, headDim: number, type: Element, rope?: R
   });
 }
 
-/** Two neighbours a thread: half of the threads have nothing to do. */
-function appendWords(kvHeads: number, headDim: number, rope: Rope): Kernel {
-  const words = (kvHeads * headDim) / 2;
+function appendEights(kvHeads: number, headDim: number, rope?: Rope): Kernel {
+  const [eights, all] = [headDim / 8, (kvHeads * headDim) / 8];
+  const key = rope ? 'turn_eight(k[at], k[at - c / 8u + partner(c) / 8u], c, token.z, 1.0)' : 'k[at]';
   return kernel({
     name: 'append',
     buffers: {
-      k: ['u32', 'read'],
-      v: ['u32', 'read'],
-      ...ropeBuffer,
+      k: ['vec4u', 'read'],
+      v: ['vec4u', 'read'],
+      ...(rope ? ropeEights : {}),
       info: ['u32', 'read'],
-      keys: ['u32', 'write'],
-      values: ['u32', 'write'],
+      keys: ['vec4u', 'write'],
+      values: ['vec4u', 'write'],
     },
-    module: ropeFunctions(rope),
+    module: rope ? turnEights(rope) : '',
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
-  if (i >= batch[0].y * ${words}u) { return; }
-  let token = token_at(i / ${words}u);
-  let feature = i % ${words}u * 2u;
-  let c = feature % ${headDim}u;
-  let at = token.x * ${words}u + feature / 2u;
-  let head = row_at(token.y).x * ${kvHeads}u + feature / ${headDim}u;
-  let entry = ((head * info[0] + token.z) * ${headDim}u + c) / 2u;
-  let own = unpack2x16float(k[at]);
-  let other = unpack2x16float(k[at - c / 2u + partner(c) / 2u]);
-  keys[entry] = pack2x16float(${turnWord('own', 'other', 'token.z')});
+  if (i >= batch[0].y * ${all}u) { return; }
+  let token = token_at(i / ${all}u);
+  let c = i % ${eights}u * 8u;
+  let at = token.x * ${all}u + i % ${all}u;
+  let head = row_at(token.y).x * ${kvHeads}u + i % ${all}u / ${eights}u;
+  let entry = (head * info[0] + token.z) * ${eights}u + c / 8u;
+  keys[entry] = ${key};
   values[entry] = v[at];`,
   });
 }

@@ -1,13 +1,12 @@
 import type { Rope } from '@dsla/spec';
 import { elementwiseSize } from './elementwise.js';
 import { type Element, type Kernel, kernel } from './kernel.js';
-import { inWords, ropeBuffer, ropeFunctions, turnWord } from './rope.js';
+import { featuresAThread, ropeBuffer, ropeEights, ropeFunctions, turnEights } from './rope.js';
 
-/** k (with a rope its rotation undone) and v [tokens, kvHeads*headDim] out of a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens. */
+/** k (with a rope its rotation undone) and v [tokens, kvHeads*headDim] out of a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens; featuresAThread at a time. */
 export function replayCache(kvHeads: number, headDim: number, type: Element, rope?: Rope): Kernel {
   const width = kvHeads * headDim;
-  if (type === 'f16' && headDim % 2 === 0 && (!rope || inWords(rope, headDim)))
-    return replayWords(width, headDim, rope);
+  if (featuresAThread(rope, headDim, type) === 8) return replayEights(kvHeads, headDim, rope);
   const key = rope ? 'turn(f32(keys[base + c]), f32(keys[base + partner(c)]), c, token.z, -1.0)' : 'keys[base + c]';
   return kernel({
     name: 'replay-cache',
@@ -32,33 +31,30 @@ export function replayCache(kvHeads: number, headDim: number, type: Element, rop
   });
 }
 
-/** Two neighbours a thread: half of the threads have nothing to do. */
-function replayWords(width: number, headDim: number, rope?: Rope): Kernel {
-  const words = width / 2;
-  const other = 'unpack2x16float(keys[(base + partner(c)) / 2u])';
+function replayEights(kvHeads: number, headDim: number, rope?: Rope): Kernel {
+  const [eights, all] = [headDim / 8, (kvHeads * headDim) / 8];
   const key = rope
-    ? `pack2x16float(${turnWord('unpack2x16float(keys[(base + c) / 2u])', other, 'token.z', '-1.0')})`
-    : 'keys[(base + c) / 2u]';
+    ? 'turn_eight(keys[base + c / 8u], keys[base + partner(c) / 8u], c, token.z, -1.0)'
+    : 'keys[base + c / 8u]';
   return kernel({
     name: 'replay-cache',
     buffers: {
-      keys: ['u32', 'read'],
-      values: ['u32', 'read'],
-      ...(rope ? ropeBuffer : {}),
+      keys: ['vec4u', 'read'],
+      values: ['vec4u', 'read'],
+      ...(rope ? ropeEights : {}),
       info: ['u32', 'read'],
-      k: ['u32', 'write'],
-      v: ['u32', 'write'],
+      k: ['vec4u', 'write'],
+      v: ['vec4u', 'write'],
     },
-    module: rope ? ropeFunctions(rope) : '',
+    module: rope ? turnEights(rope) : '',
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
-  if (i >= batch[0].y * ${words}u) { return; }
-  let token = token_at(i / ${words}u);
-  let feature = i % ${words}u * 2u;
-  let c = feature % ${headDim}u;
-  let base = ((row_at(token.y).x * ${width / headDim}u + feature / ${headDim}u) * info[0] + token.z) * ${headDim}u;
-  let at = (token.x * ${width}u + feature) / 2u;
+  if (i >= batch[0].y * ${all}u) { return; }
+  let token = token_at(i / ${all}u);
+  let c = i % ${eights}u * 8u;
+  let base = ((row_at(token.y).x * ${kvHeads}u + i % ${all}u / ${eights}u) * info[0] + token.z) * ${eights}u;
+  let at = token.x * ${all}u + i % ${all}u;
   k[at] = ${key};
-  v[at] = values[(base + c) / 2u];`,
+  v[at] = values[base + c / 8u];`,
   });
 }
