@@ -1,23 +1,19 @@
 import { basename, dirname } from 'node:path';
-import { DslaError } from '@dsla/spec';
 import { type Dialect, onCpu, onCuda } from '../dialect.js';
 import { GraphBuilder } from '../emit.js';
-import { elementBytes, elementCode } from '../protobuf.js';
 import { startThread, type Thread } from '../thread.js';
 import type {
   Binding,
   BindingOptions,
-  Bound,
-  CommandPlace,
   Commands,
   Memory,
   Pack,
   Region,
   Session,
   SessionRequest,
-  Tensor,
   Traffic,
 } from './binding.js';
+import { CApiCommands, CApiPack, CApiSession, tensorValue } from './c-api-parts.js';
 import { type Cuda, type CudaOptions, openCuda } from './cuda.js';
 import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
 import { CApiMemory } from './memory.js';
@@ -283,137 +279,4 @@ function settledLater(): { readonly promise: Promise<Error>; resolve(error: Erro
     settle = resolve;
   });
   return { promise, resolve: (error) => settle(error) };
-}
-
-class CApiPack implements Pack {
-  readonly handle: Handle;
-  readonly #library: OrtLibrary;
-  readonly #forget: () => void;
-  #gone = false;
-
-  constructor(library: OrtLibrary, handle: Handle, forget: () => void) {
-    this.#library = library;
-    this.handle = handle;
-    this.#forget = forget;
-  }
-
-  dispose(): void {
-    if (this.#gone) return;
-    this.#gone = true;
-    this.#library.call('ReleasePrepackedWeightsContainer', this.handle);
-    this.#library.trim();
-    this.#forget();
-  }
-}
-
-class CApiSession implements Session {
-  readonly handle: Handle;
-  readonly #library: OrtLibrary;
-  readonly #constants: readonly Handle[];
-  readonly #forget: () => void;
-  #gone = false;
-
-  constructor(library: OrtLibrary, handle: Handle, constants: readonly Handle[], forget: () => void) {
-    this.#library = library;
-    this.handle = handle;
-    this.#constants = constants;
-    this.#forget = forget;
-  }
-
-  bind(inputs: ReadonlyMap<string, Tensor>, outputs: ReadonlyMap<string, Tensor>): Bound {
-    const library = this.#library;
-    const binding = library.make('CreateIoBinding', this.handle);
-    const attach = (kind: 'BindInput' | 'BindOutput', name: string, tensor: Tensor): void => {
-      const value = tensorValue(library, tensor);
-      library.call(kind, binding, name, value);
-      library.call('ReleaseValue', value); // the binding holds a reference of its own
-    };
-    for (const [name, tensor] of inputs) attach('BindInput', name, tensor);
-    for (const [name, tensor] of outputs) attach('BindOutput', name, tensor);
-    return new CApiBound(library, this.handle, binding);
-  }
-
-  dispose(): void {
-    if (this.#gone) return;
-    this.#gone = true;
-    this.#library.call('ReleaseSession', this.handle);
-    for (const value of this.#constants) this.#library.call('ReleaseValue', value);
-    this.#forget();
-  }
-}
-
-function tensorValue(library: OrtLibrary, { memory, offset, type, dims }: Tensor): Handle {
-  const bytes = dims.reduce((product, size) => product * size, elementBytes[type]);
-  if (offset + bytes > memory.bytes)
-    throw new DslaError('E_INTERNAL', {
-      where: 'onnx',
-      rule: `a tensor must lie within its ${memory.bytes} bytes of memory`,
-      got: offset + bytes,
-    });
-  const { info } = memory as CApiMemory;
-  const address = (memory as CApiMemory).address(offset);
-  const sizes = BigInt64Array.from(dims, BigInt);
-  const code = elementCode(type);
-  return library.make('CreateTensorWithDataAsOrtValue', info, address, bytes, sizes, dims.length, code);
-}
-
-class CApiBound implements Bound {
-  readonly session: Handle;
-  readonly #library: OrtLibrary;
-  #handle: Handle;
-
-  constructor(library: OrtLibrary, session: Handle, handle: Handle) {
-    this.#library = library;
-    this.session = session;
-    this.#handle = handle;
-  }
-
-  get alive(): boolean {
-    return this.#handle !== 0n;
-  }
-
-  /** @throws DslaError E_INTERNAL */
-  get handle(): Handle {
-    if (this.#handle === 0n)
-      throw new DslaError('E_INTERNAL', {
-        where: 'onnx',
-        rule: 'a binding must not be used after its memory is freed',
-      });
-    return this.#handle;
-  }
-
-  dispose(): void {
-    if (this.#handle === 0n) return;
-    this.#library.call('ReleaseIoBinding', this.#handle);
-    this.#handle = 0n;
-  }
-}
-
-class CApiCommands implements Commands {
-  /** Three numbers each: session, binding, 0 is a run; to, from, bytes a copy. */
-  readonly list: bigint[] = [];
-  readonly places: (CommandPlace | undefined)[] = [];
-  /** The sizes of what ran last are no longer these. */
-  stale = false;
-  #encoded: BigUint64Array | undefined;
-
-  /** As the thread reads them; nothing is added after the first time. */
-  get encoded(): BigUint64Array {
-    this.#encoded ??= BigUint64Array.from(this.list);
-    return this.#encoded;
-  }
-
-  run(bound: Bound, at: CommandPlace): void {
-    const { session, handle } = bound as CApiBound;
-    this.places[this.list.push(session, handle, 0n) / 3 - 1] = at;
-  }
-
-  copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void {
-    if (bytes === 0) return;
-    this.list.push((to as CApiMemory).address(toByte), (from as CApiMemory).address(fromByte), BigInt(bytes));
-  }
-
-  resized(): void {
-    this.stale = true;
-  }
 }
