@@ -1,4 +1,15 @@
-import { DslaError, elementCount, f32, type HostTensor, partShape, type StateSpec, type StateStore } from '@dsla/spec';
+import {
+  checkStateContent,
+  checkStateSize,
+  DslaError,
+  elementCount,
+  f32,
+  type HostTensor,
+  partShape,
+  type StateSpec,
+  type StateStore,
+  stateCapacity,
+} from '@dsla/spec';
 import type { Binding, Memory, Region } from './binding/binding.js';
 import { partType } from './dialect.js';
 import { disposed, invalid } from './errors.js';
@@ -25,14 +36,11 @@ export class OnnxStore implements StateStore {
   #gone = false;
 
   constructor(spec: StateSpec, slots: number, tokens: number, binding: Binding, pool: Pool, order: Order) {
-    const where = `createState ${spec.name}`;
-    if (!Number.isInteger(slots) || slots < 1) throw invalid(where, 'slots must be an integer of at least 1', slots);
-    if (!Number.isInteger(tokens) || tokens < 0)
-      throw invalid(where, 'tokens must be an integer of at least 0', tokens);
+    checkStateSize(spec, slots, tokens);
     this.spec = spec;
     this.slots = slots;
     this.tokens = tokens;
-    this.capacity = spec.parts.some(({ shape }) => shape.includes('tokens')) ? tokens : Number.POSITIVE_INFINITY;
+    this.capacity = stateCapacity(spec, tokens);
     this.#pool = pool;
     this.#order = order;
     this.#shapes = spec.parts.map((part) => partShape(part, tokens));
@@ -41,7 +49,7 @@ export class OnnxStore implements StateStore {
     const free = binding.available();
     if (bytes > free)
       throw new DslaError('E_MEMORY', {
-        where,
+        where: `createState ${spec.name}`,
         rule: `a slot takes ${bytes} bytes of memory, ${free} are available`,
         cure: 'Choose a smaller capacity.',
         details: { wanted: bytes, free },
@@ -105,15 +113,7 @@ export class OnnxStore implements StateStore {
 
   import(slot: number, parts: readonly HostTensor[]): void {
     this.check(slot);
-    const where = `state ${this.spec.name} import`;
-    if (parts.length !== this.#shapes.length)
-      throw invalid(where, `must get ${this.#shapes.length} parts`, parts.length);
-    parts.forEach(({ dtype, shape, data }, index) => {
-      const want = `f32 [${this.#shapes[index]!.join(', ')}]`;
-      const got = `${dtype} [${shape.join(', ')}]`;
-      if (got !== want || data.length !== elementCount(shape))
-        throw invalid(where, `part ${this.spec.parts[index]!.name} must be ${want}`, got);
-    });
+    checkStateContent(this.spec, this.tokens, parts);
     const target = this.parts(slot);
     const content = parts.map(({ data }, index) => packed(Float32Array.from(data), this.#types[index]!));
     this.#order.after(() => {
