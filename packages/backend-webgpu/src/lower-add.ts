@@ -1,5 +1,5 @@
 import { type LayerGraph, type NodeOf, operandsOf, type Value } from '@dsla/spec';
-import { type Builder, type Operand, perElement, perItem, result, vector } from './builder.js';
+import { type Builder, type Operand, perItem, result, vector } from './builder.js';
 import type { Fusions } from './fuse.js';
 import { rmsNorm } from './kernels/norm.js';
 import { emitFew, emitLinear, emitMany, emitSum, onlyFew, onlyMany } from './lower-linear.js';
@@ -23,7 +23,7 @@ export function lowerAdd(
     if (product) {
       const { weight, bias } = product;
       emitLinear(builder, operand(product.x), [{ weight, bias, y: sum, add: a }]);
-    } else emitSum(builder, a, operand(node.b), sum, perElement(sum));
+    } else emitSum(builder, a, operand(node.b), sum);
     return sum;
   }
   const norm = graph.nodes[next] as NodeOf<'rmsNorm'>;

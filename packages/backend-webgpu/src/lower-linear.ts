@@ -1,6 +1,6 @@
 import type { NodeOf, Weight } from '@dsla/spec';
 import { type Builder, countOf, matrix, type Operand, partOf, perElement, sourceOf, vector } from './builder.js';
-import { accumulate, activateMul, add as sum } from './kernels/elementwise.js';
+import { accumulate, activateMul, elementsAThread, add as sum } from './kernels/elementwise.js';
 import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
 import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
@@ -76,7 +76,7 @@ export function emitGated(
     { weight: up, y: b },
   ];
   emitMany(builder, x, products);
-  const all = perElement(y);
+  const all = perElement(y, elementsAThread(y, a, b));
   emit(activateMul(fn, domain, y, a, b), [a.ref, b.ref, y.ref], few ? onlyMany(builder, domain, all) : all);
 }
 
@@ -153,7 +153,7 @@ export function emitMany(builder: Builder, x: Operand, products: readonly Produc
   if (traits.matrices && vectors) emitMatrices(builder, x, ready, only, replay);
   else for (const product of ready) emitTiles(builder, x, product, only, replay);
   products.forEach(({ y, add }, at) => {
-    if (add) emitSum(builder, add, ready[at]!.y, y, only(perElement(y)));
+    if (add) emitSum(builder, add, ready[at]!.y, y, only);
   });
 }
 
@@ -237,7 +237,8 @@ function emitMatrices(
 }
 
 /** y = a + b; y may be a. */
-export function emitSum({ emit }: Builder, a: Operand, b: Operand, y: Operand, grid: (view: View) => Grid): void {
+export function emitSum({ emit }: Builder, a: Operand, b: Operand, y: Operand, only: Only = (grid) => grid): void {
+  const grid = only(perElement(y, elementsAThread(y, a, b)));
   if (a.ref === y.ref) emit(accumulate(y.domain, y, b), [b.ref, y.ref], grid);
   else emit(sum(y.domain, y, a, b), [a.ref, b.ref, y.ref], grid);
 }

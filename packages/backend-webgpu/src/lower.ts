@@ -87,7 +87,8 @@ function lowerFused(
   if (gate) {
     const [a, b] = [operand(gate.gate), operand(gate.up)];
     const y = result(builder, a.width, a.domain);
-    emit(elementwise.activateMul(gate.fn, a.domain, y, a, b), [a.ref, b.ref, y.ref], perElement(y));
+    const grid = perElement(y, elementwise.elementsAThread(y, a, b));
+    emit(elementwise.activateMul(gate.fn, a.domain, y, a, b), [a.ref, b.ref, y.ref], grid);
     return y;
   }
   const group = grouped.get(index);
@@ -149,7 +150,8 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
       const [a, b] = [operand(node.a), operand(node.b)];
       const y = result(builder, width, a.domain);
       // WebGPU refuses no buffer that is only read twice.
-      emit(elementwise.multiply(a.domain, y, a, b), [a.ref, b.ref, y.ref], perElement(y));
+      const grid = perElement(y, elementwise.elementsAThread(y, a, b));
+      emit(elementwise.multiply(a.domain, y, a, b), [a.ref, b.ref, y.ref], grid);
       return y;
     }
     case 'concat':
@@ -163,7 +165,8 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
     case 'activate': {
       const x = operand(node.x);
       const y = result(builder, width, x.domain);
-      emit(elementwise.activate(node.fn, x.domain, y, x), [x.ref, y.ref], perElement(y));
+      const grid = perElement(y, elementwise.elementsAThread(y, x));
+      emit(elementwise.activate(node.fn, x.domain, y, x), [x.ref, y.ref], grid);
       return y;
     }
     case 'lastToken': {

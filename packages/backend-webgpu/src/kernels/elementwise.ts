@@ -1,5 +1,6 @@
 import type { NodeOf } from '@dsla/spec';
 import { type Domain, type Element, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
+import { eightFunctions } from './matrices.js';
 
 /** A value as a kernel sees it: [items, width]. */
 export interface Shape {
@@ -32,17 +33,58 @@ ${statements}`,
   });
 }
 
+/** Elements that a thread of a pointwise kernel takes: eight neighbours where all is float16. */
+export function elementsAThread(...shapes: readonly Shape[]): 1 | 8 {
+  return shapes.every(({ width, type }) => type === 'f16' && width % 8 === 0) ? 8 : 1;
+}
+
+/** y = value (WGSL) of numbers of a, b or y itself, elementsAThread at a time. */
+function pointwise(
+  name: string,
+  domain: Domain,
+  operands: Readonly<Record<string, Shape>> & { readonly y: Shape },
+  value: (of: (operand: string) => string) => string,
+): Kernel {
+  const { y } = operands;
+  const inputs = Object.entries(operands).filter(([label]) => label !== 'y');
+  if (elementsAThread(...Object.values(operands)) === 1)
+    return elementwise(
+      name,
+      domain,
+      y,
+      inputs.map(([, shape]) => shape),
+      `  y[at] = ${y.type}(${value((operand) => `f32(${operand}[at])`)});`,
+    );
+  const four = (half: string) => [...'xyzw'].map((e) => value((operand) => `${half}_of(${operand}_eight).${e}`));
+  const buffers = inputs.map(([label]) => [label, ['vec4u', 'read']] as const);
+  const eights = y.width / 8;
+  return kernel({
+    name,
+    buffers: { ...Object.fromEntries(buffers), y: ['vec4u', 'write'] },
+    module: `${logFunctions}${activationFunctions}
+${eightFunctions}`,
+    size: elementwiseSize,
+    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
+  if (i >= ${items[domain]} * ${eights}u) { return; }
+  let at = ${itemAt[domain]}(i / ${eights}u).x * ${eights}u + i % ${eights}u;
+${Object.keys(operands)
+  .map((label) => `  let ${label}_eight = ${label}[at];`)
+  .join('\n')}
+  y[at] = eight_of(vec4f(${four('low').join(', ')}), vec4f(${four('high').join(', ')}));`,
+  });
+}
+
 export function add(domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
-  return elementwise('add', domain, y, [a, b], `  y[at] = ${y.type}(f32(a[at]) + f32(b[at]));`);
+  return pointwise('add', domain, { a, b, y }, (of) => `${of('a')} + ${of('b')}`);
 }
 
 export function multiply(domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
-  return elementwise('mul', domain, y, [a, b], `  y[at] = ${y.type}(f32(a[at]) * f32(b[at]));`);
+  return pointwise('mul', domain, { a, b, y }, (of) => `${of('a')} * ${of('b')}`);
 }
 
 /** y += a, for a residual stream that stays where it is. */
 export function accumulate(domain: Domain, y: Shape, a: Shape): Kernel {
-  return elementwise('accumulate', domain, y, [a], `  y[at] = ${y.type}(f32(y[at]) + f32(a[at]));`);
+  return pointwise('accumulate', domain, { a, y }, (of) => `${of('y')} + ${of('a')}`);
 }
 
 /** a, then b; of both f. */
@@ -78,13 +120,12 @@ export function lastToken(y: Shape, a: Shape): Kernel {
 type Activation = NodeOf<'activate'>['fn'];
 
 export function activate(fn: Activation, domain: Domain, y: Shape, a: Shape): Kernel {
-  return elementwise(fn, domain, y, [a], `  y[at] = ${y.type}(${activationName[fn]}(f32(a[at])));`);
+  return pointwise(fn, domain, { a, y }, (of) => `${activationName[fn]}(${of('a')})`);
 }
 
 /** f(a) * b: the gate of a feed-forward block. */
 export function activateMul(fn: Activation, domain: Domain, y: Shape, a: Shape, b: Shape): Kernel {
-  const value = `${activationName[fn]}(f32(a[at])) * f32(b[at])`;
-  return elementwise(`${fn}-mul`, domain, y, [a, b], `  y[at] = ${y.type}(${value});`);
+  return pointwise(`${fn}-mul`, domain, { a, b, y }, (of) => `${activationName[fn]}(${of('a')}) * ${of('b')}`);
 }
 
 /** Names of the functions in `activationFunctions` and `logFunctions`. */
