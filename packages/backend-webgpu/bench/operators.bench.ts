@@ -2,6 +2,8 @@ import { parseArgs } from 'node:util';
 import type { LayerGraph, WeightShape } from '@dsla/spec';
 import type { Traits } from '../src/builder.js';
 import { type MatrixShape, matrixShapes } from '../src/kernels/linear-matrix.js';
+import { blocksOfKeys } from '../src/kernels/tile-attention.js';
+import { nameOfBlock } from '../src/tuning.js';
 import { openKernelTimer } from './kernel-timer.js';
 import { synthetic } from './synthetic.js';
 
@@ -11,7 +13,7 @@ import { synthetic } from './synthetic.js';
 const { values: options } = parseArgs({
   options: {
     products: { type: 'string', default: '4096,8192' },
-    /** Items of a product in all its cuts. */
+    /** Items of a product, and tokens of attention, in all their cuts. */
     cuts: { type: 'string', default: '' },
     mixers: { type: 'string', default: 'default,scalar,vector,foldable' },
     tokens: { type: 'string', default: '8192,32768' },
@@ -57,6 +59,10 @@ function* operators(): Generator<Operator> {
   }
   const shapeOf: WeightShape = (name) => model.weights[name]!.shape;
   const { versions } = model.segments.find(({ versions }) => Object.keys(versions).length > 1)!;
+  const softmax = { operator: 'attention default', graph: versions.default, shapeOf, past: 0 };
+  for (const tokens of list(options.cuts).map(Number))
+    for (const attention of blocksOfKeys)
+      yield { ...softmax, tokens, cut: nameOfBlock(attention), traits: { ...timer.traits, attention } };
   for (const tokens of list(options.tokens).map(Number))
     for (const mixer of list(options.mixers))
       yield { operator: `attention ${mixer}`, graph: versions[mixer] ?? versions.default, shapeOf, tokens, past: 0 };
