@@ -1,4 +1,4 @@
-import { describe as describeModel, type Mixers, type ModelConfig, parseConfig, tapesOf } from '@dsla/models';
+import { describe as describeModel, type Mixers, type ModelConfig, parseConfig, shapes, tapesOf } from '@dsla/models';
 import { describe, expect, it } from 'vitest';
 import { loadGpu, must, workgroupBytes } from './adapter.js';
 import type { Traits } from './builder.js';
@@ -12,18 +12,7 @@ import { lower } from './lower.js';
 
 // WGSL that needs float16 or subgroup matrices runs on no driver without a GPU; Dawn's null backend validates it.
 
-const llama = parseConfig({
-  model_type: 'llama',
-  vocab_size: 32000,
-  hidden_size: 4096,
-  num_hidden_layers: 1,
-  num_attention_heads: 32,
-  num_key_value_heads: 32,
-  intermediate_size: 11008,
-  rms_norm_eps: 1e-5,
-  rope_theta: 10000,
-  max_position_embeddings: 4096,
-});
+const llama = parseConfig({ ...shapes['llama2-7b'], num_hidden_layers: 1 });
 
 const grouped = parseConfig({
   model_type: 'llama',
@@ -38,24 +27,7 @@ const grouped = parseConfig({
   max_position_embeddings: 4096,
 });
 
-const zamba = parseConfig({
-  model_type: 'zamba',
-  vocab_size: 32000,
-  hidden_size: 3712,
-  num_hidden_layers: 3,
-  intermediate_size: 14848,
-  num_attention_heads: 16,
-  num_key_value_heads: 16,
-  n_mamba_heads: 2,
-  mamba_d_state: 16,
-  mamba_d_conv: 4,
-  mamba_expand: 2,
-  mamba_dt_rank: 232,
-  rms_norm_eps: 1e-5,
-  attn_layer_period: 6,
-  attn_layer_offset: 4,
-  max_position_embeddings: 4096,
-});
+const zamba = parseConfig({ ...shapes['zamba-7b'], num_hidden_layers: 3 });
 
 const mixers: Mixers = {
   window: { kind: 'window', size: 64, sinks: 4 },
