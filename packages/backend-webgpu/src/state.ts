@@ -1,5 +1,7 @@
 import {
   bytesPerElement,
+  checkStateContent,
+  checkStateSize,
   DslaError,
   type DType,
   elementCount,
@@ -8,6 +10,7 @@ import {
   partShape,
   type StateSpec,
   type StateStore,
+  stateCapacity,
   toFloat16,
 } from '@dsla/spec';
 import { disposed, invalid } from './buffer.js';
@@ -48,10 +51,7 @@ export class WebgpuState implements StateStore {
   #disposed = false;
 
   constructor(host: StateHost, spec: StateSpec, slots: number, tokens: number, type: Element) {
-    const where = `createState ${spec.name}`;
-    if (!Number.isInteger(slots) || slots < 1) throw invalid(where, 'slots must be an integer of at least 1', slots);
-    if (!Number.isInteger(tokens) || tokens < 0)
-      throw invalid(where, 'tokens must be an integer of at least 0', tokens);
+    checkStateSize(spec, slots, tokens);
     this.spec = spec;
     this.slots = slots;
     this.tokens = tokens;
@@ -92,7 +92,7 @@ export class WebgpuState implements StateStore {
 
   /** Longest row, in tokens: Infinity where the state does not grow with them. */
   get capacity(): number {
-    return this.spec.parts.some(({ shape }) => shape.includes('tokens')) ? this.tokens : Number.POSITIVE_INFINITY;
+    return stateCapacity(this.spec, this.tokens);
   }
 
   /** Whether it holds what a tape wants; the answer for a spec is worked out once. */
@@ -153,15 +153,7 @@ export class WebgpuState implements StateStore {
 
   import(slot: number, tensors: readonly HostTensor[]): void {
     this.check(slot);
-    const where = `state ${this.spec.name} import`;
-    if (tensors.length !== this.parts.length)
-      throw invalid(where, `must get ${this.parts.length} parts`, tensors.length);
-    this.parts.forEach(({ shape }, index) => {
-      const want = `[${shape.join(', ')}]`;
-      const got = `[${tensors[index]!.shape.join(', ')}]`;
-      if (got !== want || tensors[index]!.data.length !== elementCount(shape))
-        throw invalid(where, `part ${this.spec.parts[index]!.name} must be ${want}`, got);
-    });
+    checkStateContent(this.spec, this.tokens, tensors);
     this.parts.forEach(({ buffer, dtype, stride }, index) => {
       const { data } = tensors[index]!;
       const own = dtype === 'f16' && data instanceof Float32Array ? toFloat16(data) : data;

@@ -47,7 +47,7 @@ export function checkStateSize({ name }: StateSpec, slots: number, tokens: numbe
     throw new DslaError('E_INPUT', { where, rule: 'tokens must be an integer of at least 0', got: tokens });
 }
 
-/** What every backend asks of `import`: the parts of `spec`, in order, in f32. @throws DslaError E_INPUT */
+/** What every backend asks of `import`: the parts of `spec`, in order, float ones in f32. @throws DslaError E_INPUT */
 export function checkStateContent(spec: StateSpec, tokens: number, parts: readonly HostTensor[]): void {
   const where = `state ${spec.name} import`;
   const fail = (rule: string, got: unknown): never => {
@@ -56,9 +56,10 @@ export function checkStateContent(spec: StateSpec, tokens: number, parts: readon
   if (parts.length !== spec.parts.length) fail(`must get ${spec.parts.length} parts`, parts.length);
   for (const [index, { dtype, shape, data }] of parts.entries()) {
     const part = spec.parts[index]!;
-    const want = partShape(part, tokens).join(', ');
-    if (dtype !== 'f32' || shape.join(', ') !== want)
-      fail(`part ${part.name} must be f32 [${want}]`, `${dtype} [${shape.join(', ')}]`);
-    if (data.length !== elementCount(shape)) fail(`part ${part.name} must fill [${want}]`, `${data.length} numbers`);
+    const integer = part.dtype === 'i32' || part.dtype === 'u32';
+    const want = `${integer ? part.dtype : 'f32'} [${partShape(part, tokens).join(', ')}]`;
+    const got = `${dtype} [${shape.join(', ')}]`;
+    if (got !== want) fail(`part ${part.name} must be ${want}`, got);
+    if (data.length !== elementCount(shape)) fail(`part ${part.name} must fill its shape`, `${data.length} numbers`);
   }
 }
