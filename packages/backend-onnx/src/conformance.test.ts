@@ -9,14 +9,6 @@ for (const binding of ['c-api', 'node']) {
   });
 }
 
-/** On the CPU, where every node computes in float32, they are off by more (dialect.test.ts): neither sums nor states are the cause. */
-const skip = [
-  {
-    reason:
-      'the states of the selective scan were off by up to 5.5e-3 on an H200: every value between nodes is rounded',
-    tests: ['steps > prefill and decode in one batch', 'steps > many slots in random order'],
-  },
-];
 const onCuda = { extra: { device: 'cuda' } };
 const obstacles = await onnxBackend.obstacles(onCuda);
 if (obstacles.length > 0) {
@@ -26,6 +18,6 @@ if (obstacles.length > 0) {
     backendConformance({
       name: `onnx, cuda ${computeType}`,
       open: () => onnxBackend.open({ ...onCuda, computeType }),
-      ...(computeType === 'f16' && { tolerance: float16, skip }),
+      ...(computeType === 'f16' && { tolerance: float16 }),
     });
 }

@@ -18,10 +18,4 @@ backendConformance({
   name: 'onnx, lowered for CUDA in float16',
   open: () => open(onCuda('float16')),
   tolerance: float16,
-  skip: [
-    {
-      reason: 'the states of the selective scan are off by up to 9.6e-3: every value between nodes is rounded',
-      tests: ['steps > prefill and decode in one batch', 'steps > many slots in random order'],
-    },
-  ],
 });

@@ -51,7 +51,7 @@ async function load(
 ): Promise<Model> {
   const device = await webgpuBackend.open({
     computeType,
-    extra: { checks: 'off', ...(options.software && { software: 'allow' }) },
+    extra: { ...(options.software && { software: 'allow' }) },
   });
   return { device, description, weights, stores: storesOf(device, description, slots, capacity) };
 }

@@ -1,5 +1,5 @@
 import { parseArgs } from 'node:util';
-import { backendConformance } from '@dsla/conformance';
+import { backendConformance, float16 } from '@dsla/conformance';
 import type { OpenOptions } from '@dsla/spec';
 import * as runner from 'vitest';
 import { webgpuBackend } from '../src/index.js';
@@ -15,7 +15,6 @@ const { values: options } = parseArgs({
     software: { type: 'boolean', default: false },
   },
 });
-const half = { forward: 5e-3, same: 5e-3, extreme: 2e-2 }; // float16 of conformance/src/tolerance.ts
 
 for (const computeType of options.types.split(',') as ('f32' | 'f16')[]) {
   for (const checks of options.checks.split(',')) {
@@ -23,7 +22,7 @@ for (const computeType of options.types.split(',') as ('f32' | 'f16')[]) {
     backendConformance({
       name: `webgpu ${computeType}`,
       open: () => webgpuBackend.open(open),
-      ...(computeType === 'f16' && { tolerance: half }),
+      ...(computeType === 'f16' && { tolerance: float16 }),
     });
     const outcome = await (runner as unknown as { runAll(): Promise<Outcome> }).runAll();
     console.log(JSON.stringify({ test: 'conformance', computeType, checks, ...outcome }));

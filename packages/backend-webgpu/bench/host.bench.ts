@@ -22,7 +22,7 @@ const [layerCount, rounds, batch, past] = [options.layers, options.rounds, optio
   number,
   number,
 ];
-const adapter = (await must(await loadGpu({ extra: { backend: 'null', checks: 'off' } })).requestAdapter())!;
+const adapter = (await must(await loadGpu({ extra: { backend: 'null' } })).requestAdapter())!;
 await using device = await openDevice(adapter, { computeType: 'f32' });
 const model = describe(
   parseConfig({

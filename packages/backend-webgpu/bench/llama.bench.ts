@@ -34,7 +34,6 @@ const capacity = Math.max(...prefills, ...folds, ...depths.map((depth) => depth 
 
 await using device = await webgpuBackend.open({
   extra: {
-    checks: 'off',
     ...(options.weights && { weights: options.weights }),
     ...(options.software && { software: 'allow' }),
   },

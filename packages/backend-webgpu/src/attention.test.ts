@@ -104,7 +104,7 @@ const shapes: Shape[] = [
 
 describe.skipIf(obstacle)(`attention over long caches${obstacle ? ` (${obstacle})` : ''}`, () => {
   it.each(shapes)('%o', async (shape) => {
-    await using device = await webgpuBackend.open({ extra: { software: 'allow', checks: 'off' } });
+    await using device = await webgpuBackend.open({ extra: { software: 'allow' } });
     await using reference = await referenceBackend.open();
     const [got, want] = [await play(device, shape, steps), await play(reference, shape, steps)];
     expect(got.length).toBe(want.length);

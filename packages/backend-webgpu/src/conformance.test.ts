@@ -9,6 +9,6 @@ if (obstacle) {
 } else {
   backendConformance({
     name: 'webgpu',
-    open: () => webgpuBackend.open({ extra: { software: 'allow', checks: 'off' } }),
+    open: () => webgpuBackend.open({ extra: { software: 'allow' } }),
   });
 }

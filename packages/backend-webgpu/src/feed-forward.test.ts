@@ -167,7 +167,7 @@ describe.skipIf(obstacle)(`products with their neighbours${obstacle ? ` (${obsta
     ...Object.keys(roundings).map((format) => [parts.name, format, parts] as const),
     [inPlace.name, 'f32', inPlace] as const,
   ])('%s, %s', async (_, format, tape) => {
-    await using device = await webgpuBackend.open({ extra: { software: 'allow', checks: 'off', weights: format } });
+    await using device = await webgpuBackend.open({ extra: { software: 'allow', weights: format } });
     await using reference = await referenceBackend.open();
     const got = await play(device, tape, weights(roundings.f32!));
     const want = await play(reference, tape, weights(roundings[format]!));
@@ -181,7 +181,7 @@ describe.skipIf(obstacle)(`products with their neighbours${obstacle ? ` (${obsta
   it('of quantised matrices takes their bytes', async () => {
     const bytes = async (format: string) => {
       await using device = await webgpuBackend.open({
-        extra: { software: 'allow', checks: 'off', weights: format },
+        extra: { software: 'allow', weights: format },
       });
       using _ = await device.compile(single, weights(roundings.f32!));
       return device.memory().bytes;

@@ -7,7 +7,7 @@ export type { Choice } from './tuning.js';
 
 /**
  * WebGPU through Dawn (npm package `webgpu`, a peer dependency). Options in `extra`: `software: 'allow'` takes a software
- * adapter, `memory` limits the bytes held, `checks: 'off'` leaves out bounds checks in kernels, `backend` is Dawn's name of
+ * adapter, `memory` limits the bytes held, `checks: 'on'` puts bounds checks into kernels, `backend` is Dawn's name of
  * a backend. computeType: f16 where the device has it, unless told.
  */
 export const webgpuBackend: AttentionBackend = {

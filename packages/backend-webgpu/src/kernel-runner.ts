@@ -17,7 +17,7 @@ export interface Runner {
 }
 
 export async function openRunner(rows: readonly Row[]): Promise<Runner> {
-  const gpu = must(await loadGpu({ extra: { checks: 'off' } }));
+  const gpu = must(await loadGpu());
   const adapter = (await gpu.requestAdapter())!;
   const { maxComputeWorkgroupStorageSize, maxStorageBuffersPerShaderStage } = adapter.limits;
   const device = await adapter.requestDevice({

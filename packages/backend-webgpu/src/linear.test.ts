@@ -9,7 +9,7 @@ const obstacle = useSwiftShader();
 describe.skipIf(obstacle)(`wide products${obstacle ? ` (${obstacle})` : ''}`, () => {
   let device: Device;
   beforeAll(async () => {
-    device = await webgpuBackend.open({ extra: { software: 'allow', checks: 'off' } });
+    device = await webgpuBackend.open({ extra: { software: 'allow' } });
   });
   afterAll(async () => await device[Symbol.asyncDispose]());
 

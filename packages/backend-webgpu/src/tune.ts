@@ -36,10 +36,9 @@ const width = heads * headDim;
  * @throws DslaError E_UNAVAILABLE where there is no device
  */
 export async function tune(options: OpenOptions = {}, file: string = tuningFile()): Promise<readonly Choice[]> {
-  const open: OpenOptions = { ...options, extra: { ...options.extra, checks: 'off' } };
-  const adapter = must(await findAdapter(must(await loadGpu(open)), open));
+  const adapter = must(await findAdapter(must(await loadGpu(options)), options));
   const key = deviceKey(adapter.info);
-  const { device, traits } = await openGpu(adapter, open);
+  const { device, traits } = await openGpu(adapter, options);
   const choices: Choice[] = [];
   for (const contest of contests(traits)) choices.push(await decide(device, contest));
   device.destroy();

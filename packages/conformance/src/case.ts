@@ -33,7 +33,7 @@ export interface Scene {
 export async function matchReference(bench: Bench, scene: Scene): Promise<void> {
   using subject = await load(bench.device, scene.tapes, scene.options);
   using truth = await load(bench.reference, scene.tapes, scene.options);
-  const { peak, [scene.tolerance ?? 'forward']: rms } = bench.tolerance;
+  const { peak, [scene.tolerance ?? 'forward']: rms, [scene.tolerance ?? 'states']: kept } = bench.tolerance;
   for (const [index, pieces] of scene.steps.entries()) {
     const got = await subject.step(pieces, scene.runs);
     const want = await truth.step(pieces, scene.runs);
@@ -42,7 +42,7 @@ export async function matchReference(bench: Bench, scene: Scene): Promise<void> 
   for (const [slot, length] of lengths(scene.steps.flat())) {
     const got = await subject.states(slot, length);
     const want = await truth.states(slot, length);
-    for (const name of Object.keys(want)) expectClose(`slot ${slot} ${name}`, got[name]!, want[name]!, rms, peak);
+    for (const name of Object.keys(want)) expectClose(`slot ${slot} ${name}`, got[name]!, want[name]!, kept, peak);
   }
 }
 

@@ -6,5 +6,5 @@ import { backendConformance } from './index.js';
 backendConformance({
   name: 'reference',
   open: () => referenceBackend.open(),
-  tolerance: { forward: 1e-6, same: 1e-6 },
+  tolerance: { forward: 1e-6, states: 1e-6, same: 1e-6 },
 });

@@ -2,6 +2,8 @@
 export interface Tolerance {
   /** RMS error ratio |a - b| / |b| of outputs and states against the float64 reference or a golden vector. */
   readonly forward: number;
+  /** The same of states after the last step, where the compute type rounds every value on the way. */
+  readonly states: number;
   /** The same between two ways on one device: steps against one pass, fold against prefill. */
   readonly same: number;
   /** RMS error ratio where float32 itself loses digits: decays of e^-300 a token, scores around 100. */
@@ -11,7 +13,10 @@ export interface Tolerance {
 }
 
 /** For devices that compute in float32: the RMS ratio of flash-linear-attention's own float32 tests is 5e-3, ours is stricter. */
-export const float32: Tolerance = { forward: 1e-5, same: 1e-5, extreme: 1e-4, peak: 30 };
+export const float32: Tolerance = { forward: 1e-5, states: 1e-5, same: 1e-5, extreme: 1e-4, peak: 30 };
 
-/** For devices that compute in float16 (11 bits: 5e-4 a rounding). */
-export const float16: Tolerance = { forward: 5e-3, same: 5e-3, extreme: 2e-2, peak: 30 };
+/**
+ * For devices that compute in float16 (11 bits: 5e-4 a rounding). States: with every value rounded to float16 between its nodes, and
+ * each node in float32, those of the selective scan are off by up to 9.6e-3.
+ */
+export const float16: Tolerance = { forward: 5e-3, states: 1e-2, same: 5e-3, extreme: 2e-2, peak: 30 };
