@@ -70,7 +70,7 @@ export async function findAdapter(gpu: GPU, options: OpenOptions = {}): Promise<
 /** @throws DslaError E_UNAVAILABLE */
 export function must<T>(found: Found<T>): T {
   if ('value' in found) return found.value;
-  throw new DslaError('E_UNAVAILABLE', { where: 'webgpu', rule: found.obstacle });
+  throw new DslaError('E_UNAVAILABLE', { where: 'webgpu', rule: found.obstacle.replace(/\.$/, '') });
 }
 
 function dawnFlags(options: OpenOptions): string[] {
