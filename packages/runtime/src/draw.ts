@@ -92,14 +92,16 @@ export async function drawInputs(
   }
 }
 
-/** All but the last piece of every input, so that they end in one step. */
+/** All but the last piece of every input, or but the last token where those are too many for one step. */
 async function runLeads(
   program: Program,
   inputs: readonly OwnInput[],
   limits: StepLimits,
   signal: AbortSignal | undefined,
 ): Promise<readonly OwnInput[]> {
-  const lead = ({ length }: Int32Array): number => length - 1 - ((length - 1) % limits.stepTokens);
+  const tail = ({ length }: Int32Array): number => 1 + ((length - 1) % limits.stepTokens);
+  const together = inputs.reduce((sum, { ids }) => sum + tail(ids), 0) <= limits.stepTokens;
+  const lead = (ids: Int32Array): number => ids.length - (together ? tail(ids) : 1);
   const leads = inputs.flatMap(({ sequence, ids }) =>
     lead(ids) > 0 ? [{ sequence, ids: ids.subarray(0, lead(ids)) }] : [],
   );

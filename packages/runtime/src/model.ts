@@ -65,7 +65,10 @@ export interface ModelOptions extends Pick<CompileOptions, 'device' | 'plan' | '
   readonly slots?: number | undefined;
   /** Tokens that a sequence can hold; what the model was trained for unless said. */
   readonly context?: number | undefined;
-  /** Most tokens of a sequence in one step; what the device does best unless said, 512 where it does not tell. Longer inputs go through in pieces. */
+  /**
+   * Most tokens of one step, single ones of many sequences aside; what the device does best unless said, 512 where it does not
+   * tell. Longer inputs go through in pieces, and those that are too many one after the other.
+   */
   readonly stepTokens?: number | undefined;
 }
 

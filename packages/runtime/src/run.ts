@@ -16,7 +16,7 @@ export interface OwnInput {
 
 export interface StepLimits {
   readonly vocabulary: number;
-  /** Most tokens of a sequence in one step. */
+  /** Most tokens of one step, single ones of many rows aside. */
   readonly stepTokens: number;
 }
 
@@ -28,8 +28,8 @@ interface Piece extends OwnInput {
 }
 
 /**
- * Runs inputs as one batch, in pieces of `stepTokens` a row. Returns per input `last` [vocabulary], `all` [ids, vocabulary],
- * `none` [0]. When it throws, the states of the sequences may be half-written.
+ * Runs inputs in pieces of `stepTokens` a row, as many rows at once as have no more tokens together. Returns per input
+ * `last` [vocabulary], `all` [ids, vocabulary], `none` [0]. When it throws, the states of the sequences may be half-written.
  */
 export async function runInputs(
   program: Program,
@@ -42,18 +42,35 @@ export async function runInputs(
   const longest = Math.max(...inputs.map(({ ids }) => ids.length));
   for (let from = 0; from < longest; from += stepTokens) {
     throwIfAborted(signal, 'model.run');
-    const pieces = piecesAt(inputs, from, stepTokens);
-    const output = await runPieces(program, pieces, headFor(program, pieces, logits), signal);
-    if (!output) continue;
-    const values = toFloat32(output);
-    let token = 0;
-    for (const [row, { input, ids, ends }] of pieces.entries()) {
-      const [start, count, at] = logits === 'all' ? [token, ids.length, from] : [row, ends ? 1 : 0, 0];
-      results[input]!.set(values.subarray(start * vocabulary, (start + count) * vocabulary), at * vocabulary);
-      token += ids.length;
+    for (const pieces of groupsOf(piecesAt(inputs, from, stepTokens), stepTokens)) {
+      const output = await runPieces(program, pieces, headFor(program, pieces, logits), signal);
+      if (!output) continue;
+      const values = toFloat32(output);
+      let token = 0;
+      for (const [row, { input, ids, ends }] of pieces.entries()) {
+        const [start, count, at] = logits === 'all' ? [token, ids.length, from] : [row, ends ? 1 : 0, 0];
+        results[input]!.set(values.subarray(start * vocabulary, (start + count) * vocabulary), at * vocabulary);
+        token += ids.length;
+      }
     }
   }
   return results;
+}
+
+/** Pieces in their order, as many as have `most` tokens together; single tokens always together. */
+function groupsOf(pieces: readonly Piece[], most: number): Piece[][] {
+  const groups: Piece[][] = [];
+  let tokens = Number.POSITIVE_INFINITY;
+  for (const piece of pieces) {
+    const { length } = piece.ids;
+    if (tokens + length > most && (length > 1 || groups.length === 0)) {
+      groups.push([]);
+      tokens = 0;
+    }
+    groups.at(-1)!.push(piece);
+    tokens += length;
+  }
+  return groups;
 }
 
 function piecesAt(inputs: readonly OwnInput[], from: number, stepTokens: number): Piece[] {
