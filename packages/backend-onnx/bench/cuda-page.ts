@@ -99,7 +99,9 @@ function summarised(run: Line, all: readonly Line[]): Summary[] {
   if ((test !== 'prefill' && test !== 'decode') || error || layers !== 32) return [];
   const { median: ms, sd, n } = milliseconds as Statistics;
   const peer =
-    batch === 1 ? all.find((line) => line.tokens === tokens && line.peer?.startsWith(`${test},`)) : undefined;
+    batch === 1
+      ? all.find((line) => line.code === code && line.tokens === tokens && line.peer?.startsWith(`${test},`))
+      : undefined;
   return [
     {
       backend: 'onnx',
@@ -145,7 +147,7 @@ ${table(
   whole.map((run) => cells(run, runs)),
 )}
 
-## Peers, on the same machine in the same call
+## Peers, on the same machine in calls of the same commit
 
 ${table(
   ['peer', 'tokens', 'median', 'sd', 'n', 'ours / peer', 'in sessions / peer'],
@@ -259,8 +261,13 @@ function ratio(run: Line, runs: readonly Line[]): string {
 
 function against(peer: Line, runs: readonly Line[]): string[] {
   const ours = runs.find(
-    ({ test, plan, tokens, batch, error }) =>
-      plan === 'default:0' && batch === 1 && !error && tokens === peer.tokens && peer.peer?.startsWith(`${test},`),
+    ({ test, plan, tokens, batch, error, code }) =>
+      plan === 'default:0' &&
+      batch === 1 &&
+      !error &&
+      code === peer.code &&
+      tokens === peer.tokens &&
+      peer.peer?.startsWith(`${test},`),
   );
   return ours ? [median(ours), ours.inSessions!].map((time) => (time / median(peer)).toFixed(2)) : ['-', '-'];
 }
