@@ -1,5 +1,6 @@
 import { expect, it } from 'vitest';
 import { dsla, dslaProcess } from '../test/run.js';
+import { tuningOf } from './backends.js';
 
 it('prints help and versions on stdout', async () => {
   const help = await dsla(['--help']);
@@ -76,6 +77,15 @@ it('asks every device of a backend, and explains with --fix what one needs', asy
   });
   const text = (await dsla(['doctor', '--backend', 'onnx', '--fix'])).out;
   expect(text).toMatch(/missing onnx, cuda: does not open\n(.*\n)+ +It needs:\n +- onnxruntime-node/);
+});
+
+it('knows which backend chooses among kernels', async () => {
+  expect(await tuningOf('reference', false, {})).toBeUndefined();
+  expect(await tuningOf('onnx', true, {})).toBeUndefined();
+  // Nothing, or what was chosen on this machine before.
+  const chosen = (await tuningOf('webgpu', false, {}))!;
+  for (const { kernel, chosen: cut, milliseconds } of chosen) expect(milliseconds, kernel).toHaveProperty([cut]);
+  expect(chosen).toBeInstanceOf(Array);
 });
 
 it('colours terminals only, and not with NO_COLOR', async () => {

@@ -31,7 +31,7 @@ export class DrawnTokens implements Drawn {
   }
 
   /** What the next step gets. @throws DslaError E_INPUT when a sequence has gone on otherwise */
-  async next(): Promise<Following> {
+  async next(): Promise<StepInputs> {
     const moved = this.sequences.find(({ past }, row) => past !== this.#past[row]);
     if (moved) {
       throw new DslaError('E_INPUT', {
@@ -52,7 +52,7 @@ export class DrawnTokens implements Drawn {
 }
 
 /** Inputs, and their ids where those are on the device: then the inputs' own are not read. */
-export interface Following {
+export interface StepInputs {
   readonly inputs: readonly OwnInput[];
   readonly drawn?: DeviceBuffer;
 }

@@ -10,7 +10,7 @@ import {
   throwIfAborted,
   type WeightSource,
 } from '@dsla/spec';
-import { type Drawn, DrawnTokens, drawInputs, type Following } from './draw.js';
+import { type Drawn, DrawnTokens, drawInputs, type StepInputs } from './draw.js';
 import { type CompileOptions, compile, type Program } from './program.js';
 import { type OwnInput, type RunOptions, runInputs, type StepLimits } from './run.js';
 import { type OwnSequence, type Sequence, Slots } from './slots.js';
@@ -147,7 +147,7 @@ class CompiledModel implements Model {
 
   draw(from: readonly RunInput[] | Drawn, draws: readonly Draw[], signal?: AbortSignal): Promise<Drawn> {
     return this.#inTurn(async () => {
-      const { inputs, drawn } = from instanceof DrawnTokens ? await this.#following(from) : this.#given(from);
+      const { inputs, drawn } = from instanceof DrawnTokens ? await this.#afterDrawn(from) : this.#fromInputs(from);
       checkDraws(draws, inputs.length);
       throwIfAborted(signal, 'model.draw');
       const failed = (cause: unknown): never => {
@@ -179,13 +179,13 @@ class CompiledModel implements Model {
     return { vocabulary: this.description.vocabulary, stepTokens: this.#settings.stepTokens };
   }
 
-  #given(from: readonly RunInput[] | Drawn): Following {
+  #fromInputs(from: readonly RunInput[] | Drawn): StepInputs {
     if (Array.isArray(from)) return { inputs: this.#check(from) };
     fail('model.draw', 'it must get inputs, or what a draw of this model returned', typeof from);
   }
 
   /** The tokens drawn before as inputs. */
-  async #following(from: DrawnTokens): Promise<Following> {
+  async #afterDrawn(from: DrawnTokens): Promise<StepInputs> {
     for (const sequence of from.sequences) {
       this.#slots.own(sequence);
       if (sequence.past >= this.context) {

@@ -37,6 +37,7 @@ export interface BenchRow {
   readonly device: string;
   readonly model_filename: string;
   readonly model_type: string;
+  /** Bytes, by the formats of the weights. */
   readonly model_size: number;
   readonly model_n_params: number;
   /** Numbers that are computed with, and those of the matrices where they are others. */

@@ -13,7 +13,10 @@ function tapesOfPlan({ segments, head }: ModelDescription, plan: Plan): LayerGra
 /** Bytes a number of a block of 32 takes, its share of the float16 scale included. */
 const blockBytes = { q8: 34 / 32, q4: 18 / 32 };
 
-/** Bytes that the weights of a plan take on a device; with `blocks`, those of its products in blocks. */
+/**
+ * Bytes that the weights of a plan take on a device, by their formats; with `blocks`, those of its products in blocks, also where
+ * a backend leaves some of them (narrow ones) as they are.
+ */
 export function weightBytes(
   description: ModelDescription,
   plan: Plan,

@@ -1,11 +1,16 @@
 import type { NodeOf } from '@dsla/spec';
 import { activationFunctions, activationName, elementwiseSize, type Shape } from './elementwise.js';
-import { type Element, type Kernel, kernel, logFunctions } from './kernel.js';
+import { type Element, type Kernel, type KernelParts, kernel, logFunctions } from './kernel.js';
 
 /** Elements from slot to slot: WebGPU copies and clears multiples of four bytes. */
 function slotStride(width: number, taps: number, state: Element): number {
   const own = width * (taps - 1);
   return state === 'f16' ? own + (own % 2) : own;
+}
+
+/** The input, the taps and where there is one the bias. */
+function operands(x: Shape, bias: boolean): KernelParts['buffers'] {
+  return { x: [x.type, 'read'], w: ['f32', 'read'], ...(bias && { bias: ['f32', 'read'] as const }) };
 }
 
 /** y_t = f(b + sum_j w_j x_{t-K+1+j}); what lies before the step is in state [slots, channels, K-1], oldest first, a slot padded to four bytes. */
@@ -20,13 +25,7 @@ export function causalConv(
   const { width } = x;
   return kernel({
     name: fn ? `causal-conv-${fn}` : 'causal-conv',
-    buffers: {
-      x: [x.type, 'read'],
-      w: ['f32', 'read'],
-      ...(bias ? { bias: ['f32', 'read'] as const } : {}),
-      state: [state, 'read'],
-      y: [y.type, 'write'],
-    },
+    buffers: { ...operands(x, bias), state: [state, 'read'], y: [y.type, 'write'] },
     module: fn ? logFunctions + activationFunctions : '',
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
@@ -59,13 +58,7 @@ export function convToken(
   const past = taps - 1;
   return kernel({
     name: fn ? `conv-token-${fn}` : 'conv-token',
-    buffers: {
-      x: [x.type, 'read'],
-      w: ['f32', 'read'],
-      ...(bias ? { bias: ['f32', 'read'] as const } : {}),
-      state: [state, 'write'],
-      y: [y.type, 'write'],
-    },
+    buffers: { ...operands(x, bias), state: [state, 'write'], y: [y.type, 'write'] },
     module: fn ? logFunctions + activationFunctions : '',
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
