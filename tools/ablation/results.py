@@ -2,7 +2,7 @@
 import json
 
 from judge import bits_per_byte, paired, spread
-from run import COSTLY, ONCE, SWITCHES
+from run import COSTLY, SWITCHES
 
 CONTEXTS = ("512", "1024", "2048", "4096", "8192")
 BUCKETS = ["8", "64", "128", "256", "512", "1024", "2048", "3072", "3600"]  # first distance of each
@@ -73,10 +73,10 @@ def start_of(found: dict, r: dict):
 
 
 def newest(found: dict):
-    """Of every block the rows of the start that was used last, and once what was not trained; the others stay in the JSON."""
+    """Of every block the rows of the start that was used last, and of what was run twice the last; the others stay in the JSON."""
     last = {r["block"]: start_of(found, r) for r in found["results"] if r["seed"] is not None}
-    plain = {(r["block"], r["variant"], r["level"]): r for r in found["results"] if r["seed"] is None}
-    return [*plain.values(), *(r for r in found["results"] if r["seed"] is not None and start_of(found, r) == last[r["block"]])]
+    rows = (r for r in found["results"] if r["seed"] is None or start_of(found, r) == last[r["block"]])
+    return list({(r["block"], r["variant"], r["seed"], *sorted(r["layers"])): r for r in rows}.values())
 
 
 def oldest(found: dict):
@@ -119,4 +119,4 @@ def joined(runs) -> dict:
     for setup, path in enumerate(runs):
         records += [json.loads(line) | {"setup": setup} for line in path.read_text().splitlines()]
     own = lambda kind: [{n: x for n, x in record.items() if n != "kind"} for record in records if record["kind"] == kind]
-    return {"setups": own("setup"), "planned": [*SWITCHES, *ONCE, *COSTLY], "blocks": own("block"), "failures": own("failure"), "orders": own("orders"), "fits": own("match"), "results": own("result")}
+    return {"setups": own("setup"), "planned": [*SWITCHES, *COSTLY], "blocks": own("block"), "failures": own("failure"), "orders": own("orders"), "fits": own("match"), "results": own("result")}
