@@ -75,7 +75,7 @@ export function addBench(program: Command, io: Io): void {
     .addOption(new Option('--shape <name>', 'a known model instead of a folder').choices(Object.keys(shapes)))
     .option('--synthetic', 'random weights: of a folder, only config.json is read')
     .option('-r, --repetitions <n>', 'times that each test is run', whole(1), 5)
-    .option('--no-warm-up', 'do not run each test once before it counts')
+    .option('--no-warm-up', 'do not run each test before it counts')
     .option('--csv', 'print comma-separated values')
     .option('--md', 'print a Markdown table');
   addCommonOptions(addModelOptions(command)).action((options: BenchOptions) => runBench(options, io));
@@ -198,7 +198,10 @@ function printRows(rows: readonly BenchRow[], { json, csv, md, warmUp }: BenchOp
   else if (csv) print(io, renderCsv(csvColumns(rows[0]!), rows));
   else {
     print(io, md ? renderMarkdown(columns, rows) : renderTable(io, columns, rows));
-    print(io, `${rows[0]!.device}. ${warmUp ? 'Each test was run once before it counted.' : 'No warm-up.'}`);
+    print(
+      io,
+      `${rows[0]!.device}. ${warmUp ? 'Each test ran before it counted, until its speed was steady.' : 'No warm-up.'}`,
+    );
   }
 }
 

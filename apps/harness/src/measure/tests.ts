@@ -19,7 +19,10 @@ export function testName({ kind, tokens, depth, batch }: Test): string {
   return `${name}${depth === 0 ? '' : ` @ d${depth}`}${batch === 1 ? '' : ` x ${batch}`}`;
 }
 
-/** Tokens a second of every repetition, of all sequences together. The model needs a slot more than there are. Ids are a fixed sequence, as speed does not depend on them. */
+/**
+ * Tokens a second of every repetition, of all sequences together. The model needs a slot more than there are. Ids are a fixed
+ * sequence, as speed does not depend on them. With `warmUp` it runs before until its speed is steady.
+ */
 export async function runTest(
   model: Model,
   test: Test,
@@ -30,8 +33,7 @@ export async function runTest(
   using base = model.open();
   if (test.depth > 0)
     await model.run([{ sequence: base, ids: ids.subarray(0, test.depth) }], { logits: 'none', signal });
-  const samples: number[] = [];
-  for (let repetition = warmUp ? -1 : 0; repetition < repetitions; repetition++) {
+  const speed = async (): Promise<number> => {
     await pause(signal);
     await using scope = new Scope();
     const sequences: Sequence[] = [];
@@ -40,10 +42,23 @@ export async function runTest(
     }
     const start = performance.now();
     await runTokens(model, sequences, ids.subarray(test.depth), test.kind, signal);
-    const seconds = (performance.now() - start) / 1000;
-    if (repetition >= 0) samples.push((test.batch * test.tokens) / seconds);
-  }
+    return (1000 * test.batch * test.tokens) / (performance.now() - start);
+  };
+  if (warmUp) await untilSteady(speed);
+  const samples: number[] = [];
+  for (let repetition = 0; repetition < repetitions; repetition++) samples.push(await speed());
   return samples;
+}
+
+/** Until two runs in a row differ by at most 5 %, or for 3 s: the clocks of a processor that was idle take that long to rise. */
+export async function untilSteady(speed: () => Promise<number>): Promise<void> {
+  const end = performance.now() + 3000;
+  let last = await speed();
+  while (performance.now() < end) {
+    const next = await speed();
+    if (Math.abs(next / last - 1) <= 0.05) return;
+    last = next;
+  }
 }
 
 /** Decoding goes on from the first of `ids` with the most likely tokens, drawn as generation does. */
