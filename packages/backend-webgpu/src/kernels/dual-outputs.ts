@@ -97,7 +97,9 @@ ${across.map((c) => `      ${multiply(`o${c}`, 'a', load('Right', 'row', 'rows',
   .join('\n')}
   }
   // States grow with their tokens, beyond what a half can hold: the queries take a power of two from them.
-  let grown = exp2(floor(log2(1.0 + f32((row.y + tile.y) / ${leastChunk}u))));
+  let power = floor(log2(1.0 + f32((row.y + tile.y) / ${leastChunk}u)));
+  let grown = exp2(power);
+  let shrunk = exp2(-power);
 ${beforeChunk(shape, pitch)}
   let mine = subgroup * 256u;
 ${across
@@ -225,7 +227,7 @@ function beforeChunk(shape: DualShape, pitch: number): string {
       const rows = upTo(channels / 64).map((part) => {
         const state = (line: string, eight: string) => {
           const at = `(((tile.w * ${states}u + ${i}u) * ${kvHeads}u + kv) * ${width}u + ${p * channels + part * 64}u + ${line}) * ${padded / 4}u + ${eight} * 2u`;
-          return `eight_of(chunks[${at}] / grown, chunks[${at} + 1u] / grown)`;
+          return `eight_of(chunks[${at}] * shrunk, chunks[${at} + 1u] * shrunk)`;
         };
         return `  workgroupBarrier();
 ${stage('rows', padded, pitch, state)}

@@ -14,13 +14,15 @@ import {
   storeSums,
   upTo,
 } from './matrices.js';
-import { ropeBuffer, ropeFunctions } from './rope.js';
+import { featuresAThread, ropeEights, turnEights } from './rope.js';
 
 const scorePitch = scorePitchOf(tileTokens);
 
-/** Whether the kernel can be used: features in tiles of 64. */
+/** Whether the kernel can be used: features in tiles of 64, and heads that are turned by eight features. */
 export function featureTileable({ form, width }: DualShape): boolean {
-  return (width / 2) % 64 === 0 && form.headDim % 16 === 0 && form.headDim <= 128;
+  const { headDim, rope } = form;
+  const eights = featuresAThread(rope, headDim, 'f16') === 8;
+  return eights && (width / 2) % 64 === 0 && headDim % 16 === 0 && headDim <= 128;
 }
 
 /**
@@ -41,25 +43,30 @@ export function featureTiles(shape: DualShape, of: 'query' | 'key'): Kernel {
     const at = `(head * ${half}u + ${64 * b}u + ${line}) * ${headDim / 4}u + ${eight} * 2u`;
     return `eight_of(w[${at}], w[${at} + 1u])`;
   };
-  const token = (line: string, eight: string) =>
-    `vec4u(${four.map((n) => `features_of(first + min(${line}, count - 1u), head, 8u * ${eight} + ${2 * n}u)`).join(', ')})`;
+  const token = (line: string, eight: string) => `features_of(first + min(${line}, count - 1u), head, 8u * ${eight})`;
+  // Loads of the ring in a pass of their own: elsewhere nothing waits for a branch.
+  const kept = `    for (var e = lane; e < ${(tileTokens * headDim) / 8}u; e += ${stageSize}u) {
+      let line = e / ${headDim / 8}u;
+      let eight = e % ${headDim / 8}u;
+      let item = first + min(line, count - 1u);
+      if (from_ring(item)) { store_rows(line * ${pitch}u + eight * 8u, kept_of(item, head, 8u * eight)); }
+    }`;
   const quads = four.map((j) => ({ j, at: 32 * (j >> 1) + 4 * (j & 1) }));
   return kernel({
     name: `feature-tiles-${of}`,
     buffers: {
-      x: ['u32', 'read'],
+      x: ['vec4u', 'read'],
       w: ['vec4f', 'read'],
-      ...(turns ? ropeBuffer : {}),
-      ...(entering ? { ring: ['u32', 'read'] as const } : {}),
+      ...(turns ? ropeEights : {}),
+      ...(entering ? { ring: ['vec4u', 'read'] as const } : {}),
       phi: ['vec4u', 'write'],
     },
     matrices: true,
     module: `${matrixTypes}
-${turns ? ropeFunctions(rope) : ''}
+${turns ? turnEights(rope) : eightFunctions}
 ${entering ? ringOf(form) : ''}
 ${halves('rows', tileTokens * pitch)} // tokens, then weights
 ${fours('scores', tileTokens * scorePitch)} // [tokens, 64 features]
-${eightFunctions}
 ${sourceOf(shape, of)}`,
     size: stageSize,
     main: `  let first = group.x * ${tileTokens}u;
@@ -68,7 +75,7 @@ ${sourceOf(shape, of)}`,
   let subgroup = lane / 32u;
   let own = lane % 32u;
   let member = own % 4u * 8u;
-${stage('rows', headDim, pitch, token)}
+${stage('rows', headDim, pitch, token)}${entering ? `\n${kept}` : ''}
   workgroupBarrier();
 ${deep.map((d) => `  let x${d} = ${load('Left', 'row', 'rows', `subgroup * ${16 * pitch}u + ${16 * d}u`, pitch)};`).join('\n')}
 ${two.map((r) => `  let row${r} = subgroup * 16u + ${8 * r}u + own / 4u;\n  var highest${r} = vec4f();`).join('\n')}
@@ -126,41 +133,36 @@ ${blocks
   });
 }
 
-/** WGSL of features_of: two neighbouring features of a head of an item in a word, turned as the states want them. */
+/** WGSL of features_of: eight neighbouring features of a head of an item, turned as the states want them; kept_of: from the ring. */
 function sourceOf({ heads, form }: DualShape, of: 'query' | 'key'): string {
   const { headDim, rope, ropeInState, kvHeads } = form;
   const count = of === 'query' ? heads : kvHeads;
-  const word = (from: string, base: string) => `${from}[(${base} + c) / 2u]`;
-  const turned = (from: string, base: string, position: string, direction: string) =>
-    [0, 1]
-      .map(
-        (e) =>
-          `turn(own.${'xy'[e]}, half_of(${from}[(${base} + partner(c + ${e}u)) / 2u], partner(c + ${e}u)), c + ${e}u, ${position}, ${direction})`,
-      )
-      .join(', ');
-  const step = (base: string, position: string) =>
-    rope && ropeInState
-      ? `let own = unpack2x16float(${word('x', base)});\n    return pack2x16float(vec2f(${turned('x', base, position, '1.0')}));`
-      : `return ${word('x', base)};`;
-  const halfOf = 'fn half_of(word: u32, c: u32) -> f32 { return unpack2x16float(word)[c % 2u]; }\n';
+  const eights = headDim / 8;
+  const turned = (from: string, position: string, direction: string) =>
+    `turn_eight(${from}[base + c / 8u], ${from}[base + partner(c) / 8u], c, ${position}, ${direction})`;
+  const own = (from: string) => `${from}[base + c / 8u]`;
+  const step = (position: string) => (rope && ropeInState ? turned('x', position, '1.0') : own('x'));
   if (of === 'query' || !form.exact)
-    return `${halfOf}fn features_of(item: u32, head: u32, c: u32) -> u32 {
+    return `fn features_of(item: u32, head: u32, c: u32) -> vec4u {
   let token = token_at(item);
-  let base = (token.x * ${count}u + head) * ${headDim}u;
-  ${step('base', 'token.z')}
+  let base = (token.x * ${count}u + head) * ${eights}u;
+  return ${step('token.z')};
 }`;
-  const ring =
-    rope && !ropeInState
-      ? `let own = unpack2x16float(${word('ring', 'ring_base')});\n    return pack2x16float(vec2f(${turned('ring', 'ring_base', 'entering', '-1.0')}));`
-      : `return ${word('ring', 'ring_base')};`;
-  return `${halfOf}fn features_of(item: u32, head: u32, c: u32) -> u32 {
+  return `fn features_of(item: u32, head: u32, c: u32) -> vec4u {
   let token = token_at(item);
 ${enteringToken(form)}
-  if (in_ring) {
-    let ring_base = ((row.x * ${count}u + head) * ${entriesOf(form)}u + entry) * ${headDim}u;
-    ${ring}
-  }
-  let base = (step_index * ${count}u + head) * ${headDim}u;
-  ${step('base', 'entering')}
+  let base = (step_index * ${count}u + head) * ${eights}u;
+  return ${step('entering')};
+}
+fn from_ring(item: u32) -> bool {
+  let token = token_at(item);
+${enteringToken(form)}
+  return in_ring;
+}
+fn kept_of(item: u32, head: u32, c: u32) -> vec4u {
+  let token = token_at(item);
+${enteringToken(form)}
+  let base = ((row.x * ${count}u + head) * ${entriesOf(form)}u + entry) * ${eights}u;
+  return ${rope && !ropeInState ? turned('ring', 'entering', '-1.0') : own('ring')};
 }`;
 }

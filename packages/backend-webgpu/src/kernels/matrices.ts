@@ -43,7 +43,10 @@ fn eight_of(low: vec4f, high: vec4f) -> vec4u {
 export const stageSize = 128;
 const stageLines = 64;
 
-/** WGSL that brings 64 lines of `width` halves into rows of workgroup memory, up to eight loads before their stores. */
+/**
+ * WGSL that brings 64 lines of `width` halves into rows of workgroup memory, up to nine loads before their stores. Values
+ * without branches: a load in a branch waits for the one before.
+ */
 export function stage(
   to: string,
   width: number,
@@ -52,7 +55,7 @@ export function stage(
 ): string {
   const eights = width / 8;
   const count = (stageLines * eights) / stageSize;
-  const together = [8, 4, 2, 1].find((n) => count % n === 0)!;
+  const together = [9, 8, 6, 5, 4, 3, 2, 1].find((n) => count % n === 0)!;
   const line = (n: number) => `((e + ${n * stageSize}u) / ${eights}u)`;
   const eight = (n: number) => `((e + ${n * stageSize}u) % ${eights}u)`;
   const all = upTo(together);

@@ -1,5 +1,5 @@
 import { type DualShape, mixFunction } from './dual-linear-attention.js';
-import { decayEight, decayed, decayedFunction, partsOf } from './dual-matrices.js';
+import { decayEight, decayedFunction, partsOf } from './dual-matrices.js';
 import { type Kernel, kernel, tileTokens } from './kernel.js';
 import {
   eightFunctions,
@@ -32,10 +32,8 @@ export function scoreTiles(shape: DualShape, mixPerHead: boolean): Kernel {
   const { heads, form, width } = shape;
   const { kvHeads, states } = form;
   const parts = partsOf(width);
-  const channels = width / parts;
-  const pitch = pitchOf(channels);
-  const [here, there] = [decayEight(shape, 'item', 'i', 'c'), decayEight(shape, 'between', 'i', 'c')];
-  const chains = [...levels, diagonal].map((level) => chain(level, states, parts, channels, pitch));
+  const pitch = pitchOf(width / parts);
+  const chains = [...levels, diagonal].map((level) => chain(shape, level, parts, pitch));
   return kernel({
     name: 'score-tiles',
     buffers: {
@@ -53,14 +51,7 @@ ${fours('scores', (stageSize / 32) * 256)} // a block of 16 by 16 for every subg
 ${eightFunctions}
 ${decayedFunction}
 fn query_at(item: u32, head: u32, c: u32) -> vec4u { return phi_q[((item * ${heads}u + head) * ${width}u + c) / 8u]; }
-fn key_at(item: u32, kv: u32, c: u32) -> vec4u { return phi_k[((item * ${kvHeads}u + kv) * ${width}u + c) / 8u]; }
-fn factor_at(first: u32, last: u32, head: u32, i: u32, mixed: f32, t: u32, level: u32, c: u32) -> vec4u {
-  let kv = head / ${heads / kvHeads}u;
-  let item = first + min(t, last);
-  let between = first + min(((t >> level) | 1u) << level, last);
-  if ((t >> level) % 2u == 1u) { return ${decayed('query_at(item, head, c)', here, there, 'mixed')}; }
-  return ${decayed('key_at(item, kv, c)', there, here)};
-}`,
+fn key_at(item: u32, kv: u32, c: u32) -> vec4u { return phi_k[((item * ${kvHeads}u + kv) * ${width}u + c) / 8u]; }`,
     size: stageSize,
     main: `  let tile = tile_at(group.x);
   let first = row_at(tile.x).z + tile.y;
@@ -98,9 +89,10 @@ function blocksOf(level: number): { readonly query: string; readonly key: string
 const nameOf = (level: number): string => (level === diagonal ? 'itself' : `level${level}`);
 
 /** The sums of a level over states and channels. */
-function chain(level: number, states: number, parts: number, channels: number, pitch: number): string {
+function chain(shape: DualShape, level: number, parts: number, pitch: number): string {
   const { query, key } = blocksOf(level);
   const name = nameOf(level);
+  const channels = shape.width / parts;
   const fill = (value: (line: string, c: string) => string, p: number): string =>
     stage('rows', channels, pitch, (line, eight) => value(line, `${p * channels}u + 8u * ${eight}`));
   const at = (block: string, d: number) => `${block} * ${16 * pitch}u + ${16 * d}u`;
@@ -116,17 +108,58 @@ ${deep.map((d) => `  let q${p}_${d} = ${left(d)};`).join('\n')}
 ${fill((line, c) => `key_at(first + min(${line}, last), kv, ${c})`, p)}
   workgroupBarrier();
 ${deep.map((d) => `  ${multiply(name, `q${p}_${d}`, right(d))}`).join('\n')}`;
-  const apart = (p: number) => `    workgroupBarrier();
-${fill((line, c) => `factor_at(first, last, head, i, mixed, ${line}, ${level}u, ${c})`, p)}
-    workgroupBarrier();
-${deep.map((d) => `    ${multiply(name, left(d), right(d))}`).join('\n')}`;
+  const apart = (p: number) => `    {
+      workgroupBarrier();
+${stageFactors(shape, level, `${p * channels}u`, channels, pitch)}
+      workgroupBarrier();
+${deep.map((d) => `      ${multiply(name, left(d), right(d))}`).join('\n')}
+    }`;
   return level === diagonal
     ? `  var ${name} = Sum();\n${upTo(parts).map(own).join('\n')}`
     : `  var ${name} = Sum();
-  for (var i = 0u; i < ${states}u; i++) {
+  for (var i = 0u; i < ${shape.form.states}u; i++) {
     let mixed = gamma(head, i);
 ${upTo(parts).map(apart).join('\n')}
   }`;
+}
+
+/**
+ * Queries and keys as a level has them. The tokens of a lane differ in the bit of the level by their number alone, so that
+ * nothing branches; they share references.
+ */
+function stageFactors(shape: DualShape, level: number, from: string, channels: number, pitch: number): string {
+  const eights = channels / 8;
+  const count = (tileTokens * eights) / stageSize;
+  const bits = Math.log2(count);
+  const low = Math.min(level, levels.length - bits); // the lowest bit that comes from the number
+  const own = `lane / ${eights}u`;
+  const around = `(((${own}) >> ${low}u) << ${low + bits}u) + ((${own}) & ${(1 << low) - 1}u)`;
+  const above = level - low;
+  const reference = (n: number) => ((n >> above) | 1) << above;
+  const references = [...new Set(upTo(count).map(reference))];
+  const item = (n: number) => `(first + min(around + ${n << low}u, last))`;
+  const between = (n: number) => `(first + min(((around + ${n << low}u) >> ${level}u) << ${level}u, last))`;
+  const decays = (name: string, at: string): string => {
+    const [lows, highs] = decayEight(shape, at, 'i', 'c');
+    return `      let ${name}_low = ${lows};\n      let ${name}_high = ${highs};`;
+  };
+  const value = (n: number): string => {
+    const query = (n >> above) % 2 === 1;
+    const [to, back] = query ? [`here${n}`, `between${reference(n)}`] : [`between${reference(n)}`, `here${n}`];
+    return `decayed_eight(eight${n}, ${query ? 'mixed' : '1.0'}, ${to}_low - ${back}_low, ${to}_high - ${back}_high)`;
+  };
+  return `      let around = ${around};
+      let c = ${from} + lane % ${eights}u * 8u;
+${references.map((n) => decays(`between${n}`, between(n))).join('\n')}
+${upTo(count)
+  .map((n) => {
+    const eight = (n >> above) % 2 === 1 ? `query_at(${item(n)}, head, c)` : `key_at(${item(n)}, kv, c)`;
+    return `      let eight${n} = ${eight};\n${decays(`here${n}`, item(n))}`;
+  })
+  .join('\n')}
+${upTo(count)
+  .map((n) => `      store_rows((around + ${n << low}u) * ${pitch}u + lane % ${eights}u * 8u, ${value(n)});`)
+  .join('\n')}`;
 }
 
 function store(level: number): string {

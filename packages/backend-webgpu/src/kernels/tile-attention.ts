@@ -97,10 +97,14 @@ export function tileWindow(shape: AttentionShape, window: Window, join: boolean)
     module: `${ringFunction(window)}
 ${(['keys', 'values'] as const)
   .map(
-    (of) => `// In the ring or among the tokens of this step.
+    (
+      of,
+    ) => `// In the ring or among the tokens of this step; both are loaded, since a load in a branch waits for the one before.
 fn ${of}_at(j: u32, row: vec4u, kv: u32, eight: u32) -> vec4u {
-  if (j < row.y) { return ${of}[((row.x * ${kvHeads}u + kv) * ${entries}u + ring_index(j)) * ${eights}u + eight]; }
-  return ${of[0]}[((row.z + j - row.y) * ${kvHeads}u + kv) * ${eights}u + eight];
+  let old = j < row.y;
+  let kept = ${of}[((row.x * ${kvHeads}u + kv) * ${entries}u + select(0u, ring_index(j), old)) * ${eights}u + eight];
+  let fresh = ${of[0]}[((row.z + select(j - row.y, 0u, old)) * ${kvHeads}u + kv) * ${eights}u + eight];
+  return select(fresh, kept, old);
 }`,
   )
   .join('\n')}
