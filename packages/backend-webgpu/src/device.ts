@@ -23,11 +23,12 @@ import { disposed, invalid, WebgpuBuffer } from './buffer.js';
 import { Memory, Pool } from './buffers.js';
 import type { Traits } from './builder.js';
 import { cast } from './kernels/cast.js';
-import { drawTokens, takeTokens } from './kernels/draw.js';
+import { drawSize, drawTokens, takeTokens } from './kernels/draw.js';
 import type { Element } from './kernels/kernel.js';
 import type { Quantised } from './kernels/quantise.js';
 import { compile } from './layer.js';
 import { type Pipeline, Pipelines } from './pipelines.js';
+import type { NamedValue } from './program.js';
 import { RopeTables } from './rope.js';
 import { type StateHost, WebgpuState } from './state.js';
 import { type StepHost, WebgpuStep } from './step.js';
@@ -105,7 +106,7 @@ class WebgpuDevice implements Device {
   readonly #traits: Traits;
   readonly #pipelines: Pipelines;
   readonly #weights: Weights;
-  readonly #drawing = new Map<number, Pipeline>();
+  readonly #drawing = new Map<NamedValue['key'], Pipeline>();
   readonly #scratch: GPUBuffer[] = [];
   readonly #host: StateHost & StepHost;
   #failure: Error | undefined;
@@ -142,6 +143,7 @@ class WebgpuDevice implements Device {
       taking,
       drawing: this.#drawing,
       noBatch: pipelines.noBatch,
+      submitted: new Set(),
       scratch: (slot, bytes) => this.#scratchOf(slot, bytes),
       check: (where) => this.#check(where),
     };
@@ -172,8 +174,9 @@ class WebgpuDevice implements Device {
     const [reason] = this.unsupported(graph);
     if (reason) throw new DslaError('E_UNSUPPORTED', { where: 'compile on webgpu', rule: reason });
     const layer = await compile(graph, weights, this.#traits, this.#pipelines, this.#weights, signal);
+    const size = drawSize(this.#host.device.limits.maxComputeInvocationsPerWorkgroup);
     const logits = layer.program.outputs.find(({ name, domain }) => name === 'logits' && domain === 'row');
-    if (logits) this.#drawing.set(logits.width, await this.#pipelines.get(drawTokens(logits.width)));
+    if (logits) this.#drawing.set(logits.key, await this.#pipelines.get(drawTokens(logits, size)));
     return layer;
   }
 

@@ -15,6 +15,7 @@ import { disposed, invalid, WebgpuBuffer } from './buffer.js';
 import type { Memory, Pool } from './buffers.js';
 import type { Element, Grid } from './kernels/kernel.js';
 import { WebgpuLayer, weightKey } from './layer.js';
+import { paced } from './pace.js';
 import type { Pipeline } from './pipelines.js';
 import { type BufferRef, elementBytes, type NamedValue, namedValue, type Program } from './program.js';
 import { type Dispatch, dispatchOf, encode, recall, record } from './recording.js';
@@ -33,8 +34,10 @@ export interface StepHost {
   /** Kernel that changes the element type of a whole buffer, where the compute type is not f32. */
   readonly cast?: Pipeline | undefined;
   readonly noBatch: GPUBindGroup;
-  /** Kernels that draw tokens, by vocabulary, and the one that takes them. */
-  readonly drawing: ReadonlyMap<number, Pipeline>;
+  /** Steps that the device has not finished. */
+  readonly submitted: Set<Step>;
+  /** Kernels that draw tokens, by the key of the logits that they read, and the one that takes them. */
+  readonly drawing: ReadonlyMap<NamedValue['key'], Pipeline>;
   readonly taking: Pipeline;
   /** Scratch, shared by all programs: work on the queue is ordered. */
   scratch(slot: number, bytes: number): GPUBuffer;
@@ -46,7 +49,10 @@ interface Held extends NamedValue {
   readonly buffer: WebgpuBuffer;
 }
 
-/** Most dispatches that go to the queue at once, and the first: the device works on them while the host encodes the next. */
+/**
+ * Most dispatches that go to an idle device at once, and the first: it works on them while the host encodes the next. Every
+ * submit costs a device some microseconds, so one that is at work gets a step whole.
+ */
 const [portion, firstPortion] = [64, 8];
 
 /** Records dispatches; nothing reaches the queue before the submit. */
@@ -145,7 +151,7 @@ export class WebgpuStep implements Step {
     if (!this.#encoder) throw invalid('step', 'tokens must be drawn before submit', 'a draw after it');
     const { device, pool, drawing } = this.#host;
     const logits = this.#values.get('logits');
-    const pipeline = logits?.domain === 'row' && drawing.get(logits.width);
+    const pipeline = logits && drawing.get(logits.key);
     if (!logits || !pipeline)
       throw invalid('step draw', 'an earlier run must have written logits of the last tokens', logits);
     const words = wordsOf(draws, this.#batch.rows.length);
@@ -163,21 +169,24 @@ export class WebgpuStep implements Step {
     if (this.#gone) throw disposed('step');
     throwIfAborted(signal, 'submit');
     if (!this.#encoder) throw invalid('step', 'must be submitted once', 'a second submit');
-    const { device, memory, check } = this.#host;
+    const { device, memory, check, submitted } = this.#host;
     check('submit');
     this.#submitted = true;
     let encoder = this.#encoder;
     this.#encoder = undefined;
-    if (this.#ids) encode(encoder, this.#takeIds(this.#ids));
-    let size = firstPortion;
-    for (let at = 0; at < this.#dispatches.length; at += size, size = Math.min(2 * size, portion)) {
-      encode(encoder, this.#dispatches.slice(at, at + size));
+    const dispatches = [...(this.#ids ? this.#takeIds(this.#ids) : []), ...this.#dispatches];
+    let size = submitted.size > 0 ? dispatches.length : firstPortion;
+    encode(encoder, dispatches.slice(0, size));
+    for (let at = size; at < dispatches.length; at += size) {
       device.queue.submit([encoder.finish()]);
       encoder = device.createCommandEncoder();
+      size = Math.min(2 * size, portion);
+      encode(encoder, dispatches.slice(at, at + size));
     }
     device.queue.submit([encoder.finish()]);
     memory.endRecording();
-    await device.queue.onSubmittedWorkDone();
+    submitted.add(this);
+    await paced(() => device.queue.onSubmittedWorkDone()).finally(() => submitted.delete(this));
     check('submit');
   }
 

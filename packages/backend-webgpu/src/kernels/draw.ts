@@ -1,30 +1,56 @@
+import type { Shape } from './elementwise.js';
 import { type Kernel, kernel, reductions } from './kernel.js';
 
-const size = 256;
 /** Probabilities are counted in units of 2^-30, so that sums do not depend on an order. */
 const unit = 2 ** 30;
+/** Logits that a thread has on their way. */
+const loadsAtOnce = 8;
+
+/** Threads of a workgroup that draws, where a workgroup has at most `most` of them. */
+export function drawSize(most: number): number {
+  return 2 ** Math.floor(Math.log2(Math.min(most, 1024)));
+}
+
+const list = (count: number): number[] => [...Array(count).keys()];
 
 /**
  * ids [rows]: a token a row from logits [rows, vocabulary]. draws [rows] of (temperature, k, p, uniform): temperature 0 takes
  * the first of the largest logits; else softmax(logits / temperature), the k most likely tokens, of these the most likely ones
  * that reach p together (both with those equal to the last), and the first token, by id, at which the sum of what is left
- * exceeds `uniform`; -1 where a logit is not a number. The k-th largest and the last of p are found by their bits, eight at a time. One workgroup a row.
+ * exceeds `uniform`; -1 where a logit is not a number. The k-th largest and the last of p are found by their bits, eight at a
+ * time. One workgroup a row, of `size` threads: a power of two, 256 or more.
  */
-export function drawTokens(vocabulary: number): Kernel {
+export function drawTokens({ width: vocabulary, type }: Shape, size: number): Kernel {
   const share = Math.ceil(vocabulary / size);
+  const stretch = `var i = lane * ${share}u; i < min((lane + 1u) * ${share}u, ${vocabulary}u); i++`;
   return kernel({
     name: 'draw-tokens',
-    buffers: { logits: ['f32', 'read'], draws: ['vec4f', 'read'], ids: ['i32', 'write'] },
+    // Halves by words of two, which every device can read.
+    buffers: { logits: [type === 'f16' ? 'u32' : 'f32', 'read'], draws: ['vec4f', 'read'], ids: ['i32', 'write'] },
     module: `${reductions(size)}
 var<workgroup> bins: array<atomic<u32>, 256>;
-var<workgroup> found: array<u32, 2>; // threshold so far, what is still wanted
 var<workgroup> sums: array<u32, ${size}>;
+var<workgroup> found: array<u32, 2>; // threshold so far, what is still wanted
 var<workgroup> chosen: atomic<u32>;
 var<workgroup> broken: atomic<u32>;
+fn logit(i: u32) -> f32 { return ${type === 'f16' ? 'unpack2x16float(logits[i / 2u])[i % 2u]' : 'logits[i]'}; }
 // Greater numbers have greater keys.
 fn key(x: f32) -> u32 {
   let bits = bitcast<u32>(x);
   return select(bits | 0x80000000u, ~bits, bits >= 0x80000000u);
+}
+// The sum of the values of a thread and those before it.
+fn scan(value: u32, lane: u32) -> u32 {
+  workgroupBarrier();
+  sums[lane] = value;
+  workgroupBarrier();
+  for (var step = 1u; step < ${size}u; step <<= 1u) {
+    let before = select(0u, sums[max(lane, step) - step], lane >= step);
+    workgroupBarrier();
+    sums[lane] += before;
+    workgroupBarrier();
+  }
+  return sums[lane];
 }
 // Largest key t of which all keys >= t weigh at least \`wanted\`; of the keys >= least.
 fn threshold(row: u32, lane: u32, wanted: u32, least: u32, draw: vec4f, top: f32, total: f32) -> u32 {
@@ -33,27 +59,24 @@ fn threshold(row: u32, lane: u32, wanted: u32, least: u32, draw: vec4f, top: f32
     found[1] = wanted;
   }
   for (var shift = 24i; shift >= 0i; shift -= 8i) {
-    atomicStore(&bins[lane], 0u);
+    if (lane < 256u) { atomicStore(&bins[lane], 0u); }
     workgroupBarrier();
     let prefix = found[0];
+    let left = found[1];
     for (var i = lane; i < ${vocabulary}u; i += ${size}u) {
-      let x = logits[row + i];
+      let x = logit(row + i);
       let k = key(x);
       let same = shift == 24i || (k ^ prefix) >> (u32(shift + 8i) & 31u) == 0u;
       if (same && k >= least) { atomicAdd(&bins[(k >> u32(shift)) & 255u], select(mass(x, draw, top, total), 1u, total == 0.0)); }
     }
     workgroupBarrier();
-    if (lane == 0u) {
-      var bin = 255u;
-      var above = 0u;
-      loop {
-        let here = atomicLoad(&bins[bin]);
-        if (above + here >= found[1] || bin == 0u) { break; }
-        above += here;
-        bin -= 1u;
-      }
+    // Greatest keys first.
+    let bin = 255u - min(lane, 255u);
+    let here = select(0u, atomicLoad(&bins[bin]), lane < 256u);
+    let sum = scan(here, lane);
+    if (lane < 256u && sum - here < left && (sum >= left || bin == 0u)) {
       found[0] = prefix | (bin << u32(shift));
-      found[1] -= above;
+      found[1] = left - (sum - here);
     }
     workgroupBarrier();
   }
@@ -65,54 +88,51 @@ fn mass(x: f32, draw: vec4f, top: f32, total: f32) -> u32 {
     size,
     main: `  let row = group.x * ${vocabulary}u;
   let draw = draws[group.x];
-  var own = -3e38;
-  if (lane == 0u) { atomicStore(&broken, 0u); }
+  if (lane == 0u) {
+    atomicStore(&chosen, ${vocabulary}u);
+    atomicStore(&broken, 0u);
+  }
   workgroupBarrier();
-  for (var i = lane; i < ${vocabulary}u; i += ${size}u) {
-    let x = logits[row + i];
-    own = max(own, x);
-    if ((bitcast<u32>(x) & 0x7fffffffu) > 0x7f800000u) { atomicStore(&broken, 1u); } // not a number
+  // A thread's first largest; beyond the end the last logit comes again.
+  var own = -3e38;
+  var first = ${vocabulary}u;
+  for (var at = lane; at < ${vocabulary}u; at += ${loadsAtOnce * size}u) {
+${list(loadsAtOnce)
+  .map((n) => `    let i${n} = min(at + ${n * size}u, ${vocabulary - 1}u);\n    let x${n} = logit(row + i${n});`)
+  .join('\n')}
+${list(loadsAtOnce)
+  .map((n) => `    if (x${n} > own) { own = x${n}; first = i${n}; }`)
+  .join('\n')}
+    let wrong = ${list(loadsAtOnce)
+      .map((n) => `(bitcast<u32>(x${n}) & 0x7fffffffu) > 0x7f800000u`) // not a number
+      .join(' || ')};
+    if (wrong) { atomicStore(&broken, 1u); }
   }
   let top = max_all(own, lane);
-  if (lane == 0u) { atomicStore(&chosen, ${vocabulary}u); }
-  workgroupBarrier();
   if (draw.x == 0.0) {
-    for (var i = lane; i < ${vocabulary}u; i += ${size}u) {
-      if (logits[row + i] == top) { atomicMin(&chosen, i); }
-    }
+    if (own == top) { atomicMin(&chosen, first); }
   } else {
     var least = 0u;
     if (draw.y < ${vocabulary}.0) { least = threshold(row, lane, u32(draw.y), 0u, draw, top, 0.0); }
     var weight = 0.0;
     for (var i = lane; i < ${vocabulary}u; i += ${size}u) {
-      let x = logits[row + i];
+      let x = logit(row + i);
       weight += select(0.0, exp((x - top) / draw.x), key(x) >= least);
     }
     let total = sum_all(weight, lane);
-    if (draw.z < 1.0) { least = max(least, threshold(row, lane, u32(draw.z * ${unit}.0), least, draw, top, total)); }
+    if (draw.z < 1.0) { least = max(least, threshold(row, lane, max(u32(draw.z * ${unit}.0), 1u), least, draw, top, total)); }
     // A stretch of tokens a thread, so that sums run by id.
     var sum = 0u;
-    for (var i = lane * ${share}u; i < min((lane + 1u) * ${share}u, ${vocabulary}u); i++) {
-      let x = logits[row + i];
+    for (${stretch}) {
+      let x = logit(row + i);
       sum += select(0u, mass(x, draw, top, total), key(x) >= least);
     }
-    sums[lane] = sum;
-    workgroupBarrier();
-    if (lane == 0u) {
-      var before = 0u;
-      for (var n = 0u; n < ${size}u; n++) {
-        let here = sums[n];
-        sums[n] = before;
-        before += here;
-      }
-      found[0] = min(u32(draw.w * f32(before)), before - 1u);
-    }
-    workgroupBarrier();
-    let wanted = found[0];
-    var before = sums[lane];
+    var before = scan(sum, lane) - sum;
+    let all = sums[${size - 1}u];
+    let wanted = min(u32(draw.w * f32(all)), all - 1u);
     if (wanted >= before && wanted - before < sum) {
-      for (var i = lane * ${share}u; i < min((lane + 1u) * ${share}u, ${vocabulary}u); i++) {
-        let x = logits[row + i];
+      for (${stretch}) {
+        let x = logit(row + i);
         let here = select(0u, mass(x, draw, top, total), key(x) >= least);
         if (wanted - before < here) {
           atomicStore(&chosen, i);
