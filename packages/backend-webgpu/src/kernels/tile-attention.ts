@@ -17,10 +17,14 @@ import type { AttentionShape } from './softmax-attention.js';
 
 const size = 128;
 const queryPass = 64; // columns of the queries that are staged at once
+const keys = 32; // of a block; of 64 the loads would take the registers of the products
 
-/** Keys of a block, among which a device chooses (see tune.ts): fewer take less workgroup memory and more barriers. */
-export const blocksOfKeys = [64, 32] as const;
-export type BlockOfKeys = (typeof blocksOfKeys)[number];
+/**
+ * Products of a block before which the next keys and values are loaded, among which a device chooses (see tune.ts): before those
+ * of values the loads have more time and hold their registers longer.
+ */
+export const loadsBefore = ['values', 'scores'] as const;
+export type LoadsBefore = (typeof loadsBefore)[number];
 
 /** Head widths whose tiles fit the workgroup memory. */
 export function tileable({ headDim }: AttentionShape): boolean {
@@ -30,8 +34,6 @@ export function tileable({ headDim }: AttentionShape): boolean {
 /** Where the keys and values of a tile come from, and what becomes of the result. */
 interface Source {
   readonly name: string;
-  /** Keys of a block. */
-  readonly keys: BlockOfKeys;
   readonly buffers: KernelParts['buffers'];
   readonly module: string;
   /** Declares `blocks`, the number of blocks of keys. */
@@ -56,12 +58,10 @@ interface Source {
  * turned already; cache [slots, kvHeads, tokens, headDim]. The running maximum moves only when it is passed by more than 2^8,
  * so that the sums seldom leave their registers to be scaled.
  */
-export function tileAttention(shape: AttentionShape, block: BlockOfKeys = 64): Kernel {
+export function tileAttention(shape: AttentionShape, before: LoadsBefore = 'values'): Kernel {
   const { kvHeads, headDim } = shape;
-  const keys = headDim % 32 === 0 ? block : 64; // all lanes load as many
-  return tiles(shape, {
+  const source: Source = {
     name: 'tile-attention',
-    keys,
     buffers: { keys: ['vec4u', 'read'], values: ['vec4u', 'read'], info: ['u32', 'read'] },
     module: '',
     blocks: `  let blocks = (visible + ${keys - 1}u) / ${keys}u;
@@ -72,7 +72,8 @@ export function tileAttention(shape: AttentionShape, block: BlockOfKeys = 64): K
     seen: (keys, at) => `${keys} <= vec4u(${at})`,
     finish: (r) => `  shrink[query${r}] = 1.0 / total${r};`,
     added: () => 'vec4f()',
-  });
+  };
+  return tiles(shape, source, before);
 }
 
 /**
@@ -83,10 +84,8 @@ export function tileWindow(shape: AttentionShape, window: Window, join: boolean)
   const { heads, kvHeads, headDim } = shape;
   const entries = window.sinks + window.size;
   const eights = headDim / 8;
-  const keys = 64;
   return tiles(shape, {
     name: join ? 'tile-window-join' : 'tile-window',
-    keys,
     buffers: {
       k: ['vec4u', 'read'],
       v: ['vec4u', 'read'],
@@ -135,38 +134,50 @@ ${join ? '  let share = exp(log_weight[head]);' : ''}`,
   });
 }
 
-function tiles({ heads, kvHeads, headDim, scale }: AttentionShape, source: Source): Kernel {
-  const { keys } = source;
+function tiles(
+  { heads, kvHeads, headDim, scale }: AttentionShape,
+  source: Source,
+  before: LoadsBefore = 'values',
+): Kernel {
   const eights = headDim / 8;
   const [pitch, scorePitch, weightPitch] = [pitchOf(headDim), scorePitchOf(keys), pitchOf(keys)];
   const queryPitch = pitchOf(Math.min(headDim, queryPass));
   const [two, deep] = [upTo(2), upTo(headDim / 16)];
-  const side = upTo(keys / 32); // of 16 keys, for a subgroup
   const halved = headDim % 32 === 0;
   const [tall, wide] = halved ? [two, upTo(headDim / 32)] : [[0], deep];
   const base = halved ? 'down' : 'subgroup * 16u';
   const columns = halved ? `side * ${headDim / 2}u` : '0u';
-  const loads = upTo((keys * eights) / size);
-  const line = (n: number) => `((lane + ${n * size}u) / ${eights}u)`;
-  const eight = (n: number) => `(lane + ${n * size}u) % ${eights}u`;
-  const fetch = (name: string, read: (row: string, eight: string) => string, declare = 'let ') =>
-    loads.map((n) => `    ${declare}${name}${n} = ${read(line(n), eight(n))};`).join('\n');
-  const put = (name: string) =>
-    loads.map((n) => `    store_rows(${line(n)} * ${pitch}u + ${eight(n)} * 8u, ${name}${n});`).join('\n');
-  const kept = (of: 'keys' | 'values', b: string) => (row: string, at: string) =>
-    source.eight(of, `min(${source.first(b)} + ${row}, visible - 1u)`, at);
+  const loads = upTo(Math.ceil((keys * eights) / size));
+  const place = (n: number) => `min(lane + ${n * size}u, ${keys * eights - 1}u)`;
+  const fetch = (of: 'keys' | 'values', b: string) =>
+    loads
+      .map((n) => {
+        const key = `min(${source.first(b)} + ${place(n)} / ${eights}u, visible - 1u)`;
+        return `    ${of}${n} = ${source.eight(of, key, `${place(n)} % ${eights}u`)};`;
+      })
+      .join('\n');
+  // At the end in vain.
+  const next = (b: string) => `${fetch('keys', `(${b} + 1u)`)}\n${fetch('values', b)}`;
+  const put = (of: 'keys' | 'values') =>
+    loads
+      .map(
+        (n) =>
+          `    store_${of === 'keys' ? 'rows' : 'held'}(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, ${of}${n});`,
+      )
+      .join('\n');
   const out = tall.flatMap((r) => wide.map((c) => ({ r, c, name: `o${r}_${c}` })));
   return kernel({
     name: source.name,
     buffers: { q: ['vec4u', 'read'], ...source.buffers, y: ['vec4u', 'write'] },
     matrices: true,
     module: `${matrixTypes}
-${halves('rows', Math.max(keys * pitch, tileTokens * queryPitch))} // some columns of the queries, then keys, then values
+${halves('rows', Math.max(keys * pitch, tileTokens * queryPitch))} // some columns of the queries, then keys
+${halves('held', keys * pitch)} // values
 ${fours('scores', tileTokens * scorePitch)} // and tiles of the result
 ${halves('weights', tileTokens * weightPitch)}
 ${eightFunctions}
 var<workgroup> shrink: array<f32, ${tileTokens}>;
-var<workgroup> moved: array<u32, 4>;
+var<workgroup> moved: array<u32, 2>; // of even and of odd blocks
 ${source.module}`,
     size,
     main: `  // The longest first.
@@ -196,32 +207,35 @@ ${two
   var total${r} = 0.0;`,
   )
   .join('\n')}
-${fetch('key', kept('keys', '0u'), 'var ')}
+${loads.map((n) => `  var keys${n} = vec4u();\n  var values${n} = vec4u();`).join('\n')}
+${fetch('keys', '0u')}
+  workgroupBarrier();
+${put('keys')}
+  if (lane < 2u) { moved[lane] = 0u; }
+${before === 'values' ? next('0u') : ''}
+  workgroupBarrier();
+  // Between two barriers: scores of a block; its weights, with its values and the next keys; its part of the result.
   for (var b = 0u; b < blocks; b++) {
-    workgroupBarrier();
-${put('key')}
-    if (lane < 4u) { moved[lane] = 0u; }
-    workgroupBarrier();
-${fetch('value', kept('values', 'b'))}
+${before === 'scores' ? next('b') : ''}
     {
-${two.flatMap((r) => side.map((c) => `      var s${r}${c} = Sum();`)).join('\n')}
+${two.map((r) => `      var s${r} = Sum();`).join('\n')}
 ${deep
   .map(
-    (
-      d,
-    ) => `${side.map((c) => `      let k${d}_${c} = ${load('Right', 'col', 'rows', `(side * ${keys / 2}u + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch)};`).join('\n')}
-${two.flatMap((r) => side.map((c) => `      ${multiply(`s${r}${c}`, `q${r}_${d}`, `k${d}_${c}`)}`)).join('\n')}`,
+    (d) => `      let k${d} = ${load('Right', 'col', 'rows', `side * ${16 * pitch}u + ${16 * d}u`, pitch)};
+${two.map((r) => `      ${multiply(`s${r}`, `q${r}_${d}`, `k${d}`)}`).join('\n')}`,
   )
   .join('\n')}
-${two.flatMap((r) => side.map((c) => `      ${storeSums('scores', `(down + ${16 * r}u) * ${scorePitch}u + side * ${keys / 2}u + ${16 * c}u`, `s${r}${c}`, scorePitch)}`)).join('\n')}
+${two.map((r) => `      ${storeSums('scores', `(down + ${16 * r}u) * ${scorePitch}u + side * 16u`, `s${r}`, scorePitch)}`).join('\n')}
     }
     workgroupBarrier();
-    // Values take the place of the keys. Those beyond the last token are the last one's, with a weight of 0.
-${put('value')}
+    // Values beyond the last token are the last one's, with a weight of 0.
+${put('values')}
+${put('keys')}
+    if (lane == 0u) { moved[(b + 1u) % 2u] = 0u; }
 ${two.map(softmax).join('\n')}
-    workgroupBarrier();
-    let rescale = workgroupUniformLoad(&moved);
-    if (rescale[0] + rescale[1] + rescale[2] + rescale[3] > 0u) {
+    let rescale = workgroupUniformLoad(&moved[b % 2u]); // with barriers
+${before === 'values' ? next('(b + 1u)') : ''}
+    if (rescale > 0u) {
 ${out
   .map(({ r, name }) =>
     through(
@@ -233,15 +247,13 @@ ${out
   )
   .join('\n')}
     }
-    // The last time they are fetched in vain.
-${fetch('key', kept('keys', '(b + 1u)'), '')}
 ${upTo(keys / 16)
   .map(
     (k) => `    {
 ${tall.map((r) => `      let p${r} = ${load('Left', 'row', 'weights', `(${base} + ${16 * r}u) * ${weightPitch}u + ${16 * k}u`, weightPitch)};`).join('\n')}
 ${wide
   .map(
-    (c) => `      let v${c} = ${load('Right', 'row', 'rows', `${16 * k * pitch + 16 * c}u + ${columns}`, pitch)};
+    (c) => `      let v${c} = ${load('Right', 'row', 'held', `${16 * k * pitch + 16 * c}u + ${columns}`, pitch)};
 ${tall.map((r) => `      ${multiply(`o${r}_${c}`, `p${r}`, `v${c}`)}`).join('\n')}`,
   )
   .join('\n')}
@@ -297,36 +309,34 @@ ${all.map((n) => `    store_rows(${at(n).row} * ${queryPitch}u + ${at(n).eight} 
 ${places.map(({ r, d }) => `  let q${r}_${from / 16 + d} = ${load('Left', 'row', 'rows', `(down + ${16 * r}u) * ${queryPitch}u + ${16 * d}u`, queryPitch)};`).join('\n')}`;
   }
 
-  /** Weights of a query in four lanes: of every 32 keys eight neighbours each. */
+  /** Weights of a query in four lanes of eight keys each. */
   function softmax(r: number): string {
-    const quads = upTo(keys / 16).map((j) => ({ j, at: 32 * (j >> 1) + 4 * (j & 1) }));
-    const tree = (join: (a: string, b: string) => string): string =>
-      quads.map(({ j }) => `s${j}`).reduce((a, b) => join(a, b));
+    const factor = float(scale * Math.LOG2E);
     return `    {
-      let line = query${r} * ${scorePitch}u + member;
+      let line = (query${r} * ${scorePitch}u + member) / 4u;
       let at_query = position + query${r};
-${quads.map(({ j, at }) => `      var s${j} = scores[(line + ${at}u) / 4u] * ${float(scale * Math.LOG2E)};`).join('\n')}
+      var lower = scores[line];
+      var upper = scores[line + 1u];
       if (${source.masked}) {
         let here = vec4u(0u, 1u, 2u, 3u) + ${source.first('b')} + member;
-${quads.map(({ j, at }) => `        s${j} = select(vec4f(-1e30), s${j}, ${source.seen(`(here + ${at}u)`, 'at_query')});`).join('\n')}
+        lower = select(vec4f(-1e30), lower, ${source.seen('here', 'at_query')});
+        upper = select(vec4f(-1e30), upper, ${source.seen('(here + 4u)', 'at_query')});
       }
-      let highest = ${tree((a, b) => `max(${a}, ${b})`)};
+      let highest = max(lower, upper);
       var block_top = max(max(highest.x, highest.y), max(highest.z, highest.w));
       block_top = max(block_top, subgroupShuffleXor(block_top, 1u));
-      block_top = max(block_top, subgroupShuffleXor(block_top, 2u));
+      block_top = max(block_top, subgroupShuffleXor(block_top, 2u)) * ${factor};
       peak${r} = max(peak${r}, block_top);
       let moves = block_top > top${r} + 8.0;
       let next = select(top${r}, block_top, moves);
       let factor = exp2(max(top${r} - next, -100.0));
       top${r} = next;
-${quads.map(({ j }) => `      s${j} = exp2(s${j} - top${r});`).join('\n')}
-      let at = query${r} * ${weightPitch}u + member;
-${upTo(keys / 32)
-  .map((n) => `      store_weights(at + ${32 * n}u, eight_of(s${2 * n}, s${2 * n + 1}));`)
-  .join('\n')}
-      let sum = ${tree((a, b) => `${a} + ${b}`)};
+      lower = exp2(lower * ${factor} - top${r});
+      upper = exp2(upper * ${factor} - top${r});
+      store_weights(query${r} * ${weightPitch}u + member, eight_of(lower, upper));
+      let sum = lower + upper;
       total${r} = total${r} * factor + (sum.x + sum.y) + (sum.z + sum.w);
-      if (moves && b > 0u) { moved[subgroup] = 1u; }
+      if (moves && b > 0u) { moved[b % 2u] = 1u; }
       if (member == 0u) { shrink[query${r}] = factor; }
     }`;
   }
