@@ -24,10 +24,8 @@ export async function openPeer(threads: number, capacity: number): Promise<Peer>
   library.call('SetGlobalIntraOpNumThreads', threading, threads);
   const env = library.make('CreateEnvWithGlobalThreadPools', 3, 'peer', threading);
   const host = library.make('CreateCpuMemoryInfo', 1, 0);
-  const model = compileProgram(whole, (name) => weights.spec(name).shape, {
-    standIn: undefined,
-    dialect: onCpu,
-  }).whole!;
+  const shapeOf = (name: string): readonly number[] => weights.spec(name).shape;
+  const model = compileProgram(whole, shapeOf, { standIn: undefined, dialect: onCpu }, () => false).whole!;
   const bytes = await withWeights(model.encode(), model.inputs);
   const options = library.make('CreateSessionOptions');
   library.call('SetSessionGraphOptimizationLevel', options, 99);

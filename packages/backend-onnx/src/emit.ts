@@ -89,9 +89,9 @@ export class GraphBuilder {
     return this.#constant('float', shape, new Uint8Array(Float32Array.from(list).buffer));
   }
 
-  /** A float constant called `name`, said to lie in `file`; whoever makes the session gives the real one. */
-  elsewhere(name: string, dims: readonly number[], file: string): void {
-    this.#constants.set(name, { name, type: 'float', dims, file });
+  /** A constant called `name`, said to lie in `file`; whoever makes the session gives the real one. */
+  elsewhere(name: string, dims: readonly number[], file: string, type: ElementType = 'float'): void {
+    this.#constants.set(name, { name, type, dims, file });
   }
 
   cast(x: Ref, type: ElementType): Ref {

@@ -1,4 +1,11 @@
-import { type AttentionLayer, type LayerGraph, type StateSpec, throwIfAborted, type WeightSource } from '@dsla/spec';
+import {
+  type AttentionLayer,
+  type LayerGraph,
+  type StateSpec,
+  throwIfAborted,
+  type Weight,
+  type WeightSource,
+} from '@dsla/spec';
 import type { Binding, Pack } from './binding/binding.js';
 import { Kernel } from './kernel.js';
 import type { Model } from './model.js';
@@ -82,10 +89,9 @@ export async function compileLayer(
   signal: AbortSignal | undefined,
 ): Promise<OnnxLayer> {
   const { binding } = device;
-  const program = compileProgram(graph, (name) => source.spec(name).shape, {
-    standIn: binding.standIn,
-    dialect: binding.dialect,
-  });
+  const { standIn, dialect } = binding;
+  const shapeOf = (name: Weight): readonly number[] => source.spec(name).shape;
+  const program = compileProgram(graph, shapeOf, { standIn, dialect }, (joint) => device.weights.join(joint));
   const claims = new Map<string, WeightClaim>();
   try {
     for (const { inputs, matrices } of modelsOf(program)) {

@@ -1,5 +1,6 @@
 import { inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
 import type { Dialect } from './dialect.js';
+import { type Joint, joinProjections } from './joint.js';
 import { type Model, type ModelOptions, modelOf } from './model.js';
 import { isStateful, type Stateful } from './nodes/stateful.js';
 import { isTokenWise } from './nodes/token-wise.js';
@@ -27,13 +28,14 @@ interface Contents {
   readonly folds: readonly { readonly index: number; readonly from: string }[];
 }
 
-/** @throws DslaError E_INPUT */
+/** `joins`: see joinProjections. @throws DslaError E_INPUT */
 export function compileProgram(
   layer: LayerGraph,
   shapeOf: (weight: Weight) => readonly number[],
   options: Omit<ModelOptions, 'decode'>,
+  joins: (joint: Joint) => boolean,
 ): Program {
-  const tape = tapeOf(layer, shapeOf);
+  const tape = joinProjections(tapeOf(layer, shapeOf), options.dialect, joins);
   const { graph } = tape;
   const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, options));
   const all = graph.nodes.map((_, index) => index);

@@ -1,8 +1,10 @@
 import { DslaError, elementCount, fromFloat16, type HostTensor, type Weight, type WeightSource } from '@dsla/spec';
 import type { Tensor } from './binding/binding.js';
 import type { Dialect } from './dialect.js';
+import { type Joint, jointShape, readJoint } from './joint.js';
 import type { Derivation } from './lowering.js';
 import type { Pool } from './pool.js';
+import { elementBytes } from './protobuf.js';
 
 /** A layer's claim on a weight. */
 export interface WeightClaim {
@@ -11,6 +13,7 @@ export interface WeightClaim {
 }
 
 interface Entry {
+  readonly weight: Weight;
   users: number;
   /** Shape in the checkpoint. */
   readonly shape: readonly number[];
@@ -22,6 +25,8 @@ export class WeightTable {
   readonly #pool: Pool;
   readonly #type: Dialect['compute'];
   readonly #entries = new Map<string, Entry>();
+  /** What lies side by side, by its own name and by those of its members. */
+  readonly #joints = new Map<Weight, Joint>();
 
   /** `type`: of what is held as it is; what is derived is float. */
   constructor(pool: Pool, type: Dialect['compute']) {
@@ -29,13 +34,46 @@ export class WeightTable {
     this.#type = type;
   }
 
+  /** Has weights lie side by side from now on; false where one of them is held elsewhere. */
+  join(joint: Joint): boolean {
+    const held = [...this.#entries.values()];
+    const free = joint.members.every((member) => {
+      const known = this.#joints.get(member);
+      return known ? known.name === joint.name : !held.some(({ weight }) => weight === member);
+    });
+    if (free) for (const name of [joint.name, ...joint.members]) this.#joints.set(name, joint);
+    return free;
+  }
+
   /** @throws DslaError E_CONFIG when the name is held already with another shape, or the source breaks its promise. */
   async acquire(weight: Weight, derivation: Derivation | undefined, source: WeightSource): Promise<WeightClaim> {
+    const joint = this.#joints.get(weight);
+    if (!joint || joint.name === weight || (derivation && !derivation.view))
+      return await this.#whole(weight, derivation, source, joint);
+    const { tensor, release } = await this.#whole(joint.name, derivation, source, joint);
+    const dims = derivation ? derivation.shape : (shape: readonly number[]) => shape;
+    const shapes = joint.members.map((member) => source.spec(member).shape);
+    const [shape, before] = [source.spec(weight).shape, shapes.slice(0, joint.members.indexOf(weight))];
+    const rows = before.reduce((sum, [first]) => sum + first!, 0);
+    const offset = tensor.offset + elementCount(dims([rows, ...shape.slice(1)])) * elementBytes[tensor.type];
+    return { tensor: { ...tensor, offset, dims: dims(shape) }, release };
+  }
+
+  async #whole(
+    weight: Weight,
+    derivation: Derivation | undefined,
+    source: WeightSource,
+    joint: Joint | undefined,
+  ): Promise<WeightClaim> {
     const key = derivation ? `${weight} ${derivation.name}` : weight;
-    const { shape } = source.spec(weight);
+    const shapeOf = (name: Weight): readonly number[] => source.spec(name).shape;
+    const whole = joint?.name === weight ? joint : undefined;
+    const shape = whole ? jointShape(whole.members, shapeOf) : shapeOf(weight);
     let entry = this.#entries.get(key);
     if (!entry) {
-      entry = { users: 0, shape, loading: this.#read(weight, shape, derivation, source) };
+      const read = (as: 'f32' | 'f16'): Promise<HostTensor> =>
+        whole ? readJoint(whole, source, as) : source.read(weight, as);
+      entry = { weight, users: 0, shape, loading: this.#load(weight, shape, derivation, read) };
       this.#entries.set(key, entry);
     }
     checkShape(weight, entry.shape, shape);
@@ -58,15 +96,15 @@ export class WeightTable {
     if (tensor) this.#pool.give(tensor.memory);
   }
 
-  async #read(
+  async #load(
     weight: Weight,
     shape: readonly number[],
     derivation: Derivation | undefined,
-    source: WeightSource,
+    read: (as: 'f32' | 'f16') => Promise<HostTensor>,
   ): Promise<Tensor> {
     // Parts are made from the numbers that would be held.
     const type = derivation && !derivation.view ? 'float' : this.#type;
-    const host = await source.read(weight, type === 'float' ? 'f32' : 'f16');
+    const host = await read(type === 'float' ? 'f32' : 'f16');
     checkShape(weight, host.shape, shape);
     const typed = type === 'float' ? host.data instanceof Float32Array : host.data instanceof Uint16Array;
     if (!typed || host.data.length !== elementCount(shape))

@@ -7,6 +7,13 @@ import { ropeTables, rotateTokens } from '../rope.js';
 import { byHead } from './blocks.js';
 import { windowAttention } from './window-attention.js';
 
+/** Attention whose q, k and v are one value, [N, (heads + 2 kvHeads) * headDim]. */
+export type PackedAttention = NodeOf<'softmaxAttention'> & { readonly packed: true };
+
+function isPacked(node: NodeOf<'softmaxAttention'>): node is PackedAttention {
+  return 'packed' in node;
+}
+
 /** Causal attention of one row, or of one token of each of several rows, which lead then: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] -> [1, T, heads*hd]. */
 export function softmaxAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { window } = node;
@@ -49,7 +56,8 @@ function groupQueryAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowerin
   const { heads, kvHeads, headDim, scale, rope, state } = node;
   const { graph, dialect } = lowering;
   const cache = [lowering.rows(1), kvHeads, 'tokens', headDim];
-  const inputs = [q, k, v, lowering.past(state, 0, cache), lowering.past(state, 1, cache)];
+  const own = isPacked(node) ? [q, '', ''] : [q, k, v];
+  const inputs = [...own, lowering.past(state, 0, cache), lowering.past(state, 1, cache)];
   // Of one token the operator wants to know no more than that it is not the first of a prompt.
   const total = lowering.decode && dialect.replays ? lowering.capacity(state) : lowering.control(total32);
   inputs.push(lowering.control(lastIndex), total);
