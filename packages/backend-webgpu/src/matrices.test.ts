@@ -54,8 +54,9 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
   const variants: [shape: MatrixShape, type: Element, width: number][] = [
     [small, 'f16', 88],
     [small, 'f32', 88],
-    [{ ...small, ahead: 2 }, 'f16', 96],
-    [{ ...small, ahead: 2 }, 'f16', 128],
+    [{ ...small, held: 2 }, 'f16', 96],
+    [{ ...small, held: 2 }, 'f16', 128],
+    [{ ...small, subgroupItems: 32, depth: 16, held: 2 }, 'f32', 88],
     [matrixShape, 'f16', 64],
   ];
   it.each(variants)('products %o to %s of width %i', async (shape, type, width) => {

@@ -9,20 +9,20 @@ export interface MatrixShape {
   readonly depth: number;
   readonly subgroupItems: number;
   readonly subgroupOutputs: number;
-  /** Rounds between the load of a round from the buffers and its products. */
-  readonly ahead: 1 | 2;
+  /** Rounds that workgroup memory holds: with two, one is stored while the other is multiplied. */
+  readonly held: 1 | 2;
 }
 
-const square = { items: 128, outputs: 128, depth: 32, subgroupItems: 64, subgroupOutputs: 64, ahead: 1 } as const;
+const square = { items: 128, outputs: 128, depth: 32, subgroupItems: 64, subgroupOutputs: 64, held: 1 } as const;
 
 /** The cuts among which a device chooses (see tune.ts), all within its 48 KiB of workgroup memory. */
 export const matrixShapes: Readonly<Record<string, MatrixShape>> = {
   '128x128, 32 deep': square,
-  '128x128, 32 deep, 2 ahead': { ...square, ahead: 2 },
-  '128x128, 64 deep': { ...square, depth: 64 },
+  '128x128, 32 deep, 2 held': { ...square, held: 2 },
+  '128x128, 16 deep, 2 held': { ...square, depth: 16, held: 2 },
   '256x128, 32 deep': { ...square, items: 256 },
-  '256x128, 32 deep, 2 ahead': { ...square, items: 256, ahead: 2 },
-  '128x256, 32 deep, 2 ahead': { ...square, outputs: 256, ahead: 2 },
+  '256x128, 16 deep, 2 held': { ...square, items: 256, depth: 16, held: 2 },
+  '128x256, 16 deep, 2 held': { ...square, outputs: 256, depth: 16, held: 2 },
 };
 
 /** What a device takes that has not been asked. */
@@ -32,7 +32,7 @@ export const matrixShape: MatrixShape = square;
 const band = 8;
 
 /**
- * y = x W^T + b in float16 with float32 sums, by subgroup matrices; the next rounds are loaded while one is multiplied. The
+ * y = x W^T + b in float16 with float32 sums, by subgroup matrices; the next round is loaded while one is multiplied. The
  * width of x is a multiple of 8. One workgroup a tile: [outputs / shape.outputs, items / shape.items].
  */
 export function linearMatrix(
@@ -42,32 +42,32 @@ export function linearMatrix(
   bias: boolean,
   shape: MatrixShape = matrixShape,
 ): Kernel {
-  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, ahead } = shape;
+  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, held } = shape;
   const pitch = pitchOf(depth);
   const side = columns / subgroupOutputs;
   const subgroups = (rows / subgroupItems) * side;
   const [eights, width] = [depth / 8, x.width / 8]; // of eight features: in a round, and in a row of x
   const lines = (32 * subgroups) / eights; // rows that all lanes load at once
   const loads = [
-    ...upTo(rows / lines).map((n) => ({ of: 'x', to: 'xs', n, name: `x${n}` })),
-    ...upTo(columns / lines).map((n) => ({ of: 'w', to: 'ws', n, name: `w${n}` })),
+    ...upTo(rows / lines).map((n) => ({ of: 'x', n, name: `x${n}` })),
+    ...upTo(columns / lines).map((n) => ({ of: 'w', n, name: `w${n}` })),
   ];
-  const whole = x.width % (depth * ahead) === 0;
+  const whole = x.width % (depth * held) === 0;
   const [down, across] = [upTo(subgroupItems / 16), upTo(subgroupOutputs / 16)];
   const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
   // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
-  const fetch = (set: number) =>
-    loads
-      .map(({ of, name }) => {
-        const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
-        return `    next${set}_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
-      })
-      .join('\n');
-  const store = (set: number) =>
-    loads.map(({ to, n, name }) => `    store_${to}(slot + ${n * lines * pitch}u, next${set}_${name});`).join('\n');
-  const step = (d: number) => {
-    const left = (r: number) => load('Left', 'row', 'xs', `(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
-    const right = (c: number) => load('Right', 'col', 'ws', `(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
+  const fetch = loads
+    .map(({ of, name }) => {
+      const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
+      return `    next_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
+    })
+    .join('\n');
+  const store = (to: number) =>
+    loads.map(({ of, n, name }) => `    store_${of}s${to}(slot + ${n * lines * pitch}u, next_${name});`).join('\n');
+  const step = (d: number, from: number) => {
+    const left = (r: number) => load('Left', 'row', `xs${from}`, `(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
+    const right = (c: number) =>
+      load('Right', 'col', `ws${from}`, `(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
     return `    {
 ${across.map((c) => `      let right${c} = ${right(c)};`).join('\n')}
 ${down
@@ -78,16 +78,23 @@ ${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`
   .join('\n')}
     }`;
   };
-  const products = upTo(depth / 16)
-    .map(step)
-    .join('\n');
-  // A round leaves its registers to the one that is `ahead` of it.
-  const sets = upTo(ahead);
-  const round = (set: number) => `    at += ${eights}u;
-${fetch(set)}
-${products}
+  const products = (from: number) =>
+    upTo(depth / 16)
+      .map((d) => step(d, from))
+      .join('\n');
+  const memories = upTo(held);
+  const round = (from: number) =>
+    held === 1
+      ? `    at += ${eights}u;
+${fetch}
+${products(0)}
     workgroupBarrier();
-${store((set + 1) % ahead)}
+${store(0)}
+    workgroupBarrier();`
+      : `${store(1 - from)}
+    at += ${eights}u;
+${fetch}
+${products(from)}
     workgroupBarrier();`;
   return kernel({
     name: 'linear-matrix',
@@ -99,8 +106,7 @@ ${store((set + 1) % ahead)}
     },
     matrices: true,
     module: `${matrixTypes}
-${halves('xs', rows * pitch)}
-${halves('ws', columns * pitch)}
+${memories.map((n) => `${halves(`xs${n}`, rows * pitch)}\n${halves(`ws${n}`, columns * pitch)}`).join('\n')}
 ${fours('stage', subgroups * 256)} // a tile of 16 by 16 for every subgroup
 ${eightFunctions}`,
     size: 32 * subgroups,
@@ -123,21 +129,16 @@ ${loads
       of === 'x'
         ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
         : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
-    const next = sets.map((set) => `  var next${set}_${name} = vec4u();`);
-    return `  let row_${name} = ${at} * ${width}u;\n${next.join('\n')}`;
+    return `  let row_${name} = ${at} * ${width}u;\n  var next_${name} = vec4u();`;
   })
   .join('\n')}
 ${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
   var at = lane % ${eights}u;
-${fetch(0)}
+${fetch}
 ${store(0)}
-${sets
-  .slice(1)
-  .map((set) => `  at += ${eights}u;\n${fetch(set)}`)
-  .join('\n')}
-  workgroupBarrier();
-  for (var k = 0u; k < ${Math.ceil(x.width / depth / ahead)}u; k++) {
-${sets.map(round).join('\n')}
+${held === 1 ? '' : `  at += ${eights}u;\n${fetch}\n`}  workgroupBarrier();
+  for (var k = 0u; k < ${Math.ceil(x.width / depth / held)}u; k++) {
+${memories.map(round).join('\n')}
   }
   let mine = subgroup * 256u;
 ${sums
@@ -153,6 +154,7 @@ ${finish(domain, y, bias, `item_base + row + ${16 * r}u`, `out_base + column + $
 
 /** The row that a lane loads; eight lanes write to all banks. */
 function lineOf(eights: number): string {
+  if (eights === 2) return 'lane / 16u * 8u + lane / 2u % 4u * 2u + lane / 8u % 2u';
   return eights === 4 ? 'lane / 32u * 8u + lane / 4u % 2u * 4u + lane % 32u / 8u' : `lane / ${eights}u`;
 }
 
