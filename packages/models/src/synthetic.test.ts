@@ -53,6 +53,31 @@ describe('random weights', () => {
     expect((await source.read(known, 'f32')).data).toEqual(full);
   });
 
+  it('are not correlated between tensors, nor between the rows of one', async () => {
+    const correlation = (a: Float32Array, b: Float32Array): number => {
+      const product = (x: Float32Array, y: Float32Array) => x.reduce((sum, value, index) => sum + value * y[index]!, 0);
+      return product(a, b) / Math.sqrt(product(a, a) * product(b, b));
+    };
+    const matrices = Object.keys(model.weights).filter(
+      (name) => model.weights[name]!.shape.length > 1 && !model.weights[name]!.initial,
+    );
+    expect(matrices.length).toBeGreaterThan(6);
+    const read = matrices.map(async (name) => (await source.read(name, 'f32')).data as Float32Array);
+    const data = await Promise.all(read);
+    for (const [index, one] of data.entries())
+      for (const other of data.slice(0, index))
+        expect(Math.abs(correlation(one.subarray(0, 16384), other.subarray(0, 16384)))).toBeLessThan(0.05);
+    // Wide enough that a tensor reads all numbers more than once.
+    const wide = randomWeights({
+      ...model,
+      weights: { wide: { ...model.weights[matrices[0]!]!, shape: [600, 4096] } },
+    });
+    const rows = (await wide.read('wide', 'f32')).data as Float32Array;
+    const row = (index: number) => rows.subarray(index * 4096, (index + 1) * 4096);
+    for (const other of [1, 2, 255, 256, 257, 512, 599])
+      expect(Math.abs(correlation(row(0), row(other))), String(other)).toBeLessThan(0.1);
+  });
+
   it('start mixers untuned', async () => {
     const [name, { initial }] = Object.entries(model.weights).find(([, ref]) => ref.initial)!;
     expect((await source.read(name, 'f32')).data).toEqual(initial!());

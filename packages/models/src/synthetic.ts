@@ -35,11 +35,13 @@ export const shapes: Readonly<Record<'llama2-7b' | 'zamba-7b', Readonly<Record<s
   },
 };
 
-const pattern = 1 << 20;
+/** Numbers that are made; all tensors read them, each from another place. A prime, so that no two rows of a matrix are alike. */
+const pattern = 1_048_573;
 
 /**
  * Random weights for a description: uniform, matrices with standard deviation (values a row)^-1/2 so that activations keep
- * their size, vectors around 1; mixers begin at their untuned start. The same at every read; numbers repeat after 2^20.
+ * their size, vectors around 1; mixers begin at their untuned start. The same at every read. Tensors of different names are not
+ * correlated: with q and k alike every score is positive, and sums of them pass what float16 holds.
  */
 export function randomWeights({ architecture, weights }: ModelDescription): WeightSource {
   const patterns = new Map<string, Float32Array | Uint16Array>();
@@ -62,7 +64,12 @@ export function randomWeights({ architecture, weights }: ModelDescription): Weig
       const count = elementCount(shape);
       const from = patternOf(as, shape.length > 1 ? shape.at(-1)! : 0);
       const data = as === 'f32' ? new Float32Array(count) : new Uint16Array(count);
-      for (let at = 0; at < count; at += pattern) data.set(from.subarray(0, Math.min(pattern, count - at)), at);
+      let at = placeOf(name);
+      for (let filled = 0; filled < count; at = 0) {
+        const part = from.subarray(at, at + count - filled);
+        data.set(part, filled);
+        filled += part.length;
+      }
       return { dtype: as, shape, data };
     },
   };
@@ -76,6 +83,13 @@ function noise(width: number): Float32Array {
     state = (Math.imul(state, 1664525) + 1013904223) >>> 0; // Numerical Recipes
     return middle + spread * (state / 2 ** 31 - 1);
   });
+}
+
+/** Where a tensor begins to read. */
+function placeOf(name: string): number {
+  let hash = 2166136261; // FNV-1a
+  for (const character of name) hash = Math.imul(hash ^ character.codePointAt(0)!, 16777619);
+  return (hash >>> 0) % pattern;
 }
 
 function convert(values: Float32Array, as: 'f32' | 'f16'): Float32Array | Uint16Array {
