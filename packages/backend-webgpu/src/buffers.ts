@@ -1,4 +1,5 @@
 import { DslaError } from '@dsla/spec';
+import { paced } from './pace.js';
 
 // WebGPU's GPUBufferUsage flags.
 const storage = 0x80;
@@ -73,7 +74,7 @@ export class Memory {
     encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
     this.#device.queue.submit([encoder.finish()]);
     try {
-      await staging.mapAsync(1, 0, Math.max(size, 4));
+      await paced(() => staging.mapAsync(1, 0, Math.max(size, 4)));
       return staging.getMappedRange(0, Math.max(size, 4)).slice(0, bytes);
     } finally {
       staging.unmap();

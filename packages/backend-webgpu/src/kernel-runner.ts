@@ -3,6 +3,7 @@ import { loadGpu, must } from './adapter.js';
 import { Memory, Pool } from './buffers.js';
 import type { Grid, Kernel } from './kernels/kernel.js';
 import { withoutMatrices } from './matrix-emulation.js';
+import { paced } from './pace.js';
 import { Pipelines } from './pipelines.js';
 import { type View, Views } from './view.js';
 
@@ -55,7 +56,7 @@ export async function openRunner(rows: readonly Row[]): Promise<Runner> {
       pass.dispatchWorkgroups(...grid);
       pass.end();
       device.queue.submit([encoder.finish()]);
-      await device.queue.onSubmittedWorkDone();
+      await paced(() => device.queue.onSubmittedWorkDone());
     },
     read: (buffer) => memory.read(buffer, 0, buffer.size),
   };

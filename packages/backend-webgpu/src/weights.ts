@@ -2,6 +2,7 @@ import { elementCount, type Weight, type WeightSource } from '@dsla/spec';
 import type { Memory } from './buffers.js';
 import type { Element } from './kernels/kernel.js';
 import { bytesOf, type Format, isQuantised, pairsGrid, type Quantised, quantise } from './kernels/quantise.js';
+import { paced } from './pace.js';
 import type { Pipelines } from './pipelines.js';
 
 interface Shared {
@@ -89,7 +90,7 @@ export class Weights {
     const piece = 1 << 26;
     for (let at = 0; at < bytes.byteLength; at += piece) {
       writeBytes(this.#device, buffer, at, bytes.subarray(at, at + piece));
-      await this.#device.queue.onSubmittedWorkDone();
+      await paced(() => this.#device.queue.onSubmittedWorkDone());
     }
   }
 }
