@@ -2,8 +2,7 @@ import { parseArgs } from 'node:util';
 import type { LayerGraph, WeightShape } from '@dsla/spec';
 import type { Traits } from '../src/builder.js';
 import { type MatrixShape, matrixShapes } from '../src/kernels/linear-matrix.js';
-import { loadsBefore } from '../src/kernels/tile-attention.js';
-import { nameOfLoads } from '../src/tuning.js';
+import { attentionCuts } from '../src/kernels/tile-attention.js';
 import { openKernelTimer } from './kernel-timer.js';
 import { synthetic } from './synthetic.js';
 
@@ -61,8 +60,8 @@ function* operators(): Generator<Operator> {
   const { versions } = model.segments.find(({ versions }) => Object.keys(versions).length > 1)!;
   const softmax = { operator: 'attention default', graph: versions.default, shapeOf, past: 0 };
   for (const tokens of list(options.cuts).map(Number))
-    for (const attention of loadsBefore)
-      yield { ...softmax, tokens, cut: nameOfLoads(attention), traits: { ...timer.traits, attention } };
+    for (const [cut, attention] of Object.entries(attentionCuts))
+      yield { ...softmax, tokens, cut, traits: { ...timer.traits, attention } };
   for (const tokens of list(options.tokens).map(Number))
     for (const mixer of list(options.mixers))
       yield { operator: `attention ${mixer}`, graph: versions[mixer] ?? versions.default, shapeOf, tokens, past: 0 };

@@ -3,7 +3,7 @@ import { elementwiseSize, type Part, type Shape } from './kernels/elementwise.js
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
 import type { MatrixShape } from './kernels/linear-matrix.js';
 import type { Format, Quantised } from './kernels/quantise.js';
-import type { LoadsBefore } from './kernels/tile-attention.js';
+import type { AttentionCut } from './kernels/tile-attention.js';
 import type { BufferRef, Scratch } from './program.js';
 import type { View } from './view.js';
 
@@ -26,8 +26,8 @@ export interface Traits {
   readonly matrices: boolean;
   /** The cut of products by subgroup matrices that was chosen for the device. */
   readonly product?: MatrixShape | undefined;
-  /** When attention in tiles loads, likewise. */
-  readonly attention?: LoadsBefore | undefined;
+  /** The cut of attention in tiles, likewise. */
+  readonly attention?: AttentionCut | undefined;
   /** Matrices of wide products are stored so, instead of in `type`. */
   readonly weights?: Quantised | undefined;
 }

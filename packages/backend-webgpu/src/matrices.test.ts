@@ -13,7 +13,7 @@ import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-ma
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import type { AttentionShape } from './kernels/softmax-attention.js';
-import { type LoadsBefore, tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
+import { attentionCuts, tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
 import { wideAttention } from './kernels/wide-attention.js';
 import { useSwiftShader } from './swiftshader.js';
 
@@ -80,15 +80,15 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     expect(ratio(got, want)).toBeLessThan(type === 'f16' ? 5e-4 : 1e-5);
   });
 
-  const shapes: (AttentionShape & { readonly before: LoadsBefore })[] = [
-    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, before: 'values' },
-    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, before: 'scores' },
-    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, before: 'values' },
-    { heads: 1, kvHeads: 1, headDim: 80, scale: 0.11, before: 'values' },
-    { heads: 2, kvHeads: 1, headDim: 144, scale: 0.08, before: 'values' },
+  const shapes: (AttentionShape & { readonly cut: string })[] = [
+    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries, loads before values' },
+    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries, loads before scores' },
+    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, cut: '16 queries, loads before values' },
+    { heads: 1, kvHeads: 1, headDim: 80, scale: 0.11, cut: '16 queries, loads before scores' },
+    { heads: 2, kvHeads: 1, headDim: 144, scale: 0.08, cut: 'of wide heads' },
   ];
   it.each(shapes)('attention in tiles %o', async (shape) => {
-    const { heads, kvHeads, headDim, scale, before } = shape;
+    const { heads, kvHeads, headDim, scale, cut } = shape;
     const rows = [
       { slot: 1, past: 30, count: 100 },
       { slot: 0, past: 0, count: 2 }, // a short row, left to others
@@ -100,7 +100,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const [k, v] = [2, 3].map((seed) => halves(2 * kvHeads * capacity * headDim, seed, 2)) as [Halves, Halves];
     const y = runner.buffer(new Uint32Array((172 * heads * headDim) / 2));
     const buffers = [q, k, v].map(({ words }) => runner.buffer(words));
-    const kernel = tileable(shape) ? tileAttention(shape, before) : wideAttention(shape);
+    const kernel = tileable(shape) ? tileAttention(shape, attentionCuts[cut]) : wideAttention(shape);
     await runner.run(
       kernel,
       [...buffers, runner.buffer(new Uint32Array([capacity])), y],

@@ -5,9 +5,9 @@ import type { Traits } from './builder.js';
 import { openGpu } from './device.js';
 import type { Grid, Kernel } from './kernels/kernel.js';
 import { linearMatrix, matrixShapes } from './kernels/linear-matrix.js';
-import { loadsBefore, tileAttention } from './kernels/tile-attention.js';
+import { attentionCuts, tileAttention } from './kernels/tile-attention.js';
 import { Pipelines } from './pipelines.js';
-import { type Choice, deviceKey, kernels, nameOfLoads, readTuning, tuningFile, writeTuning } from './tuning.js';
+import { type Choice, deviceKey, kernels, readTuning, tuningFile, writeTuning } from './tuning.js';
 import { Views } from './view.js';
 
 /** Ways to cut one kernel, that do the same on the same buffers. */
@@ -71,8 +71,8 @@ export function contests({ matrices }: Traits): readonly Contest[] {
     },
     {
       kernel: kernels.attention,
-      candidates: loadsBefore.map((products) => {
-        return { name: nameOfLoads(products), code: tileAttention(attention, products), grid: [tokens / 64, heads, 1] };
+      candidates: Object.entries(attentionCuts).map(([name, cut]) => {
+        return { name, code: tileAttention(attention, cut), grid: [tokens / 64, heads, 1] };
       }),
       buffers: [bytes, bytes, bytes, 'info', bytes],
     },

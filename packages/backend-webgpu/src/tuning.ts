@@ -3,7 +3,7 @@ import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { Traits } from './builder.js';
 import { matrixShapes } from './kernels/linear-matrix.js';
-import { type LoadsBefore, loadsBefore } from './kernels/tile-attention.js';
+import { attentionCuts } from './kernels/tile-attention.js';
 
 // What was chosen for a device is kept in a file of the user's cache folder, by device, driver and version of this package.
 
@@ -61,12 +61,8 @@ export function writeTuning(key: string, choices: readonly Choice[], file: strin
 export function tunedTraits(choices: readonly Choice[]): Pick<Traits, 'product' | 'attention'> {
   const chosen = (of: string) => choices.find(({ kernel }) => kernel === of)?.chosen ?? '';
   const product = matrixShapes[chosen(kernels.product)];
-  const attention = loadsBefore.find((products) => nameOfLoads(products) === chosen(kernels.attention));
+  const attention = attentionCuts[chosen(kernels.attention)];
   return { ...(product && { product }), ...(attention && { attention }) };
-}
-
-export function nameOfLoads(before: LoadsBefore): string {
-  return `loads before ${before}`;
 }
 
 function read(file: string): Tunings {

@@ -19,12 +19,24 @@ const size = 128;
 const queryPass = 64; // columns of the queries that are staged at once
 const keys = 32; // of a block; of 64 the loads would take the registers of the products
 
-/**
- * Products of a block before which the next keys and values are loaded, among which a device chooses (see tune.ts): before those
- * of values the loads have more time and hold their registers longer.
- */
-export const loadsBefore = ['values', 'scores'] as const;
-export type LoadsBefore = (typeof loadsBefore)[number];
+/** How attention is cut. */
+export interface AttentionCut {
+  /** Of a subgroup: 32 with half of the keys of a block and half of the columns of the result, or 16 with all. */
+  readonly queries: 32 | 16;
+  /** Products of a block before which the next keys and values are loaded. */
+  readonly loadsBefore: 'values' | 'scores';
+}
+
+/** The cuts among which a device chooses (see tune.ts). */
+export const attentionCuts: Readonly<Record<string, AttentionCut>> = {
+  '32 queries, loads before values': { queries: 32, loadsBefore: 'values' },
+  '32 queries, loads before scores': { queries: 32, loadsBefore: 'scores' },
+  '16 queries, loads before values': { queries: 16, loadsBefore: 'values' },
+  '16 queries, loads before scores': { queries: 16, loadsBefore: 'scores' },
+};
+
+/** What a device takes that has not been asked. */
+export const attentionCut: AttentionCut = { queries: 32, loadsBefore: 'values' };
 
 /** Head widths whose tiles fit the workgroup memory. */
 export function tileable({ headDim }: AttentionShape): boolean {
@@ -52,13 +64,12 @@ interface Source {
 }
 
 /**
- * Attention of long rows in float16 by subgroup matrices: 64 queries of one head a workgroup over blocks of keys. A
- * subgroup of 32 lanes has 32 queries and half of the keys of the scores, and 32 queries and half of the columns of the result (16 and
- * all, where the columns have no halves); for the softmax it has 16 queries, four lanes each. q [tokens, heads*headDim] is
+ * Attention of long rows in float16 by subgroup matrices: 64 queries of one head a workgroup over blocks of keys. For
+ * the softmax a query has four lanes. q [tokens, heads*headDim] is
  * turned already; cache [slots, kvHeads, tokens, headDim]. The running maximum moves only when it is passed by more than 2^8,
  * so that the sums seldom leave their registers to be scaled.
  */
-export function tileAttention(shape: AttentionShape, before: LoadsBefore = 'values'): Kernel {
+export function tileAttention(shape: AttentionShape, cut: AttentionCut = attentionCut): Kernel {
   const { kvHeads, headDim } = shape;
   const source: Source = {
     name: 'tile-attention',
@@ -73,7 +84,7 @@ export function tileAttention(shape: AttentionShape, before: LoadsBefore = 'valu
     finish: (r) => `  shrink[query${r}] = 1.0 / total${r};`,
     added: () => 'vec4f()',
   };
-  return tiles(shape, source, before);
+  return tiles(shape, source, cut);
 }
 
 /**
@@ -137,16 +148,17 @@ ${join ? '  let share = exp(log_weight[head]);' : ''}`,
 function tiles(
   { heads, kvHeads, headDim, scale }: AttentionShape,
   source: Source,
-  before: LoadsBefore = 'values',
+  { queries: together, loadsBefore }: AttentionCut = attentionCut,
 ): Kernel {
   const eights = headDim / 8;
   const [pitch, scorePitch, weightPitch] = [pitchOf(headDim), scorePitchOf(keys), pitchOf(keys)];
   const queryPitch = pitchOf(Math.min(headDim, queryPass));
   const [two, deep] = [upTo(2), upTo(headDim / 16)];
-  const halved = headDim % 32 === 0;
+  const halved = together === 32 && headDim % 32 === 0;
   const [tall, wide] = halved ? [two, upTo(headDim / 32)] : [[0], deep];
   const base = halved ? 'down' : 'subgroup * 16u';
   const columns = halved ? `side * ${headDim / 2}u` : '0u';
+  const blocks = halved ? ['side * 16u'] : ['0u', '16u']; // of 16 keys
   const loads = upTo(Math.ceil((keys * eights) / size));
   const place = (n: number) => `min(lane + ${n * size}u, ${keys * eights - 1}u)`;
   const fetch = (of: 'keys' | 'values', b: string) =>
@@ -212,20 +224,25 @@ ${fetch('keys', '0u')}
   workgroupBarrier();
 ${put('keys')}
   if (lane < 2u) { moved[lane] = 0u; }
-${before === 'values' ? next('0u') : ''}
+${loadsBefore === 'values' ? next('0u') : ''}
   workgroupBarrier();
   // Between two barriers: scores of a block; its weights, with its values and the next keys; its part of the result.
   for (var b = 0u; b < blocks; b++) {
-${before === 'scores' ? next('b') : ''}
+${loadsBefore === 'scores' ? next('b') : ''}
     {
-${two.map((r) => `      var s${r} = Sum();`).join('\n')}
+${tall.flatMap((r) => blocks.map((_, c) => `      var s${r}_${c} = Sum();`)).join('\n')}
 ${deep
-  .map(
-    (d) => `      let k${d} = ${load('Right', 'col', 'rows', `side * ${16 * pitch}u + ${16 * d}u`, pitch)};
-${two.map((r) => `      ${multiply(`s${r}`, `q${r}_${d}`, `k${d}`)}`).join('\n')}`,
+  .flatMap((d) =>
+    blocks.map(
+      (
+        block,
+        c,
+      ) => `      let k${c}_${d} = ${load('Right', 'col', 'rows', `(${block}) * ${pitch}u + ${16 * d}u`, pitch)};
+${tall.map((r) => `      ${multiply(`s${r}_${c}`, `q${r}_${d}`, `k${c}_${d}`)}`).join('\n')}`,
+    ),
   )
   .join('\n')}
-${two.map((r) => `      ${storeSums('scores', `(down + ${16 * r}u) * ${scorePitch}u + side * 16u`, `s${r}`, scorePitch)}`).join('\n')}
+${tall.flatMap((r) => blocks.map((block, c) => `      ${storeSums('scores', `(${base} + ${16 * r}u) * ${scorePitch}u + ${block}`, `s${r}_${c}`, scorePitch)}`)).join('\n')}
     }
     workgroupBarrier();
     // Values beyond the last token are the last one's, with a weight of 0.
@@ -234,7 +251,7 @@ ${put('keys')}
     if (lane == 0u) { moved[(b + 1u) % 2u] = 0u; }
 ${two.map(softmax).join('\n')}
     let rescale = workgroupUniformLoad(&moved[b % 2u]); // with barriers
-${before === 'values' ? next('(b + 1u)') : ''}
+${loadsBefore === 'values' ? next('(b + 1u)') : ''}
     if (rescale > 0u) {
 ${out
   .map(({ r, name }) =>
@@ -299,14 +316,14 @@ ${out
     const value = (n: number) =>
       `q[((first + min(${at(n).row}, tile.z - 1u)) * ${heads}u + head) * ${eights}u + ${from / 8}u + ${at(n).eight}]`;
     const all = upTo((tileTokens * columns) / 8 / size);
-    const places = two.flatMap((r) => upTo(columns / 16).map((d) => ({ r, d })));
+    const places = tall.flatMap((r) => upTo(columns / 16).map((d) => ({ r, d })));
     return `  {
 ${all.map((n) => `    let query${n} = ${value(n)};`).join('\n')}
     workgroupBarrier();
 ${all.map((n) => `    store_rows(${at(n).row} * ${queryPitch}u + ${at(n).eight} * 8u, query${n});`).join('\n')}
   }
   workgroupBarrier();
-${places.map(({ r, d }) => `  let q${r}_${from / 16 + d} = ${load('Left', 'row', 'rows', `(down + ${16 * r}u) * ${queryPitch}u + ${16 * d}u`, queryPitch)};`).join('\n')}`;
+${places.map(({ r, d }) => `  let q${r}_${from / 16 + d} = ${load('Left', 'row', 'rows', `(${base} + ${16 * r}u) * ${queryPitch}u + ${16 * d}u`, queryPitch)};`).join('\n')}`;
   }
 
   /** Weights of a query in four lanes of eight keys each. */
