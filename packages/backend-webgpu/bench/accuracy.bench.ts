@@ -90,7 +90,10 @@ async function reference(folder: string, ids: Int32Array): Promise<Float32Array>
   );
 }
 
-/** Logits of every token on this adapter against the reference's: RMS ratio, and at how many the same token is first. */
+/**
+ * Logits of every token on this adapter against the reference's: RMS ratio and RMS of the differences, at how many the same
+ * token is first, and by how much the reference has another one first elsewhere.
+ */
 async function compare(folder: string, ids: Int32Array, file: string): Promise<void> {
   const want = new Float32Array(new Uint8Array(readFileSync(file)).buffer);
   const { description, weights } = modelIn(folder);
@@ -98,12 +101,15 @@ async function compare(folder: string, ids: Int32Array, file: string): Promise<v
   for (const type of types) {
     const model = await load(type, description, weights, 1, ids.length);
     const got = await feed(model, 'default', [{ slot: 0, past: 0, count: ids.length }], ids);
-    let agree = 0;
+    const others = [];
     for (let t = 0; t < ids.length; t++) {
-      const [own, other] = [got, want].map((all) => argmax(all.subarray(t * vocabulary, (t + 1) * vocabulary)));
-      if (own === other) agree++;
+      const [own, truth] = [got, want].map((all) => all.subarray(t * vocabulary, (t + 1) * vocabulary));
+      const [first, should] = [argmax(own!), argmax(truth!)];
+      if (first !== should) others.push({ token: t, margin: truth![should]! - truth![first]! });
     }
-    console.log(JSON.stringify({ test: 'reference', type, tokens: ids.length, rms: ratio(got, want), first: agree }));
+    const [tokens, error] = [ids.length, rms(got.map((x, i) => x - want[i]!))];
+    const same = { tokens, rms: ratio(got, want), error, first: tokens - others.length, others };
+    console.log(JSON.stringify({ test: 'reference', type, ...same }));
     await model.device[Symbol.asyncDispose]();
   }
 }
@@ -132,14 +138,14 @@ async function golden(folder: string, file: string): Promise<void> {
   for (const type of types) {
     const model = await load(type, description, weights, 1);
     const all = await feed(model, 'default', [{ slot: 0, past: 0, count: ids.length }], ids);
-    const rms = ratio(all.subarray(all.length - want.length), want);
+    const off = ratio(all.subarray(all.length - want.length), want);
     let next = argmax(all.subarray(-description.vocabulary));
     let agree = 0;
     for (const [index, id] of greedy.entries()) {
       if (next === id) agree++;
       next = argmax(await feed(model, 'default', [{ slot: 0, past: ids.length + index, count: 1 }], Int32Array.of(id)));
     }
-    console.log(JSON.stringify({ test: 'golden', type, rms, greedy: `${agree} of ${greedy.length}` }));
+    console.log(JSON.stringify({ test: 'golden', type, rms: off, greedy: `${agree} of ${greedy.length}` }));
     await model.device[Symbol.asyncDispose]();
   }
 }
@@ -260,6 +266,10 @@ function ratio(got: Float32Array, want: Float32Array): number {
     size += want[i]! ** 2;
   }
   return got.length === want.length ? Math.sqrt(error / size) : Number.NaN;
+}
+
+function rms(x: Float32Array): number {
+  return Math.sqrt(x.reduce((sum, value) => sum + value * value, 0) / x.length);
 }
 
 function argmax(x: Float32Array): number {

@@ -1,4 +1,4 @@
-import type { Rope, Value, Weight, WeightShape } from '@dsla/spec';
+import type { Node, Rope, Value, Weight, WeightShape } from '@dsla/spec';
 import { elementwiseSize, type Part, type Shape } from './kernels/elementwise.js';
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
 import type { MatrixShape } from './kernels/linear-matrix.js';
@@ -38,6 +38,8 @@ export interface Builder {
   readonly type: Element;
   readonly traits: Traits;
   readonly shapeOf: WeightShape;
+  /** The results that are logits, which are worth more digits than a float16 has: float32. */
+  readonly logits: ReadonlySet<Node>;
   operand(value: Value): Operand;
   temp(width: number, type?: Element, domain?: Scratch): BufferRef;
   emit(kernel: Kernel, buffers: readonly BufferRef[], grid: (view: View) => Grid, replay?: boolean): void;

@@ -32,6 +32,9 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     type,
     traits,
     shapeOf,
+    logits: new Set(
+      graph.nodes.flatMap((node) => (node.op === 'output' && node.name === 'logits' ? graph.nodes[node.x]! : [])),
+    ),
     operand: (value) => operands[value]!,
     temp: (width, of = type, domain = 'token') => ({ kind: 'temp', temp: { width, type: of, domain } }),
     emit: (kernel, buffers, grid, replay = false) => void ops.push({ kernel, buffers, grid, replay }),
@@ -230,8 +233,8 @@ function namedOutput(name: string, { width, domain, type }: Operand): NamedValue
   return namedValue(name, width, type, domain);
 }
 
-function productOf(builder: Builder, { weight, bias }: NodeOf<'linear'>, { domain }: Operand): Product {
-  // One entry a row: logits, worth more digits than they take.
-  const type = domain === 'row' ? 'f32' : builder.type;
+function productOf(builder: Builder, node: NodeOf<'linear'>, { domain }: Operand): Product {
+  const { weight, bias } = node;
+  const type = builder.logits.has(node) ? 'f32' : builder.type;
   return { weight, bias, y: result(builder, builder.shapeOf(weight)[0]!, domain, type) };
 }
