@@ -2,12 +2,16 @@ import type { Shape } from './elementwise.js';
 import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
 import { fours, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
 
-/** How a product of a few items is cut: a tile of a workgroup, whose subgroups share the width of x, `depth` features each a round. */
+/**
+ * How a product of a few items is cut: a tile of a workgroup, whose subgroups share the width of x, `depth` features each a round;
+ * `ahead` rounds are loaded before they are needed.
+ */
 export interface ThinShape {
   readonly items: number;
   readonly outputs: number;
   readonly subgroups: number;
   readonly depth: number;
+  readonly ahead: number;
 }
 
 /** Most items of a product of this kind. */
@@ -15,13 +19,10 @@ export const thinItems = 64;
 
 /** For at most `items` items. */
 export function thinShape(items: number): ThinShape {
-  const shape = { outputs: 32, subgroups: 8 };
+  const shape = { outputs: 32, subgroups: 8, ahead: 2 };
   if (items > 32) return { ...shape, items: 64, depth: 16 };
   return { ...shape, items: items > 16 ? 32 : 16, depth: 32 };
 }
-
-/** Rounds that are loaded before they are needed: with fewer, a round waits for its loads. */
-const ahead = 2;
 
 /** A product of the kernel: its output, and whether it has a bias. */
 interface ThinPart {
@@ -35,7 +36,7 @@ interface ThinPart {
  * shape.outputs outputs of a part.
  */
 export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Shape, shape: ThinShape): Kernel {
-  const { items: rows, outputs: columns, subgroups, depth } = shape;
+  const { items: rows, outputs: columns, subgroups, depth, ahead } = shape;
   const size = 32 * subgroups;
   const round = subgroups * depth; // features
   const [eights, width] = [round / 8, x.width / 8]; // of eight features: in a round, and in a row of x
@@ -50,10 +51,10 @@ export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Shape,
   const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
   const rounds = Math.ceil(x.width / round);
   // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
-  const fetch = (turn: number) =>
+  const fetch = (p: number, turn: number) =>
     loads
       .map(({ of, name }) => {
-        const value = `${of}_at(part, row_${name} + min(at, ${width - 1}u))`;
+        const value = `${of === 'w' ? `w${p}` : 'x'}[row_${name} + min(at, ${width - 1}u)]`;
         return `    next${turn}_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
       })
       .join('\n');
@@ -72,14 +73,48 @@ ${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`
     }`;
   };
   const turns = upTo(ahead);
-  const take = (turn: number) => `${store(turn)}
+  const take = (p: number, turn: number) => `${store(turn)}
     workgroupBarrier();
-${fetch(turn)}
+${fetch(p, turn)}
     at += ${eights}u;
 ${upTo(depth / 16)
   .map(step)
   .join('\n')}
     workgroupBarrier();`;
+  const body = (
+    { y, bias }: ThinPart,
+    p: number,
+    begin: number,
+  ): string => `  let out_base = (group.x - ${begin}u) * ${columns}u;
+${loads
+  .map(({ of, n, name }) => {
+    const at =
+      of === 'x'
+        ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
+        : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
+    return `  let row_${name} = ${at} * ${width}u;`;
+  })
+  .join('\n')}
+${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
+${turns.flatMap((turn) => loads.map(({ name }) => `  var next${turn}_${name} = vec4u();`)).join('\n')}
+${turns.map((turn) => `${fetch(p, turn)}\n  at += ${eights}u;`).join('\n')}
+  for (var k = 0u; k < ${rounds}u; k += ${ahead}u) {
+${turns.map((turn) => (turn === 0 ? take(p, turn) : `    if (k + ${turn}u < ${rounds}u) {\n${take(p, turn)}\n    }`)).join('\n')}
+  }
+${sums
+  .map(
+    ({ r, c, name }) => `  ${storeSums('stage', 'subgroup * 256u', name, 16)}
+  workgroupBarrier();
+  for (var e = lane; e < 256u; e += ${size}u) {
+    let i = item_base + ${16 * r}u + e / 16u;
+    let o = out_base + ${16 * c}u + e % 16u;
+    var sum = ${bias ? `bias${p}[min(o, ${y.width - 1}u)]` : '0.0'};
+    for (var n = 0u; n < ${subgroups}u; n++) { sum += stage[n * 64u + e / 4u][e % 4u]; }
+    if (i <= last && o < ${y.width}u) { y${p}[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(sum); }
+  }
+  workgroupBarrier();`,
+  )
+  .join('\n')}`;
   return kernel({
     name: `linear-thin-${rows}${parts.length > 1 ? `-of-${parts.length}` : ''}`,
     buffers: {
@@ -94,78 +129,33 @@ ${upTo(depth / 16)
     },
     matrices: true,
     module: `${matrixTypes}
-${partFunctions(parts)}
 ${halves('xs', rows * pitch)}
 ${halves('ws', columns * pitch)}
 ${fours('stage', subgroups * 256)} // a tile of 16 by 16 for every subgroup`,
     size,
     main: `  let last = ${items[domain]} - 1u;
   let item_base = group.y * ${rows}u;
-${partOf(parts, columns)}
   let subgroup = lane / 32u;
   let depth = subgroup * ${depth}u;
   let line = lane / ${eights}u;
   var at = lane % ${eights}u;
   let slot = line * ${pitch}u + at * 8u;
-${loads
-  .map(({ of, n, name }) => {
-    const at =
-      of === 'x'
-        ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
-        : `min(out_base + line + ${n * lines}u, outputs - 1u)`;
-    return `  let row_${name} = ${at} * ${width}u;`;
-  })
-  .join('\n')}
-${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
-${turns.flatMap((turn) => loads.map(({ name }) => `  var next${turn}_${name} = vec4u();`)).join('\n')}
-${turns.map((turn) => `${fetch(turn)}\n  at += ${eights}u;`).join('\n')}
-  for (var k = 0u; k < ${rounds}u; k += ${ahead}u) {
-${turns.map((turn) => (turn === 0 ? take(turn) : `    if (k + ${turn}u < ${rounds}u) {\n${take(turn)}\n    }`)).join('\n')}
-  }
-${sums
-  .map(
-    ({ r, c, name }) => `  ${storeSums('stage', 'subgroup * 256u', name, 16)}
-  workgroupBarrier();
-  for (var e = lane; e < 256u; e += ${size}u) {
-    let i = item_base + ${16 * r}u + e / 16u;
-    let o = out_base + ${16 * c}u + e % 16u;
-    var sum = 0.0;
-    for (var n = 0u; n < ${subgroups}u; n++) { sum += stage[n * 64u + e / 4u][e % 4u]; }
-    if (i <= last && o < outputs) { put(part, ${itemAt[domain]}(i).x, o, sum); }
-  }
-  workgroupBarrier();`,
-  )
-  .join('\n')}`,
+  ${branches(parts, columns, body)}`,
   });
 }
 
-/** WGSL to read a matrix and to write a result of a part; which one is the same in a whole workgroup. */
-function partFunctions(parts: readonly ThinPart[]): string {
-  const each = (body: (part: ThinPart, p: number) => string) =>
-    parts
-      .map((part, p) => (p === parts.length - 1 ? body(part, p) : `if (part == ${p}u) { ${body(part, p)} }`))
-      .join('\n  ');
-  const value = ({ bias }: ThinPart, p: number) => (bias ? `value + bias${p}[o]` : 'value');
-  return `fn x_at(part: u32, i: u32) -> vec4u { return x[i]; }
-fn w_at(part: u32, i: u32) -> vec4u {
-  ${each((_, p) => `return w${p}[i];`)}
-}
-fn put(part: u32, item: u32, o: u32, value: f32) {
-  ${each((one, p) => `y${p}[item * ${one.y.width}u + o] = ${one.y.type}(${value(one, p)}); return;`)}
-}`;
-}
-
-/** WGSL of the part of a workgroup, its outputs, and the first of them here. */
-function partOf(parts: readonly ThinPart[], columns: number): string {
-  let first = 0;
-  const lines = parts.map(({ y }, p) => {
-    const line =
-      p === 0 ? '' : `  if (group.x >= ${first}u) { part = ${p}u; first = ${first}u; outputs = ${y.width}u; }\n`;
-    first += Math.ceil(y.width / columns);
-    return line;
-  });
-  return `  var part = 0u;
-  var first = 0u;
-  var outputs = ${parts[0]!.y.width}u;
-${lines.join('')}  let out_base = (group.x - first) * ${columns}u;`;
+/** A body for every part: a load in a branch of its own would wait for the one before. */
+function branches(
+  parts: readonly ThinPart[],
+  columns: number,
+  body: (part: ThinPart, p: number, begin: number) => string,
+): string {
+  let end = 0;
+  return parts
+    .map((part, p) => {
+      const begin = end;
+      end += Math.ceil(part.y.width / columns);
+      return `if (group.x < ${end}u) {\n${body(part, p, begin)}\n  }`;
+    })
+    .join(' else ');
 }

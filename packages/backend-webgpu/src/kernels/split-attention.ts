@@ -6,9 +6,17 @@ import type { AttentionShape } from './softmax-attention.js';
 // Attention of the tokens of short rows, split over the cache so that a few queries fill the machine; the parts are joined by
 // `joinSplits`. A workgroup goes through its keys in blocks, whose loads are all on their way before any is used.
 
-const size = 128;
-/** Loads of keys a lane has on its way, and about as many of values. */
-const loadsAtOnce = 8;
+/** How attention over a cache is cut. */
+export interface SplitShape {
+  /** Lanes of a workgroup. */
+  readonly size: number;
+  /** Loads of keys a lane has on its way, and about as many of values. */
+  readonly loadsAtOnce: number;
+  /** A workgroup goes through all keys of its token, and writes y. */
+  readonly whole: boolean;
+}
+
+export const splitShape: SplitShape = { size: 128, loadsAtOnce: 8, whole: false };
 
 /** Query heads of one kv head that a workgroup serves together, so that keys and values are read once for them. */
 export function headsTogether({ heads, kvHeads }: AttentionShape): number {
@@ -18,7 +26,7 @@ export function headsTogether({ heads, kvHeads }: AttentionShape): number {
 
 /** Whether the kernels can be used: 16-byte loads, and every lane of a workgroup has a column at most. */
 export function splittable({ headDim }: AttentionShape, type: Element, lanes: number): boolean {
-  return lanes >= 4 && headDim % loadWidth[type] === 0 && headDim / loadWidth[type] <= size;
+  return lanes >= 4 && headDim % loadWidth[type] === 0 && headDim / loadWidth[type] <= splitShape.size;
 }
 
 /** Numbers of a part: weighted values, then maximum and sum. */
@@ -28,6 +36,7 @@ export function partWidth({ headDim }: AttentionShape): number {
 
 /** How a workgroup reads a block: `team` lanes share a key, in `passes`; `subsets` of lanes take the values in turns. */
 interface Cut {
+  readonly size: number;
   readonly team: number;
   readonly loads: number;
   readonly passes: number;
@@ -35,12 +44,12 @@ interface Cut {
   readonly subsets: number;
 }
 
-function cutOf(vectors: number, lanes: number): Cut {
+function cutOf(vectors: number, lanes: number, { size, loadsAtOnce }: SplitShape): Cut {
   let team = 4;
   while (vectors / team > loadsAtOnce && team < Math.min(lanes, 32)) team *= 2;
   const loads = Math.ceil(vectors / team);
   const passes = Math.max(1, Math.floor(loadsAtOnce / loads));
-  return { team, loads, passes, keys: (passes * size) / team, subsets: Math.floor(size / vectors) };
+  return { size, team, loads, passes, keys: (passes * size) / team, subsets: Math.floor(size / vectors) };
 }
 
 const list = (count: number): number[] => [...Array(count).keys()];
@@ -51,18 +60,30 @@ function fours(type: Element, load: string): string[] {
   return ['xy', 'zw'].map(([a, b]) => `vec4f(unpack2x16float(${load}.${a}), unpack2x16float(${load}.${b}))`);
 }
 
+/** WGSL of four numbers as y has them. */
+function ofFour(type: Element, four: string): string {
+  return type === 'f16' ? `vec2u(pack2x16float(${four}.xy), pack2x16float(${four}.zw))` : four;
+}
+
 /**
  * parts [splits, heads, headDim + 4]: weighted values, maximum and sum over the keys of a split. q [tokens, heads*headDim], k and
  * v [tokens, kvHeads*headDim] of the step, which the cache [slots, kvHeads, tokens, headDim] of turned keys takes in: tokens of
  * the step are read from k and v, those before from the cache. One workgroup a split and group of heads.
  */
-export function splitAttention(shape: AttentionShape, type: Element, lanes: number): Kernel {
+export function splitAttention(
+  shape: AttentionShape,
+  type: Element,
+  lanes: number,
+  work: SplitShape = splitShape,
+): Kernel {
+  const { size, whole } = work;
   const { heads, kvHeads, headDim, rope } = shape;
   const width = loadWidth[type];
   const vectors = headDim / width;
   const together = headsTogether(shape);
   const load = type === 'f16' ? 'vec4u' : 'vec4f';
-  const cut = cutOf(vectors, lanes);
+  const cut = cutOf(vectors, lanes, work);
+  const blocks = blockOf(vectors, kvHeads, load, cut);
   const turned = (of: string) =>
     rope ? `turn(f32(${of}[base + c]), f32(${of}[base + partner(c)]), c, position, 1.0)` : `f32(${of}[base + c])`;
   const four = (of: string) => `vec4f(${list(4).map((i) => `${of}_at(base, c + ${i}u, position)`)})`;
@@ -74,7 +95,7 @@ export function splitAttention(shape: AttentionShape, type: Element, lanes: numb
     let a = vec4u(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));`
       : `let a = ${four('k')};`;
   return kernel({
-    name: 'split-attention',
+    name: whole ? 'whole-attention' : 'split-attention',
     buffers: {
       q: [type, 'read'],
       k: [type, 'read'],
@@ -83,7 +104,9 @@ export function splitAttention(shape: AttentionShape, type: Element, lanes: numb
       info: ['u32', 'read'],
       keys: [load, 'write'],
       values: [load, 'write'],
-      parts: ['vec4f', 'write'],
+      ...(whole
+        ? { y: [type === 'f16' ? 'vec2u' : 'vec4f', 'write'] as const }
+        : { parts: ['vec4f', 'write'] as const }),
     },
     subgroups: true,
     module: `${rope ? ropeFunctions(rope) : ''}
@@ -94,8 +117,7 @@ var<workgroup> sums: array<vec4f, ${(cut.subsets * headDim) / 4}>;
 fn q_at(base: u32, c: u32, position: u32) -> f32 { return ${turned('q')}; }
 fn k_at(base: u32, c: u32, position: u32) -> f32 { return ${turned('k')}; }`,
     size,
-    main: `  let split = split_at(group.x);
-  let token = token_at(split.x);
+    main: `  ${whole ? 'let token = token_at(single_at(group.x).x);\n  let split = vec4u(0u, 0u, token.z + 1u, 0u);' : 'let split = split_at(group.x);\n  let token = token_at(split.x);'}
   let row = row_at(token.y);
   let kv = group.y / ${heads / kvHeads / together}u;
   let head = group.y * ${together}u;
@@ -103,6 +125,14 @@ fn k_at(base: u32, c: u32, position: u32) -> f32 { return ${turned('k')}; }`,
   let old = max(row.y, split.y) - split.y; // of these the cache holds this many, or more
   let cache = (row.x * ${kvHeads}u + kv) * info[0] + split.y;
   let step = row.z + split.y - row.y; // index of the first key in the step, if it was one of it
+  let last = min(max(old, 1u), count) - 1u;
+  let member = lane % ${cut.team}u;
+  let column = lane % ${vectors}u;
+  let subset = lane / ${vectors}u;
+  var block = 0u;
+${blocks.declarations}
+${blocks.keys}
+${blocks.values}
   for (var e = lane; e < ${(together * headDim) / 4}u; e += ${size}u) {
     let base = token.x * ${heads * headDim}u + head * ${headDim}u + e / ${headDim / 4}u * ${headDim}u;
     let c = e % ${headDim / 4}u * 4u;
@@ -122,27 +152,30 @@ fn k_at(base: u32, c: u32, position: u32) -> f32 { return ${turned('k')}; }`,
     }
   }
   workgroupBarrier();
-  let last = min(max(old, 1u), count) - 1u;
-  let member = lane % ${cut.team}u;
-  let column = lane % ${vectors}u;
-  let subset = lane / ${vectors}u;
 ${list(together)
   .map((h) => state(h, width))
   .join('\n')}
   // Whole workgroups go round: the shuffles need every lane.
-  for (var block = 0u; block < count; block += ${cut.keys}u) {
-${blockOf(vectors, kvHeads, cut)}
+  loop {
+${blocks.own}
 ${list(together)
   .map((h) => scoresOf(type, vectors, cut, h))
   .join('\n')}
+    block += ${cut.keys}u;
+    let more = block < count;
+    if (more) {
+${blocks.keys}
+    }
     workgroupBarrier();
 ${list(together)
   .map((h) => weigh(type, cut, h))
   .join('\n')}
+    if (!more) { break; }
+${blocks.values}
     workgroupBarrier();
   }
 ${list(together)
-  .map((h) => finish(shape, width, cut, h))
+  .map((h) => finish(shape, type, whole, cut, h))
   .join('\n')}`,
   });
 }
@@ -152,35 +185,47 @@ function state(h: number, width: number): string {
   return `  var top${h} = -3e38;\n  var total${h} = 0.0;\n${columns.join('\n')}`;
 }
 
-/** Loads of a block: a{pass}_{load} of keys, b{load} of values; those of the step replace what the cache does not hold yet. */
-function blockOf(vectors: number, kvHeads: number, cut: Cut): string {
-  const { team, loads, passes, subsets, keys } = cut;
+/**
+ * Loads of a block, each on its way as soon as what the one before has loaded is used: a{pass}_{load} of keys, b{load} of
+ * values. `own`: those of the step replace what the cache does not hold yet.
+ */
+function blockOf(
+  vectors: number,
+  kvHeads: number,
+  load: string,
+  { size, team, loads, passes, subsets, keys }: Cut,
+): { readonly declarations: string; readonly keys: string; readonly values: string; readonly own: string } {
   const taken = list(Math.ceil(keys / subsets));
-  const ks = list(passes).flatMap((p) =>
-    list(loads).map((j) => ({ name: `a${p}_${j}`, n: `n${p}`, at: `min(member + ${j * team}u, ${vectors - 1}u)` })),
-  );
-  const lines = [
-    ...list(passes).map((p) => `let n${p} = block + ${(p * size) / team}u + lane / ${team}u;`),
-    ...taken.map((s) => `let m${s} = block + subset + ${s * subsets}u;`),
-    ...ks.map(({ name, n, at }) => `var ${name} = keys[(cache + min(${n}, last)) * ${vectors}u + ${at}];`),
-    ...taken.map((s) => `var b${s} = values[(cache + min(m${s}, last)) * ${vectors}u + column];`),
-    `if (old < count && block + ${keys}u > old) {`,
+  const key = (p: number) => `block + ${(p * size) / team}u + lane / ${team}u`;
+  const value = (s: number) => `block + subset + ${s * subsets}u`;
+  const of = (j: number) => `min(member + ${j * team}u, ${vectors - 1}u)`;
+  const names = [...list(passes).flatMap((p) => list(loads).map((j) => `a${p}_${j}`)), ...taken.map((s) => `b${s}`)];
+  const first = (at: string) => `(min(${at}, count - 1u) - old) * ${vectors}u`;
+  const replace = [
     ...list(passes).map((p) => {
-      const own = ks.filter(({ n }) => n === `n${p}`);
-      const puts = own.map(({ name, at }) => `${name} = own[(min(n${p}, count - 1u) - old) * ${vectors}u + ${at}];`);
-      return `  if (n${p} >= old) { ${puts.join(' ')} }`;
+      const puts = list(loads).map((j) => `a${p}_${j} = own[${first(key(p))} + ${of(j)}];`);
+      return `if (${key(p)} >= old) { ${puts.join(' ')} }`;
     }),
-    ...taken.map(
-      (s) =>
-        `  if (m${s} >= old) { b${s} = v[((step + min(m${s}, count - 1u)) * ${kvHeads}u + kv) * ${vectors}u + column]; }`,
-    ),
-    '}',
+    ...taken.map((s) => {
+      const at = `((step + min(${value(s)}, count - 1u)) * ${kvHeads}u + kv) * ${vectors}u + column`;
+      return `if (${value(s)} >= old) { b${s} = v[${at}]; }`;
+    }),
   ];
-  return lines.map((line) => `    ${line}`).join('\n');
+  const indent = (lines: readonly string[]) => lines.map((line) => `    ${line}`).join('\n');
+  return {
+    declarations: indent(names.map((name) => `var ${name} = ${load}();`)),
+    keys: indent(
+      list(passes).flatMap((p) =>
+        list(loads).map((j) => `a${p}_${j} = keys[(cache + min(${key(p)}, last)) * ${vectors}u + ${of(j)}];`),
+      ),
+    ),
+    values: indent(taken.map((s) => `b${s} = values[(cache + min(${value(s)}, last)) * ${vectors}u + column];`)),
+    own: indent([`if (old < count && block + ${keys}u > old) {`, ...replace.map((line) => `  ${line}`), '}']),
+  };
 }
 
 /** Scores of a block and a head: a lane of every team writes its keys'. */
-function scoresOf(type: Element, vectors: number, { team, loads, passes, keys }: Cut, h: number): string {
+function scoresOf(type: Element, vectors: number, { size, team, loads, passes, keys }: Cut, h: number): string {
   const each = loadWidth[type] / 4;
   return list(passes)
     .map((p) => {
@@ -195,7 +240,7 @@ function scoresOf(type: Element, vectors: number, { team, loads, passes, keys }:
       return `    {
       var s = 0.0;
 ${[...products, ...shuffles].join('\n')}
-      if (member == 0u) { ${target} = select(-3e38, s, n${p} < count); }
+      if (member == 0u) { ${target} = select(-3e38, s, block + ${(p * size) / team}u + lane / ${team}u < count); }
     }`;
     })
     .join('\n');
@@ -224,12 +269,14 @@ ${values.join('\n')}
 }
 
 /** Adds what the lanes have of a column. */
-function finish(shape: AttentionShape, width: number, { subsets }: Cut, h: number): string {
+function finish(shape: AttentionShape, type: Element, whole: boolean, { size, subsets }: Cut, h: number): string {
   const fourths = shape.headDim / 4;
+  const each = loadWidth[type] / 4;
   const out = `(group.x * ${shape.heads}u + head + ${h}u) * ${partWidth(shape) / 4}u`;
-  const puts = list(width / 4).map(
-    (i) => `    sums[subset * ${fourths}u + column * ${width / 4}u + ${i}u] = o${h}_${i};`,
-  );
+  const target = `(token.x * ${shape.heads}u + head + ${h}u) * ${fourths}u`;
+  const puts = list(each).map((i) => `    sums[subset * ${fourths}u + column * ${each}u + ${i}u] = o${h}_${i};`);
+  const put = whole ? `sum /= total${h};\n    y[${target} + c] = ${ofFour(type, 'sum')};` : `parts[${out} + c] = sum;`;
+  const rest = `  if (lane == 0u) { parts[${out} + ${fourths}u] = vec4f(top${h}, total${h}, 0.0, 0.0); }\n`;
   return `  if (subset < ${subsets}u) {
 ${puts.join('\n')}
   }
@@ -237,10 +284,9 @@ ${puts.join('\n')}
   for (var c = lane; c < ${fourths}u; c += ${size}u) {
     var sum = vec4f();
     for (var n = 0u; n < ${subsets}u; n++) { sum += sums[n * ${fourths}u + c]; }
-    parts[${out} + c] = sum;
+    ${put}
   }
-  if (lane == 0u) { parts[${out} + ${fourths}u] = vec4f(top${h}, total${h}, 0.0, 0.0); }
-  workgroupBarrier();`;
+${whole ? '' : rest}  workgroupBarrier();`;
 }
 
 const joinSize = 256;
@@ -251,7 +297,6 @@ export function joinSplits(shape: AttentionShape, type: Element): Kernel {
   const fourths = headDim / 4;
   const subsets = Math.max(1, Math.floor(joinSize / fourths));
   const part = `((single.y + n) * ${heads}u + group.y) * ${fourths + 1}u`;
-  const y = type === 'f16' ? 'vec2u(pack2x16float(sum.xy), pack2x16float(sum.zw))' : 'sum';
   return kernel({
     name: 'join-splits',
     buffers: { parts: ['vec4f', 'read'], y: [type === 'f16' ? 'vec2u' : 'vec4f', 'write'] },
@@ -286,7 +331,7 @@ var<workgroup> totals: array<f32, ${subsets}>;`,
       sum += sums[n * ${fourths}u + c];
     }
     sum /= total;
-    y[(token.x * ${heads}u + group.y) * ${fourths}u + c] = ${y};
+    y[(token.x * ${heads}u + group.y) * ${fourths}u + c] = ${ofFour(type, 'sum')};
   }`,
   });
 }
