@@ -80,14 +80,14 @@ async function time(
   layers: readonly AttentionLayer[],
   rowsOf: (round: number, row: number) => Row[],
   rows: number,
-): Promise<Statistics> {
+): Promise<Statistics & { samples: number[] }> {
   const samples: number[] = [];
   for (let round = 0; round < rounds + 2; round++) {
     const all = Array.from({ length: rows }, (_, row) => rowsOf(round, row)).flat();
     const milliseconds = await run(layers, all);
     if (round >= 2) samples.push(milliseconds); // two rounds of another length
   }
-  return statistics(samples);
+  return { ...statistics(samples), samples };
 }
 
 /** Milliseconds of one step. */
