@@ -8,6 +8,9 @@ import { firstOf, itemOf, type VectorOptions, type VectorPart } from './vector-o
 /** Features that a load of 16 bytes takes. */
 const loadWidth: Readonly<Record<Quantised, number>> = { q8: 16, q4: 32 };
 
+/** Features of x that a load of 16 bytes takes. */
+const loadWidthOfX = { f32: 4, f16: 8 } as const;
+
 /** Bytes of workgroup memory for x. */
 export function blocksBytes(width: number, items: number): number {
   return items * (width + (width / blockSize) * 8);
@@ -23,24 +26,35 @@ export function blocksOfX(options: VectorOptions): string {
   const { x, eps, shape } = options;
   const { items, size } = shape;
   const loads = x.width / 8;
-  const read =
+  const rounds = [...Array(Math.ceil(loads / size)).keys()];
+  const names = x.type === 'f32' ? ['low', 'high'] : ['eight'];
+  // Before any use, so that all are on their way; of lanes beyond the end the last load comes again.
+  const fetch = (b: number, r: number) =>
+    [
+      `let j${r} = min(lane + ${r * size}u, ${loads - 1}u);`,
+      ...names.map((name, n) => {
+        const at = `${firstOf(options, `i${b}`, loadWidthOfX[x.type])} + ${names.length}u * j${r} + ${n}u`;
+        return `let ${name}${r} = x[${at}];`;
+      }),
+      ...(eps === undefined ? [] : [0, 1].map((n) => `let norm${r}_${n} = norm[2u * j${r} + ${n}u];`)),
+    ]
+      .map((line) => `    ${line}`)
+      .join('\n');
+  const values = (r: number) =>
     x.type === 'f32'
-      ? `var v0 = x[${firstOf(options, 'i', 4)} + 2u * j];
-      var v1 = x[${firstOf(options, 'i', 4)} + 2u * j + 1u];`
-      : `let a = x[${firstOf(options, 'i', 8)} + j];
-      var v0 = vec4f(unpack2x16float(a.x), unpack2x16float(a.y));
-      var v1 = vec4f(unpack2x16float(a.z), unpack2x16float(a.w));`;
-  const normed = (b: number) => `      if (j0 + lane < ${loads}u) { squares${b} += dot(v0, v0) + dot(v1, v1); }
-      v0 *= norm[2u * j];
-      v1 *= norm[2u * j + 1u];
+      ? `var v0 = low${r};
+      var v1 = high${r};`
+      : `var v0 = vec4f(unpack2x16float(eight${r}.x), unpack2x16float(eight${r}.y));
+      var v1 = vec4f(unpack2x16float(eight${r}.z), unpack2x16float(eight${r}.w));`;
+  const guarded = (r: number, body: string) =>
+    (r + 1) * size <= loads ? body : `if (lane + ${r * size}u < ${loads}u) { ${body} }`;
+  const normed = (b: number, r: number) => `      ${guarded(r, `squares${b} += dot(v0, v0) + dot(v1, v1);`)}
+      v0 *= norm${r}_0;
+      v1 *= norm${r}_1;
 `;
-  const item = (b: number) => `  {
-    let i = ${itemOf(options, b)};
-    // Whole workgroups go round: the shuffles need every lane.
-    for (var j0 = 0u; j0 < ${loads}u; j0 += ${size}u) {
-      let j = min(j0 + lane, ${loads - 1}u);
-      ${read}
-${eps === undefined ? '' : normed(b)}      let most4 = max(abs(v0), abs(v1));
+  const turn = (b: number, r: number) => `    {
+      ${values(r)}
+${eps === undefined ? '' : normed(b, r)}      let most4 = max(abs(v0), abs(v1));
       var most = max(max(most4.x, most4.y), max(most4.z, most4.w));
       most = max(most, subgroupShuffleXor(most, 1u));
       most = max(most, subgroupShuffleXor(most, 2u));
@@ -54,11 +68,16 @@ ${eps === undefined ? '' : normed(b)}      let most4 = max(abs(v0), abs(v1));
       sum += subgroupShuffleXor(sum, 2u);
       let words = vec2u(pack4xI8(q0), pack4xI8(q1));
       let others = subgroupShuffleXor(words, 1u);
-      if (j0 + lane < ${loads}u) {
-        if (lane % 2u == 0u) { xs[${(b * x.width) / 16}u + j / 2u] = vec4u(words, others); }
-        if (lane % 4u == 0u) { x_scales[${(b * x.width) / blockSize}u + j / 4u] = vec2f(scale, scale * f32(sum)); }
-      }
-    }
+      ${guarded(
+        r,
+        `if (lane % 2u == 0u) { xs[${(b * x.width) / 16}u + j${r} / 2u] = vec4u(words, others); }
+      if (lane % 4u == 0u) { x_scales[${(b * x.width) / blockSize}u + j${r} / 4u] = vec2f(scale, scale * f32(sum)); }`,
+      )}
+    }`;
+  const item = (b: number) => `  {
+    let i${b} = ${itemOf(options, b)};
+${rounds.map((r) => fetch(b, r)).join('\n')}
+${rounds.map((r) => turn(b, r)).join('\n')}
   }`;
   const squares = [...Array(items).keys()].map((b) => `  var squares${b} = 0.0;`);
   return [...(eps === undefined ? [] : squares), ...[...Array(items).keys()].map(item), '  workgroupBarrier();'].join(
