@@ -1,7 +1,16 @@
 // Prefill, decode and folds of a whole model with random weights on CUDA. One JSON object a line on stdout. Bundled as
 // conformance.ts is: node OUT/cuda.mjs --prefill 2048,8192 --decode 512,4096
 import { parseArgs } from 'node:util';
-import { type AttentionLayer, type Device, joinGraphs, type LayerGraph, type Row, type StateStore } from '@dsla/spec';
+import {
+  type AttentionLayer,
+  type Device,
+  type HostTensor,
+  joinGraphs,
+  type LayerGraph,
+  type Row,
+  type StateStore,
+  type Step,
+} from '@dsla/spec';
 import { randomWeights, type Statistics, statistics, synthetic } from '../../backend-webgpu/bench/synthetic.js';
 import type { OnnxDevice } from '../src/device.js';
 import { onnxBackend } from '../src/index.js';
@@ -24,13 +33,16 @@ const { values: options } = parseArgs({
     weights: { type: 'string' },
     /** The step draws the most likely tokens, and they alone come back. */
     draw: { type: 'boolean', default: false },
+    /** The same, and each step is handed over before the tokens of the one before it are known. */
+    ahead: { type: 'boolean', default: false },
   },
 });
 const numbers = (text: string | undefined): number[] => (text ?? '').split(',').filter(Boolean).map(Number);
 const rounds = Number(options.rounds);
 const [prefills, depths, batches, folds] = [options.prefill, options.decode, options.batch, options.fold].map(numbers);
 const warmUp = 4; // the third step alike is recorded, the fourth is the first that is launched as a graph
-const spare = rounds + warmUp;
+const warmUpAhead = 12; // two plans in turn
+const spare = rounds + warmUpAhead;
 
 const model = synthetic(options.shape, options.layers ? Number(options.layers) : undefined);
 const source = randomWeights(model);
@@ -52,12 +64,11 @@ for (const plan of options.plans.split(',')) {
   for (const tokens of prefills!)
     await tried('prefill', plan, tokens, 1, tokens, layers, (_, slot) => ({ slot, past: 0, count: tokens }));
   for (const batch of batches!)
-    for (const depth of depths!)
-      await tried('decode', plan, depth, batch, depth + spare, layers, (round, slot) => ({
-        slot,
-        past: depth + round,
-        count: 1,
-      }));
+    for (const depth of depths!) {
+      const rowOf = (round: number, slot: number): Row => ({ slot, past: depth + round, count: 1 });
+      if (options.ahead) await ahead(plan, depth, batch, layers, rowOf);
+      else await tried('decode', plan, depth, batch, depth + spare, layers, rowOf);
+    }
   for (const layer of layers) layer[Symbol.dispose]();
 }
 for (const plan of folds!.length > 0 ? options.plans.split(',') : [])
@@ -123,6 +134,52 @@ async function tried(
     const outside = Object.fromEntries(Object.entries(parts).map(([name, times]) => [name, statistics(times).median]));
     const free = device.binding.available();
     print({ test, plan, tokens, batch, milliseconds, inSessions, outside, replayed, copied, free });
+  } catch (error) {
+    print({ test, plan, tokens, batch, error: String(error).slice(0, 300) });
+  } finally {
+    for (const store of Object.values(states)) store[Symbol.dispose]();
+  }
+}
+
+/** Times decoding from token to token, as who generates text sees it, and prints it; a failure is printed as well. */
+async function ahead(
+  plan: string,
+  tokens: number,
+  batch: number,
+  layers: readonly AttentionLayer[],
+  rowOf: (round: number, slot: number) => Row,
+): Promise<void> {
+  const test = 'decode, ahead';
+  const states = stores(layers, batch, tokens + spare);
+  try {
+    const samples: number[] = [];
+    const computed: number[] = [];
+    let last: { readonly step: Step; readonly ids: Promise<HostTensor> } | undefined;
+    let before = performance.now();
+    for (let round = 0; round < rounds + warmUpAhead; round++) {
+      const rows = Array.from({ length: batch }, (_, slot) => rowOf(round, slot));
+      const step = device.beginStep({ ids: new Int32Array(batch), rows }, last && { ids: last.step.value('ids') });
+      for (const layer of layers) step.run(layer, states);
+      step.draw!(rows.map(() => ({ temperature: 0, uniform: 0 })));
+      const submitted = step.submit();
+      const ids = Promise.all([device.download(step.value('ids')), submitted]).then(([drawn]) => drawn);
+      ids.catch(() => {}); // whoever waits for it is told
+      const known = last && (await last.ids).data;
+      last?.step[Symbol.dispose]();
+      if (known && !known.every((id) => id >= 0)) throw new Error('logits are not finite');
+      last = { step, ids };
+      const now = performance.now();
+      if (round >= warmUpAhead) {
+        samples.push(now - before);
+        computed.push(device.binding.computed / 1000);
+      }
+      before = now;
+    }
+    await last!.ids;
+    last!.step[Symbol.dispose]();
+    const inSessions = statistics(computed).median;
+    const { replayed } = device.binding;
+    print({ test, plan, tokens, batch, milliseconds: statistics(samples), inSessions, replayed });
   } catch (error) {
     print({ test, plan, tokens, batch, error: String(error).slice(0, 300) });
   } finally {

@@ -11,6 +11,8 @@ export class OnnxBuffer implements DeviceBuffer {
   readonly #giveBack: (memory: Memory) => void;
   #memory: Memory | undefined;
   #gone = false;
+  /** Steps that read it and are not done. */
+  #holders = 0;
 
   constructor(
     name: string,
@@ -36,7 +38,7 @@ export class OnnxBuffer implements DeviceBuffer {
 
   /** @throws DslaError E_DISPOSED, E_INPUT before the submit of its step. */
   get memory(): Memory {
-    this.check();
+    if (this.#holders === 0) this.check();
     if (!this.#memory) throw invalid(this.#name, 'must not be read before its step is submitted', 'a read');
     return this.#memory;
   }
@@ -44,6 +46,16 @@ export class OnnxBuffer implements DeviceBuffer {
   /** @throws DslaError E_DISPOSED */
   check(): void {
     if (this.#gone) throw disposed(this.#name);
+  }
+
+  /** Its content stays, even if it is disposed, until the holder lets go. */
+  hold(): void {
+    this.#holders += 1;
+  }
+
+  letGo(): void {
+    this.#holders -= 1;
+    if (this.#gone) this.#leave();
   }
 
   /** Takes memory for its content; what it had is given back. */
@@ -62,6 +74,11 @@ export class OnnxBuffer implements DeviceBuffer {
 
   [Symbol.dispose](): void {
     this.#gone = true;
+    this.#leave();
+  }
+
+  #leave(): void {
+    if (this.#holders > 0) return;
     if (this.#memory) this.#giveBack(this.#memory);
     this.#memory = undefined;
   }

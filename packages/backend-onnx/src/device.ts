@@ -23,7 +23,7 @@ import { disposed, invalid } from './errors.js';
 import { compileLayer } from './layer.js';
 import { packed } from './numbers.js';
 import { Order } from './order.js';
-import type { Plan } from './plan.js';
+import { Plans } from './plan.js';
 import { Pool } from './pool.js';
 import { unsupportedNodes } from './program.js';
 import { OnnxStore } from './state.js';
@@ -44,7 +44,7 @@ export class OnnxDevice implements Device {
   readonly tables: Tables;
   readonly drawings: Drawings;
   readonly order: Order = new Order();
-  plan: Plan | undefined;
+  readonly plans: Plans = new Plans();
   readonly #type: 'f32' | 'f16';
   #gone = false;
 
@@ -94,7 +94,7 @@ export class OnnxDevice implements Device {
   async download(buffer: DeviceBuffer): Promise<HostTensor> {
     this.#check();
     if (!(buffer instanceof OnnxBuffer)) throw invalid('download', 'must be a buffer of this backend', typeof buffer);
-    return await this.order.run(() => buffer.read());
+    return await this.order.read(() => buffer.read());
   }
 
   beginStep(batch: StepBatch, values: Named<DeviceBuffer> = {}): Step {

@@ -40,15 +40,17 @@ class DrawWriter {
   readonly #graph = new GraphBuilder();
   readonly #vocabulary: number;
   readonly #inputs: Port[];
+  /** [R, V] */
   readonly #logits: Ref;
+  readonly #type: ElementType;
 
   constructor(vocabulary: number, type: ElementType) {
     const dims = [1, 'rows', vocabulary];
     this.#vocabulary = vocabulary;
     this.#inputs = [{ name: 'logits', source: { kind: 'value', value: 0 }, type, dims }];
     this.#graph.input('logits', type, dims);
-    const flat = this.#graph.reshape('logits', [-1, vocabulary]);
-    this.#logits = type === 'float' ? flat : this.#graph.cast(flat, 'float');
+    this.#type = type;
+    this.#logits = this.#graph.reshape('logits', [-1, vocabulary]);
   }
 
   /** [R, 1], float */
@@ -56,12 +58,12 @@ class DrawWriter {
     const g = this.#graph;
     const x = this.#logits;
     const most = this.#reduce('ReduceMax', x);
-    const first = this.#first(g.op('Equal', [x, most]));
-    const taken = drawing.greedy
-      ? first
-      : g.op('Where', [this.#row('greedy', 'bool', isGreedy), first, this.#sampled(x, most, drawing)]);
-    const broken = this.#count(g.op('IsNaN', [x]));
-    return g.op('Where', [g.op('Greater', [broken, g.floats(0)]), g.floats(-1), taken]);
+    const first = this.#first(g.op('Equal', [x, most]), x);
+    if (drawing.greedy) return first;
+    const wide = (y: Ref): Ref => (this.#type === 'float' ? y : g.cast(y, 'float'));
+    const sampled = this.#sampled(wide(x), wide(most), drawing);
+    const settled = g.op('Or', [this.#row('greedy', 'bool', isGreedy), g.op('Less', [first, g.floats(0)])]);
+    return g.op('Where', [settled, first, sampled]);
   }
 
   finish(ids: Ref): Model {
@@ -128,10 +130,11 @@ class DrawWriter {
     return g.op('Min', [found, last]);
   }
 
-  /** Index of the first true one, the vocabulary without any. */
-  #first(hits: Ref): Ref {
+  /** Index of the first true one, the vocabulary without any; -1 where a logit is not a number. */
+  #first(hits: Ref, logits?: Ref): Ref {
     const g = this.#graph;
-    return this.#reduce('ReduceMin', g.op('Where', [hits, this.#numbers(), g.floats(this.#vocabulary)]));
+    const found = g.op('Where', [hits, this.#numbers(), g.floats(this.#vocabulary)]);
+    return this.#reduce('ReduceMin', logits ? g.op('Where', [g.op('IsNaN', [logits]), g.floats(-1), found]) : found);
   }
 
   #count(hits: Ref): Ref {

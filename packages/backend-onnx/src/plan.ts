@@ -21,18 +21,39 @@ export interface StepDevice {
   readonly order: Order;
   readonly tables: Tables;
   readonly drawings: Drawings;
-  /** The last step's. */
-  plan: Plan | undefined;
+  readonly plans: Plans;
 }
 
 /**
- * What the computing thread is to do for a step. The device keeps the last one: a step that runs the same layers for the same
- * rows and states, as the next one in decoding does, renews its small inputs and is ready.
+ * What the computing thread is to do for a step. A step that runs the same layers for the same rows and states, as the next
+ * one in decoding does, renews its small inputs and is ready.
  */
 export interface Plan {
   readonly commands: Commands;
+  /** It is being executed. */
+  busy: boolean;
   /** Makes it serve another step; false, with nothing changed, where that step is not like the one it was made for. */
   renew(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): boolean;
+  dispose(): void;
+}
+
+/** The last plans of a device: two, because a step may be prepared while the one before it, whose values are in use, computes. */
+export class Plans {
+  /** The one that was not used for longest first. */
+  readonly #kept: Plan[] = [];
+
+  /** One that serves the step. */
+  renewed(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): Plan | undefined {
+    const found = this.#kept.find((plan) => plan.renew(runs, made, positions));
+    if (found) this.#kept.push(...this.#kept.splice(this.#kept.indexOf(found), 1));
+    return found;
+  }
+
+  /** Nothing is being executed. */
+  add(plan: Plan): void {
+    if (this.#kept.length === 2) this.#kept.shift()!.dispose();
+    this.#kept.push(plan);
+  }
 }
 
 /**
@@ -54,6 +75,7 @@ export async function planFor(
 
 class WorkingPlan implements Plan {
   readonly commands: Commands;
+  busy = false;
   readonly #device: StepDevice;
   readonly #runs: readonly Recorded[];
   readonly #host: HostInputs;
@@ -74,8 +96,8 @@ class WorkingPlan implements Plan {
   ) {
     this.#device = device;
     this.#runs = runs;
-    this.#host = new HostInputs(device.inputPool, device.sizePool, runs);
     this.commands = device.binding.commands();
+    this.#host = new HostInputs(device.inputPool, device.sizePool, runs, this.commands);
     const supplies = {
       host: this.#host,
       table: (table: Table) => {
@@ -87,7 +109,7 @@ class WorkingPlan implements Plan {
     try {
       for (const [index, run] of runs.entries()) this.#add(run, launches[index]!, supplies);
     } finally {
-      this.#host.release();
+      this.#host.keep();
     }
     this.#named = made.map(({ memory }) => memory);
   }
@@ -95,6 +117,7 @@ class WorkingPlan implements Plan {
   renew(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): boolean {
     const { pool } = this.#device;
     const fits =
+      !this.busy &&
       runs.length === this.#runs.length &&
       runs.every((run, index) => alike(run, this.#runs[index]!)) &&
       positions <= this.#positions &&
@@ -110,6 +133,11 @@ class WorkingPlan implements Plan {
       pool.reborrow(this.#named[index]!);
     }
     return true;
+  }
+
+  dispose(): void {
+    this.commands.dispose();
+    this.#host.letGo();
   }
 
   #add(run: Recorded, launches: readonly Launch[], supplies: Supplies): void {

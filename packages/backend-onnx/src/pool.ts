@@ -82,6 +82,17 @@ export class Pool {
     this.#count(-1, -memory.bytes);
   }
 
+  /** It stays with who has it, not counted as in use. */
+  keep(memory: Memory): void {
+    this.#count(-1, -memory.bytes);
+  }
+
+  /** A kept block may serve others. */
+  letGo(memory: Memory): void {
+    this.#count(1, memory.bytes);
+    this.giveBack(memory);
+  }
+
   /** Frees the large ones of the idle blocks that the last step did not use: a long prompt should not hold its memory for ever. */
   trim(): void {
     for (const [size, idle] of this.#idle) {

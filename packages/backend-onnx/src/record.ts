@@ -64,6 +64,8 @@ export class Recorder {
   readonly #choices: Choices;
   readonly #values = new Map<string, NamedValue>();
   #ids: NamedValue | undefined;
+  /** Those of the caller. */
+  readonly given: OnnxBuffer[] = [];
   /** Values that the step makes, in order. */
   readonly made: OnnxBuffer[] = [];
 
@@ -84,6 +86,7 @@ export class Recorder {
       const stride = width! * bytesPerElement[buffer.dtype];
       const value: NamedValue = { place: 'token', width: width!, stride, buffer, given: true };
       this.#values.set(name, value);
+      this.given.push(buffer);
       if (name === 'ids' && buffer.dtype === 'i32') this.#ids = value;
     }
   }

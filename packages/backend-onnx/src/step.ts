@@ -11,6 +11,7 @@ import {
 import { computeType } from './dialect.js';
 import { disposed, invalid } from './errors.js';
 import { OnnxLayer } from './layer.js';
+import type { Progress } from './order.js';
 import { planFor, type StepDevice } from './plan.js';
 import { type Recorded, Recorder } from './record.js';
 
@@ -20,6 +21,8 @@ export class OnnxStep implements Step {
   readonly #batch: StepBatch;
   readonly #values: Recorder;
   #recorded: Recorded[] | undefined = [];
+  /** It is being computed, or will be. */
+  #computing = false;
   #gone = false;
 
   constructor(batch: StepBatch, values: Named<DeviceBuffer>, device: StepDevice) {
@@ -54,23 +57,44 @@ export class OnnxStep implements Step {
     if (!this.#recorded) throw invalid('step', 'must be submitted once', 'a second submit');
     const recorded = this.#recorded;
     this.#recorded = undefined;
-    await this.#device.order.run(() => this.#execute(recorded));
+    const { order } = this.#device;
+    this.#computing = true;
+    for (const buffer of this.#values.given) buffer.hold();
+    try {
+      await order.execute((progress) => this.#execute(recorded, progress));
+    } finally {
+      this.#computing = false;
+      for (const buffer of this.#values.given) buffer.letGo();
+    }
   }
 
   [Symbol.dispose](): void {
     if (this.#gone) return;
     this.#gone = true;
     this.#recorded = undefined;
-    this.#device.order.after(() => this.#values.dispose());
+    const { order } = this.#device;
+    const dispose = (): void => this.#values.dispose();
+    if (this.#computing) order.after(dispose);
+    else order.afterReads(dispose);
   }
 
-  async #execute(runs: readonly Recorded[]): Promise<void> {
-    const device = this.#device;
+  async #execute(runs: readonly Recorded[], { idle, begun }: Progress): Promise<void> {
+    const { binding, plans, pool } = this.#device;
     const { made } = this.#values;
     const positions = this.#positions(runs);
-    if (!device.plan?.renew(runs, made, positions)) device.plan = await planFor(device, runs, made, positions);
-    await device.binding.execute(device.plan.commands);
-    device.pool.trim();
+    let plan = plans.renewed(runs, made, positions);
+    if (!plan) {
+      await idle();
+      plan = await planFor(this.#device, runs, made, positions);
+      plans.add(plan);
+    }
+    plan.busy = true;
+    try {
+      await binding.execute(plan.commands, begun);
+    } finally {
+      plan.busy = false;
+    }
+    pool.trim();
   }
 
   /** Tokens that tables must serve: of the longest row after this step, or of every cache where steps may be replayed. */

@@ -7,8 +7,8 @@ export interface Thread {
   readonly lost: Promise<Error>;
   /** @throws Error with ONNX Runtime's text; `at` is the command that failed. */
   ask(request: { readonly kind: string } & Readonly<Record<string, unknown>>): Promise<unknown>;
-  /** The last commands that were executed, once more; the answer costs no message while steps follow closely. */
-  again(): Promise<unknown>;
+  /** Commands that were executed, once more, by their name; the answer costs no message while steps follow closely. */
+  again(commands: number): Promise<unknown>;
   /** How long the last commands took where they were executed, in microseconds. */
   readonly computed: number;
   /** The last commands were not issued one by one but launched as a recorded graph. */
@@ -33,10 +33,14 @@ interface Reply {
   readonly error?: { readonly message: string; readonly at?: number };
 }
 
-/** Cells of the memory that both threads see, by which a request can be rung for instead of sent. */
-const cell = { line: 0, id: 1, done: 2, microseconds: 3, sent: 4, replayed: 5 };
-/** The line says `listening` or `deaf` by the computing thread, `rung` by the caller, who finds it listening. */
-const says = { deaf: 0, listening: 1, rung: 2 };
+/**
+ * Cells of the memory that both threads see, by which a request can be rung for instead of sent: `asked` and `done` count such
+ * requests. Each has a slot of three cells: its id, its commands, whether it failed.
+ */
+const cell = { line: 0, asked: 1, done: 2, microseconds: 3, sent: 4, replayed: 5, slots: 6 };
+const slots = 4;
+/** The line says whether the computing thread looks at them. */
+const says = { deaf: 0, listening: 1 };
 
 /** How long the two sides wait awake for one another, in milliseconds: waking a thread takes part of a short step. */
 export interface Patience {
@@ -51,7 +55,7 @@ export async function startThread(
   workerData: Readonly<Record<string, unknown>>,
   patience: Patience = { answer: 3, next: 0.5 },
 ): Promise<Thread> {
-  const cells = new Int32Array(new SharedArrayBuffer(4 * Object.keys(cell).length));
+  const cells = new Int32Array(new SharedArrayBuffer(4 * (cell.slots + 3 * slots)));
   const line = { cells, cell, says, patience };
   const worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: { ...workerData, line } });
   const waiting = new Map<number, { resolve(result: unknown): void; reject(error: unknown): void }>();
@@ -74,7 +78,9 @@ export async function startThread(
     waiting.set(0, { resolve: () => resolve(), reject });
   });
   const settle = ({ id, result, error }: Reply): void => {
-    const { resolve, reject } = waiting.get(id)!;
+    const waiter = waiting.get(id);
+    if (!waiter) return; // the thread has ended
+    const { resolve, reject } = waiter;
     waiting.delete(id);
     if (waiting.size === 0) worker.unref();
     if (error) reject(new ThreadError(error.message, error.at));
@@ -96,27 +102,38 @@ export async function startThread(
     Atomics.add(cells, cell.sent, 1);
     worker.postMessage(message);
   };
-  const ring = (id: number): void => {
-    const before = Atomics.load(cells, cell.done);
-    Atomics.store(cells, cell.id, id);
-    if (Atomics.compareExchange(cells, cell.line, says.listening, says.rung) !== says.listening) {
-      send({ id, kind: 'again' });
+  const rung: number[] = []; // ids in order
+  let asked = 0;
+  let done = 0;
+  const collect = (): void => {
+    for (; Atomics.load(cells, cell.done) !== done; done = (done + 1) | 0) {
+      const [id, failed] = [rung.shift()!, cells[cell.slots + 3 * (done & (slots - 1)) + 2] === 1];
+      if (!failed) settle({ id }); // one that failed is answered with a message
+    }
+  };
+  let looking = false;
+  let end = 0;
+  const look = (): void => {
+    collect();
+    looking = rung.length > 0 && ended === undefined;
+    if (!looking) return;
+    if (performance.now() < end) {
+      setImmediate(look);
       return;
     }
-    const end = performance.now() + patience.answer;
-    const finish = (): void => {
-      if (waiting.has(id)) settle({ id }); // a request that failed was answered with a message
-    };
-    const look = (): void => {
-      if (Atomics.load(cells, cell.done) !== before) finish();
-      else if (performance.now() < end) setImmediate(look);
-      else {
-        const done = Atomics.waitAsync(cells, cell.done, before);
-        if (done.async) void done.value.then(finish);
-        else finish();
-      }
-    };
-    look();
+    const change = Atomics.waitAsync(cells, cell.done, done);
+    if (change.async) void change.value.then(look);
+    else setImmediate(look);
+  };
+  const ring = (id: number, commands: number): void => {
+    const slot = cell.slots + 3 * (asked & (slots - 1));
+    cells.set([id, commands, 0], slot);
+    rung.push(id);
+    asked = (asked + 1) | 0;
+    Atomics.store(cells, cell.asked, asked);
+    if (Atomics.load(cells, cell.line) === says.deaf) worker.postMessage({ kind: 'listen' });
+    end = performance.now() + patience.answer;
+    if (!looking) look();
   };
   worker.on('message', settle);
   worker.on('error', fail);
@@ -125,7 +142,7 @@ export async function startThread(
   return {
     lost,
     ask: (body) => request((id) => send({ id, ...body })),
-    again: () => request(ring),
+    again: (commands) => request((id) => ring(id, commands)),
     get computed() {
       return cells[cell.microseconds]!;
     },

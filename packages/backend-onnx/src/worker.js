@@ -10,13 +10,13 @@ let received = 0; // requests
 parentPort.on('message', async ({ id, kind, ...request }) => {
   if (id !== undefined) received = (received + 1) | 0;
   try {
-    const result = await engine[kind](request);
+    const result = await engine[kind]?.(request);
     if (id !== undefined) parentPort.postMessage({ id, result });
   } catch (error) {
     if (id === undefined) throw error; // nobody waits for it: the thread ends
     refuse(id, error);
   }
-  if (engine.again && (kind === 'execute' || kind === 'again')) setImmediate(listen); // once the answer is on its way
+  if (engine.begin && (kind === 'execute' || kind === 'listen')) setImmediate(listen); // once the answer is on its way
 });
 parentPort.postMessage({ id: 0 });
 
@@ -24,29 +24,58 @@ function refuse(id, error) {
   parentPort.postMessage({ id, error: { message: String(error?.message ?? error), at: error?.at } });
 }
 
+let taken = 0; // of what was rung for
+const running = [];
+
 /**
  * For a moment after a step the next one is waited for awake: a message takes too long to arrive where steps are short. One that
- * has been sent is not kept waiting.
+ * has been sent is not kept waiting. Steps are begun as they are rung for and answered in that order.
  */
 function listen() {
   Atomics.store(cells, cell.line, says.listening);
   let end = performance.now() + patience.next;
-  do {
-    if (Atomics.load(cells, cell.line) !== says.rung) continue;
-    const id = Atomics.load(cells, cell.id);
-    try {
-      engine.again();
-      Atomics.store(cells, cell.done, id);
-      Atomics.notify(cells, cell.done);
-    } catch (error) {
-      refuse(id, error);
+  for (;;) {
+    const more = Atomics.load(cells, cell.asked) !== taken;
+    if (more && (running.length === 0 || !engine.wanted())) begin();
+    else if (running.length > 0) {
+      if (finish()) end = performance.now() + patience.next;
+    } else if (performance.now() >= end || Atomics.load(cells, cell.sent) !== received) {
+      Atomics.store(cells, cell.line, says.deaf);
+      if (Atomics.load(cells, cell.asked) === taken) return;
+      Atomics.store(cells, cell.line, says.listening);
     }
-    Atomics.store(cells, cell.line, says.listening);
-    end = performance.now() + patience.next;
-  } while (
-    (performance.now() < end && Atomics.load(cells, cell.sent) === received) ||
-    Atomics.compareExchange(cells, cell.line, says.listening, says.deaf) !== says.listening
-  );
+  }
+}
+
+function begin() {
+  const slot = cell.slots + 3 * (taken & 3);
+  taken = (taken + 1) | 0;
+  const request = { slot, start: performance.now() };
+  running.push(request);
+  try {
+    request.isDone = engine.begin(cells[slot + 1]);
+  } catch (error) {
+    request.error = error;
+  }
+}
+
+/** Answers the oldest of the running ones if it is done. */
+function finish() {
+  const { slot, start, isDone, error } = running[0];
+  let failed = error;
+  try {
+    if (!failed && !isDone()) return false;
+  } catch (cause) {
+    failed = cause;
+  }
+  running.shift();
+  if (running.length === 0) engine.rest();
+  cells[cell.microseconds] = 1000 * (performance.now() - start);
+  if (failed) refuse(cells[slot], failed);
+  cells[slot + 2] = Number(failed !== undefined);
+  Atomics.add(cells, cell.done, 1);
+  Atomics.notify(cells, cell.done);
+  return true;
 }
 
 /** ONNX Runtime's C API by the addresses of its functions: handles are valid in every thread of the process. */
@@ -65,10 +94,10 @@ async function openCApi({ addresses, cuda }) {
     releaseStatus(status);
     return new Error(message);
   };
-  let last = []; // commands
-  const issue = (commands) => {
-    for (let at = 0; at < commands.length; at += 3) {
-      const [first, second, bytes] = [commands[at], commands[at + 1], commands[at + 2]];
+  const known = new Map(); // what was executed, by name
+  const issue = (list) => {
+    for (let at = 0; at < list.length; at += 3) {
+      const [first, second, bytes] = [list[at], list[at + 1], list[at + 2]];
       if (bytes !== 0n) device.copy(first, second, bytes);
       else {
         const status = runWithBinding(first, device.runOptions, second);
@@ -76,10 +105,9 @@ async function openCApi({ addresses, cuda }) {
       }
     }
   };
-  const timed = (work) => {
-    const start = performance.now();
-    work();
-    cells[cell.microseconds] = 1000 * (performance.now() - start);
+  const forget = ({ commands }) => {
+    device.forget(known.get(commands));
+    known.delete(commands);
   };
   return {
     create({ model, env, options, pack }) {
@@ -88,14 +116,25 @@ async function openCApi({ addresses, cuda }) {
       if (status) throw failure(status);
       return out[0];
     },
-    execute({ commands }) {
-      last = commands;
-      timed(() => device.execute(() => issue(last)));
+    execute({ commands, list }) {
+      if (known.has(commands)) forget({ commands });
+      const made = { issue: () => issue(list), repeats: 0 };
+      known.set(commands, made);
+      const start = performance.now();
+      device.execute(made);
+      cells[cell.microseconds] = 1000 * (performance.now() - start);
     },
-    /** Gives back what was made of the last commands. */
-    forget: () => device.forget(),
-    /** The last commands once more. */
-    again: () => timed(() => device.again(() => issue(last))),
+    /** Gives back what was made of commands. */
+    forget,
+    forgetAll() {
+      for (const commands of [...known.keys()]) forget({ commands });
+    },
+    /** Commands once more; the result says when they are done. */
+    begin: (commands) => device.begin(known.get(commands)),
+    /** Whether somebody waits for this one to rest. */
+    wanted: () => device.wanted(),
+    /** Nothing runs any more. */
+    rest: () => device.rest(),
   };
 }
 
@@ -103,8 +142,13 @@ function openHost(koffi) {
   return {
     runOptions: null,
     copy: koffi.load('libc.so.6').func('memcpy', 'void *', ['void *', 'void *', 'size_t']),
-    execute: (issue) => issue(),
-    again: (issue) => issue(),
+    execute: ({ issue }) => issue(),
+    begin({ issue }) {
+      issue();
+      return () => true;
+    },
+    wanted: () => false,
+    rest() {},
     forget() {},
   };
 }
@@ -140,13 +184,21 @@ function openCuda(koffi, { runtime, stream, runOptions, turn }) {
   const copyOf = cuda('cudaGraphMemcpyNodeGetParams', P, P);
   const [onDevice, relaxed] = [3, 2]; // cudaMemcpyDeviceToDevice, cudaStreamCaptureModeRelaxed
   const [copyNode, hostNode] = [1, 3]; // cudaGraphNodeType
+  const makeEvent = cuda('cudaEventCreateWithFlags', P, 'uint');
+  const destroyEvent = cuda('cudaEventDestroy', P);
+  const recordEvent = cuda('cudaEventRecord', P, P);
+  const queryEvent = library.func('cudaEventQuery', 'int', [P]);
+  const [untimed, notReady] = [2, 600]; // cudaEventDisableTiming, cudaErrorNotReady
   setDevice(0);
 
-  let instance; // of the recorded graph
-  let repeats = 0;
   /** A run waits for its end, and gives back what it took from the host's memory, unless it is recorded. */
   let recording = false;
 
+  const eventOf = () => {
+    const out = new BigUint64Array(1);
+    makeEvent(out, untimed);
+    return out[0];
+  };
   /** A graph's instance; undefined where none can be made. */
   const record = (issue) => {
     const out = new BigUint64Array(1);
@@ -186,24 +238,26 @@ function openCuda(koffi, { runtime, stream, runOptions, turn }) {
       return copy.readInt32LE(152) !== onDevice; // kind
     });
   };
-  const forget = () => {
-    if (instance !== undefined) destroyInstance(instance);
-    instance = undefined;
-    repeats = 0;
-    cells[cell.replayed] = 0;
+  /** One device at a time in this process. */
+  let held = false;
+  const hold = () => {
+    if (held) return;
+    const [free, taken, wanted] = [turns.free, turns.taken, turns.wanted];
+    if (Atomics.compareExchange(turn, 0, free, taken) !== free)
+      while (Atomics.exchange(turn, 0, wanted) !== free) Atomics.wait(turn, 0, wanted);
+    held = true;
   };
-  /** Alone among the threads of this process; what was begun is finished also when it fails. */
-  const alone = (work) => {
-    while (Atomics.compareExchange(turn, 0, 0, 1) !== 0) Atomics.wait(turn, 0, 1);
+  const rest = () => {
+    if (!held) return;
+    held = false;
+    if (Atomics.exchange(turn, 0, turns.free) === turns.wanted) Atomics.notify(turn, 0);
+  };
+  /** What was begun is finished also when it fails. */
+  const finished = (work) => {
     try {
       work();
     } finally {
-      try {
-        synchronize(stream);
-      } finally {
-        Atomics.store(turn, 0, 0);
-        Atomics.notify(turn, 0);
-      }
+      synchronize(stream);
     }
   };
   return {
@@ -211,22 +265,46 @@ function openCuda(koffi, { runtime, stream, runOptions, turn }) {
       return recording ? runOptions : null;
     },
     copy: (to, from, bytes) => memcpy(to, from, bytes, onDevice, stream),
-    forget,
-    execute(issue) {
-      forget();
-      alone(issue);
+    rest,
+    wanted: () => Atomics.load(turn, 0) === turns.wanted,
+    forget({ instance, event }) {
+      if (instance !== undefined) destroyInstance(instance);
+      if (event !== undefined) destroyEvent(event);
     },
-    again(issue) {
-      alone(() => {
-        repeats += 1;
-        if (repeats === 2) instance = record(issue);
-        cells[cell.replayed] = Number(instance !== undefined);
-        if (instance === undefined) issue();
-        else launch(instance, stream);
-      });
+    execute({ issue }) {
+      hold();
+      try {
+        finished(issue);
+      } finally {
+        rest();
+      }
+    },
+    begin(commands) {
+      hold();
+      const { issue } = commands;
+      commands.repeats += 1;
+      if (commands.repeats === 2) commands.instance = record(issue);
+      const { instance } = commands;
+      cells[cell.replayed] = Number(instance !== undefined);
+      if (instance === undefined) {
+        finished(issue);
+        return () => true;
+      }
+      launch(instance, stream);
+      commands.event ??= eventOf();
+      const { event } = commands;
+      recordEvent(event, stream);
+      return () => {
+        const status = queryEvent(event);
+        if (status !== 0 && status !== notReady) throw new Error(`cudaGraphLaunch: ${textOf(status)}`);
+        return status === 0;
+      };
     },
   };
 }
+
+/** What the cell of the turn says. */
+const turns = { free: 0, taken: 1, wanted: 2 };
 
 /** onnxruntime-node: its sessions and tensors belong to this thread, and so does the memory under them. */
 async function openNode({ threads, profile }) {

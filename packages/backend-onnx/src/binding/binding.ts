@@ -77,6 +77,8 @@ export interface Commands {
   copy(from: Memory, fromByte: number, to: Memory, toByte: number, bytes: number): void;
   /** Sizes that its runs read on the host have changed: what was recorded of an execution holds no more. */
   resized(): void;
+  /** They will not be executed again. */
+  dispose(): void;
 }
 
 export interface Traffic {
@@ -107,8 +109,11 @@ export interface Binding {
   /** @throws DslaError E_DEVICE with ONNX Runtime's text. */
   session(request: SessionRequest): Promise<Session>;
   commands(): Commands;
-  /** @throws DslaError E_DEVICE with ONNX Runtime's text and the `where` of the run. */
-  execute(commands: Commands): Promise<void>;
+  /**
+   * `begun`: called once they are handed over and others may be, before these are done; not where others have to wait.
+   * @throws DslaError E_DEVICE with ONNX Runtime's text and the `where` of the run.
+   */
+  execute(commands: Commands, begun?: () => void): Promise<void>;
   /** How long the last commands took on the computing thread, in microseconds. */
   readonly computed: number;
   /** The last commands were not issued one by one but launched as a recorded graph. */

@@ -110,18 +110,23 @@ class CApiBound implements Bound {
   }
 }
 
+let nextCommands = 1;
+
 export class CApiCommands implements Commands {
+  /** Their name in the computing thread. */
+  readonly id: number = nextCommands++;
   /** Three numbers each: session, binding, 0 is a run; to, from, bytes a copy. */
   readonly list: bigint[] = [];
   readonly places: (CommandPlace | undefined)[] = [];
   /** The sizes of what ran last are no longer these. */
   stale = false;
-  #encoded: BigUint64Array | undefined;
+  /** The thread has them; nothing is added any more. */
+  known = false;
+  readonly #forget: (id: number) => void;
 
-  /** As the thread reads them; nothing is added after the first time. */
-  get encoded(): BigUint64Array {
-    this.#encoded ??= BigUint64Array.from(this.list);
-    return this.#encoded;
+  /** `forget`: called when they are disposed, if the thread has them. */
+  constructor(forget: (id: number) => void) {
+    this.#forget = forget;
   }
 
   run(bound: Bound, at: CommandPlace): void {
@@ -136,5 +141,9 @@ export class CApiCommands implements Commands {
 
   resized(): void {
     this.stale = true;
+  }
+
+  dispose(): void {
+    if (this.known) this.#forget(this.id);
   }
 }

@@ -121,8 +121,6 @@ class CApi implements Binding {
   readonly #folder: string;
   /** Sessions share the environment's thread pool. */
   readonly #shared: boolean;
-  /** What the computing thread executed last. */
-  #last: BigUint64Array | undefined;
   readonly #memories = new Set<Memory>();
   readonly #regions = new Set<Region>();
   /** The device itself is. */
@@ -213,19 +211,23 @@ class CApi implements Binding {
   }
 
   commands(): Commands {
-    return new CApiCommands();
+    return new CApiCommands((id) => this.#thread.tell({ kind: 'forget', commands: id }));
   }
 
-  async execute(commands: Commands): Promise<void> {
-    const { encoded, places, stale } = commands as CApiCommands;
+  async execute(commands: Commands, begun: () => void = () => {}): Promise<void> {
+    const own = commands as CApiCommands;
     try {
-      const again = encoded === this.#last && !(this.#cuda && stale);
-      (commands as CApiCommands).stale = false;
-      this.#last = encoded;
+      const again = own.known && !(this.#cuda && own.stale);
+      own.stale = false;
+      own.known = true;
       this.#cuda?.settle();
-      await (again ? this.#thread.again() : this.#thread.ask({ kind: 'execute', commands: encoded }));
+      if (again) {
+        const done = this.#thread.again(own.id);
+        begun();
+        await done;
+      } else await this.#thread.ask({ kind: 'execute', commands: own.id, list: BigUint64Array.from(own.list) });
     } catch (cause) {
-      const where = atCommand(cause, places);
+      const where = atCommand(cause, own.places);
       if (!this.#cuda?.broken()) throw deviceError(cause, where, this.available());
       const error = deviceError(cause, where);
       this.#broken.resolve(error);
@@ -242,7 +244,7 @@ class CApi implements Binding {
   }
 
   async close(): Promise<void> {
-    if (this.#cuda) await this.#thread.ask({ kind: 'forget' }).catch(() => undefined); // it may be lost
+    if (this.#cuda) await this.#thread.ask({ kind: 'forgetAll' }).catch(() => undefined); // it may be lost
     await this.#thread.close();
     for (const memory of this.#memories) memory.free();
     for (const region of this.#regions) region.free();

@@ -200,4 +200,6 @@ class NodeCommands implements Commands {
   }
 
   resized(): void {}
+
+  dispose(): void {}
 }
