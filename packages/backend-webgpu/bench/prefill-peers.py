@@ -1,4 +1,4 @@
-"""PyTorch's times beside ours: products, causal attention and the copy rate, in float16 by the device's own clock.
+"""PyTorch's times beside ours: products, causal attention, whole prefills and the copy rate, in float16 by the device's own clock.
 
 One JSON object a line on stdout; the shapes are Llama2-7B's. flash-linear-attention is timed too where it is installed.
 """
@@ -13,6 +13,9 @@ import torch.nn.functional as F
 parser = argparse.ArgumentParser()
 parser.add_argument("--tokens", default="4096,8192,32768")
 parser.add_argument("--items", default="4096,8192")
+parser.add_argument("--prefill", default="", help="tokens of prefills of the whole model, with random weights")
+parser.add_argument("--layers", type=int, default=32)
+parser.add_argument("--vocabulary", type=int, default=32000)
 parser.add_argument("--rounds", type=int, default=10)
 parser.add_argument("--device", default="cuda")
 parser.add_argument("--hidden", type=int, default=4096)
@@ -74,3 +77,45 @@ source = torch.empty(2**31 if on_gpu else 2**20, dtype=torch.uint8, device=optio
 target = torch.empty_like(source)
 took = milliseconds(lambda: target.copy_(source))
 report(peer="copy", milliseconds=took, gigabytesPerSecond=2 * source.numel() / max(took, 1e-9) / 1e6)
+
+
+class Layer:
+    """One layer of a Llama as transformers has it: seven products, rotation, SDPA."""
+
+    def __init__(self):
+        h, i = options.hidden, options.inner
+        self.q, self.k, self.v, self.o = (rand(h, h) * 0.02 for _ in range(4))
+        self.gate, self.up, self.down = rand(i, h) * 0.02, rand(i, h) * 0.02, rand(h, i) * 0.02
+        self.norms = torch.ones(2, h, device=options.device, dtype=dtype)
+
+    def __call__(self, x, cos, sin):
+        y = F.rms_norm(x, (options.hidden,), self.norms[0])
+        q, k, v = (F.linear(y, w).view(1, -1, heads, width).transpose(1, 2) for w in (self.q, self.k, self.v))
+        y = F.scaled_dot_product_attention(turn(q, cos, sin), turn(k, cos, sin), v, is_causal=True)
+        x = x + F.linear(y.transpose(1, 2).reshape(x.shape), self.o)
+        y = F.rms_norm(x, (options.hidden,), self.norms[1])
+        return x + F.linear(F.silu(F.linear(y, self.gate)) * F.linear(y, self.up), self.down)
+
+
+def turn(x, cos, sin):
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+lengths = [int(n) for n in options.prefill.split(",") if n]
+if lengths:
+    layers, head = [Layer() for _ in range(options.layers)], rand(options.vocabulary, options.hidden) * 0.02
+    rates = 10000.0 ** (-torch.arange(0, width, 2, device=options.device) / width)
+for tokens in lengths:
+    x = rand(1, tokens, options.hidden)
+    angles = torch.outer(torch.arange(tokens, device=options.device), rates).repeat(1, 2)
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+
+    def prefill():
+        y = x
+        for layer in layers:
+            y = layer(y, cos, sin)
+        return F.linear(y[:, -1], head)
+
+    with torch.inference_mode():
+        report(peer="PyTorch", operator="prefill", tokens=tokens, milliseconds=milliseconds(prefill))
