@@ -12,35 +12,57 @@ const bits: Readonly<Record<Quantised, number>> = { q8: 8, q4: 4 };
 
 interface Blocks {
   /** [numbers * bits / 8]: integers with 128 or 8 added; of 4 bits the first of two lies in the low half. */
-  readonly codes: Uint8Array;
+  readonly codes: Uint8ClampedArray;
   /** [numbers / 32], float16 */
   readonly scales: Uint16Array;
 }
 
 /** `values` is a multiple of 32 long. Q8: scale = max |x| / 127. Q4: scale = -m / 8 with m the number of largest magnitude. */
 function quantise(format: Quantised, values: Float32Array): Blocks {
-  const most = format === 'q8' ? 127 : 7;
-  const codes = new Uint8Array((values.length * bits[format]) / 8);
   const raw = new Float32Array(values.length / blockSize);
   for (let block = 0; block < raw.length; block++) {
-    let peak = 0;
-    for (let at = block * blockSize; at < (block + 1) * blockSize; at++)
-      if (Math.abs(values[at]!) > Math.abs(peak)) peak = values[at]!;
+    const peak = peakOf(values, block * blockSize);
     raw[block] = format === 'q8' ? Math.abs(peak) / 127 : peak / -8;
   }
   const scales = toFloat16(raw);
   const rounded = fromFloat16(scales);
+  const codes = new Uint8ClampedArray((values.length * bits[format]) / 8);
+  const encode = format === 'q8' ? encode8 : encode4;
   for (let block = 0; block < raw.length; block++) {
     const scale = rounded[block]!;
-    const inverse = scale === 0 ? 0 : Math.fround(1 / scale);
-    for (let at = block * blockSize; at < (block + 1) * blockSize; at++) {
-      const nearest = Math.fround(values[at]! * inverse) + evenly - evenly;
-      const code = Math.min(Math.max(nearest, -most - 1), most) + most + 1;
-      if (format === 'q8') codes[at] = code;
-      else codes[at >> 1]! |= at % 2 === 0 ? code : code << 4;
-    }
+    encode(values, block * blockSize, scale === 0 ? 0 : Math.fround(1 / scale), codes);
   }
   return { codes, scales };
+}
+
+// Billions of numbers go through these loops: no closures, whole numbers where they do.
+
+/** The number of largest magnitude in the block that begins at `from`, the first of equals. */
+function peakOf(values: Float32Array, from: number): number {
+  let peak = 0;
+  let magnitude = 0;
+  for (let at = from; at < from + blockSize; at++) {
+    const x = values[at]!;
+    const own = x < 0 ? -x : x;
+    if (own > magnitude) {
+      magnitude = own;
+      peak = x;
+    }
+  }
+  return peak;
+}
+
+/** A clamped array rounds for us, halves to even ones. */
+function encode8(values: Float32Array, from: number, inverse: number, codes: Uint8ClampedArray): void {
+  for (let at = from; at < from + blockSize; at++) codes[at] = Math.fround(values[at]! * inverse) + 128;
+}
+
+function encode4(values: Float32Array, from: number, inverse: number, codes: Uint8ClampedArray): void {
+  for (let at = from; at < from + blockSize; at += 2) {
+    const low = Math.min(Math.max(Math.fround(values[at]! * inverse) + 8, 0), 15) + evenly - evenly;
+    const high = Math.min(Math.max(Math.fround(values[at + 1]! * inverse) + 8, 0), 15) + evenly - evenly;
+    codes[at >> 1] = low + 16 * high;
+  }
 }
 
 /** Added and taken away again, it rounds to a whole number, halves to even ones. */
