@@ -56,8 +56,11 @@ export function stage(
   const eights = width / 8;
   const count = (stageLines * eights) / stageSize;
   const together = [9, 8, 6, 5, 4, 3, 2, 1].find((n) => count % n === 0)!;
-  const line = (n: number) => `((e + ${n * stageSize}u) / ${eights}u)`;
-  const eight = (n: number) => `((e + ${n * stageSize}u) % ${eights}u)`;
+  // Where whole lines are loaded at once, a lane stays with its columns, and loads by column alone are shared.
+  const whole = stageSize % eights === 0;
+  const line = (n: number) =>
+    whole ? `(e / ${eights}u + ${(n * stageSize) / eights}u)` : `((e + ${n * stageSize}u) / ${eights}u)`;
+  const eight = (n: number) => (whole ? `(lane % ${eights}u)` : `((e + ${n * stageSize}u) % ${eights}u)`);
   const all = upTo(together);
   return `    for (var e = lane; e < ${stageLines * eights}u; e += ${together * stageSize}u) {
 ${all.map((n) => `      let value${n} = ${value(line(n), eight(n))};`).join('\n')}
