@@ -140,17 +140,19 @@ function lowerMatrices(
   const replay = queries === undefined;
   const vectors = form.gate === 'vector';
   const inner = queries && vectors ? [lowerScores(builder, shape, entered, queries)] : [];
-  const parts = temp(chunks.chunkWidth(shape), 'f32', 'chunk');
+  const width = chunks.chunkWidth(shape);
+  const parts = temp(width, 'f32', 'chunk');
+  const starts = temp(width, 'f16', 'chunk');
   const groups = chunks.statesGroups(shape);
   const { phi, v, decay } = entered;
   emit(chunks.chunkStates(shape), [phi, v, decay, parts], ({ tiles }) => [tiles, kvHeads, groups], replay);
   const elements = chunks.scanGroups(shape);
   const scan = ({ longs }: View): Grid => [longs, states * kvHeads, elements];
-  emit(chunks.scanChunks(shape, replay), [decay, parts, target], scan, replay);
+  emit(chunks.scanChunks(shape, replay), [decay, parts, ...(replay ? [] : [starts]), target], scan, replay);
   if (!queries) return;
   const { mix, sums, own } = queries;
   const kernel = chunkOutputs(shape, shapeOf(mix)[0]! > 1, own?.scale);
-  const buffers = [queries.phi, phi, v, decay, vector(mix), parts, ...inner, own?.y ?? sums];
+  const buffers = [queries.phi, phi, v, decay, vector(mix), starts, ...inner, own?.y ?? sums];
   emit(kernel, buffers, ({ tiles }) => [tiles, heads, 1]);
 }
 

@@ -310,12 +310,14 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const decay = runner.buffer(new Float32Array(tokens * gates));
     const { tiles, longs, chunks: count } = runner.view;
     const chunks = runner.buffer(new Float32Array(count * chunkWidth(shape)));
+    const starts = runner.buffer(new Uint32Array((count * chunkWidth(shape)) / 2));
     const store = runner.buffer(state);
     const sums = runner.buffer(new Float32Array(tokens * heads * columns));
     const rates = [runner.buffer(logits), decay];
     await runner.run(cumulate({ ...shape, type: 'f32' }, chunkTokens), rates, [Math.ceil(gates / 64), tiles, 1]);
     await runner.run(chunkStates(shape), [ks, vs, decay, chunks], [tiles, kvHeads, statesGroups(shape)]);
-    await runner.run(scanChunks(shape, false), [decay, chunks, store], [longs, states * kvHeads, scanGroups(shape)]);
+    const scan = [decay, chunks, starts, store];
+    await runner.run(scanChunks(shape, false), scan, [longs, states * kvHeads, scanGroups(shape)]);
     const within = form.gate === 'vector' ? [runner.buffer(new Float32Array(inner.length))] : [];
     for (const scores of within) {
       const buffers = [qs, ks, decay, runner.buffer(mix), scores];
@@ -324,7 +326,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
       expect(ratio(got, inner)).toBeLessThan(1e-3);
     }
     const outputs = chunkOutputs(shape, false);
-    await runner.run(outputs, [qs, ks, vs, decay, runner.buffer(mix), chunks, ...within, sums], [tiles, heads, 1]);
+    await runner.run(outputs, [qs, ks, vs, decay, runner.buffer(mix), starts, ...within, sums], [tiles, heads, 1]);
     const all = new Float32Array(await runner.read(sums), 0, tokens * heads * columns);
     const short = [330, 334].map((token) => token * heads * columns) as [number, number];
     expect(ratio([...all.subarray(0, short[0]), ...all.subarray(short[1])], want)).toBeLessThan(1e-3);

@@ -1,5 +1,5 @@
 import { columnsOf, type DualShape, gateColumns } from './dual-linear-attention.js';
-import { chunkTokens, type Kernel, kernel, tileTokens } from './kernel.js';
+import { chunkTokens, type Kernel, kernel, leastChunk, tileTokens } from './kernel.js';
 import {
   eightFunctions,
   halves,
@@ -160,12 +160,23 @@ ${down.flatMap((r) => across.map((c) => `  subgroupMatrixStore<row_major>(&chunk
 
 const scanSize = 256;
 
-/** Workgroups of scanChunks for the elements of a state of one head. */
+/** Workgroups of scanChunks for the elements of a state of one head, two a thread. */
 export function scanGroups(shape: DualShape): number {
-  return Math.ceil((shape.width * paddedColumns(shape)) / scanSize);
+  return Math.ceil((shape.width * paddedColumns(shape)) / 2 / scanSize);
 }
 
-/** U of every chunk becomes S at its start (stays U in a replay, which begins at zero); the state moves to the end of the row. A long row a workgroup. */
+/**
+ * WGSL of growth: a power of two that states have about grown by after so many tokens. They would grow beyond what a half can
+ * hold; the queries take it back.
+ */
+export const growthFunction: string = `fn growth(tokens: u32) -> f32 {
+  return ldexp(1.0, i32(firstLeadingBit(1u + tokens / ${leastChunk}u)));
+}`;
+
+/**
+ * starts = S at the start of every chunk in float16 by its growth, from U of every chunk (not in a replay, which begins at
+ * zero); the state moves to the end of the row. A long row a workgroup.
+ */
 export function scanChunks(shape: DualShape, replay: boolean): Kernel {
   const { form, width } = shape;
   const { kvHeads, states } = form;
@@ -174,21 +185,32 @@ export function scanChunks(shape: DualShape, replay: boolean): Kernel {
   const eight = upTo(8);
   return kernel({
     name: replay ? 'scan-chunks-replay' : 'scan-chunks',
-    buffers: { decay: ['f32', 'read'], chunks: ['f32', replay ? 'read' : 'write'], states: ['f32', 'write'] },
+    buffers: {
+      decay: ['f32', 'read'],
+      chunks: ['vec2f', 'read'],
+      ...(replay ? {} : { starts: ['u32', 'write'] as const }),
+      states: ['f32', 'write'],
+    },
+    module: replay ? '' : growthFunction,
     size: scanSize,
     main: `  let long = long_at(group.x);
   let row = row_at(long.x);
   let kv = group.y % ${kvHeads}u;
-  let e = group.z * ${scanSize}u + lane;
+  let e = 2u * (group.z * ${scanSize}u + lane);
   if (e >= ${width * padded}u) { return; }
   let c = e / ${padded}u;
-  let inside = e % ${padded}u < ${columns}u;
-  let own = ((row.x * ${states * kvHeads}u + group.y) * ${width}u + c) * ${columns}u + e % ${padded}u;
-  var s = 0.0;
-${replay ? '' : '  if (inside) { s = states[own]; }'}
+  let column = e % ${padded}u;
+  let own = ((row.x * ${states * kvHeads}u + group.y) * ${width}u + c) * ${columns}u + column;
+  var s = vec2f();
+${
+  replay
+    ? ''
+    : `  if (column < ${columns}u) { s.x = states[own]; }
+  if (column + 1u < ${columns}u) { s.y = states[own + 1u]; }`
+}
   let count = long.z;
-  let stride = ${chunkWidth(shape)}u;
-  let base = long.y * stride + group.y * ${width * padded}u + e;
+  let stride = ${chunkWidth(shape) / 2}u;
+  let base = long.y * stride + (group.y * ${width * padded}u + e) / 2u;
   // Eight loads before their stores: the compiler may not reorder them.
   for (var j = 0u; j < count; j += 8u) {
 ${eight
@@ -201,11 +223,12 @@ ${eight
 ${eight
   .map(
     (n) => `    if (j + ${n}u < count) {
-${replay ? '' : `      chunks[base + j${n} * stride] = s;\n`}      s = s * d${n} + u${n};
+${replay ? '' : `      starts[base + j${n} * stride] = pack2x16float(s / growth(row.y + j${n} * ${chunkTokens}));\n`}      s = s * d${n} + u${n};
     }`,
   )
   .join('\n')}
   }
-  if (inside) { states[own] = s; }`,
+  if (column < ${columns}u) { states[own] = s.x; }
+  if (column + 1u < ${columns}u) { states[own + 1u] = s.y; }`,
   });
 }

@@ -4,11 +4,12 @@ import {
   decayed,
   decayedFunction,
   decayType,
+  growthFunction,
   paddedColumns,
   partsOf,
   stageValues,
 } from './dual-matrices.js';
-import { chunkTokens, float, type Kernel, kernel, leastChunk, tileTokens } from './kernel.js';
+import { chunkTokens, float, type Kernel, kernel, tileTokens } from './kernel.js';
 import {
   eightFunctions,
   fours,
@@ -50,7 +51,7 @@ export function chunkOutputs(shape: DualShape, mixPerHead: boolean, scale?: numb
       v: ['vec4u', 'read'],
       decay: [decayType(shape), 'read'],
       mix_logits: ['f32', 'read'],
-      chunks: ['vec4f', 'read'],
+      starts: ['vec4u', 'read'],
       ...(vector ? { inner: ['vec4f', 'read'] as const } : {}),
       ...(scale === undefined ? { sums: ['f32', 'write'] as const } : { y: ['vec4u', 'write'] as const }),
     },
@@ -62,6 +63,7 @@ ${fours('scores', tileTokens * scorePitch)} // A, and tiles of the result
 ${halves('weights', tileTokens * weightPitch)} // A
 ${eightFunctions}
 ${decayedFunction}
+${growthFunction}
 ${vector ? '' : `var<workgroup> keyed: array<f32, ${states * tileTokens}>; // L of the keys, [states, keys]`}`,
     size: stageSize,
     main: `  let tile = tile_at(group.x);
@@ -96,10 +98,7 @@ ${across.map((c) => `      ${multiply(`o${c}`, 'a', load('Right', 'row', 'rows',
   )
   .join('\n')}
   }
-  // States grow with their tokens, beyond what a half can hold: the queries take a power of two from them.
-  let power = floor(log2(1.0 + f32((row.y + tile.y) / ${leastChunk}u)));
-  let grown = exp2(power);
-  let shrunk = exp2(-power);
+  let grown = growth(row.y + tile.y / ${chunkTokens} * ${chunkTokens});
 ${beforeChunk(shape, pitch)}
   let mine = subgroup * 256u;
 ${across
@@ -226,8 +225,8 @@ function beforeChunk(shape: DualShape, pitch: number): string {
       };
       const rows = upTo(channels / 64).map((part) => {
         const state = (line: string, eight: string) => {
-          const at = `(((tile.w * ${states}u + ${i}u) * ${kvHeads}u + kv) * ${width}u + ${p * channels + part * 64}u + ${line}) * ${padded / 4}u + ${eight} * 2u`;
-          return `eight_of(chunks[${at}] * shrunk, chunks[${at} + 1u] * shrunk)`;
+          const row = `((tile.w * ${states}u + ${i}u) * ${kvHeads}u + kv) * ${width}u + ${p * channels + part * 64}u + ${line}`;
+          return `starts[(${row}) * ${padded / 8}u + ${eight}]`;
         };
         return `  workgroupBarrier();
 ${stage('rows', padded, pitch, state)}
