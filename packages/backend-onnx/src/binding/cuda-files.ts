@@ -14,8 +14,18 @@ export interface CudaFiles {
   readonly runtime: string;
 }
 
-/** `version`: of ONNX Runtime. */
+const found = new Map<string, CudaFiles>();
+
+/** `version`: of ONNX Runtime. What was found once is not looked for again. */
 export async function findCuda(folder: string, version: string): Promise<CudaFiles> {
+  const known = found.get(folder);
+  if (known) return known;
+  const files = await lookForCuda(folder, version);
+  if (files.obstacles.length === 0) found.set(folder, files);
+  return files;
+}
+
+async function lookForCuda(folder: string, version: string): Promise<CudaFiles> {
   const missing = files.filter((name) => !existsSync(join(folder, name)));
   if (missing.length > 0) return refused(`${folder} has no ${missing.join(', ')}. ${providerInstall(version)}`);
   const provider = join(folder, providerLibrary);

@@ -11,8 +11,15 @@ const Z = 'size_t';
 const U = 'uint64_t';
 const [pinned, ofDevice, readWrite] = [1, 1, 3]; // CU_MEM_ALLOCATION_TYPE_PINNED, CU_MEM_LOCATION_TYPE_DEVICE, CU_MEM_ACCESS_FLAGS_PROT_READWRITE
 
-/** Undefined where the driver or the device cannot. The device's context must be current. */
-export async function openCudaPages(): Promise<CudaPages | undefined> {
+let opened: Promise<CudaPages | undefined> | undefined;
+
+/** Undefined where the driver or the device cannot. The device's context must be current. One a process. */
+export function openCudaPages(): Promise<CudaPages | undefined> {
+  opened ??= open();
+  return opened;
+}
+
+async function open(): Promise<CudaPages | undefined> {
   const { default: koffi } = await import('koffi');
   const driver = koffi.load('libcuda.so.1');
   const granularityOf = driver.func('cuMemGetAllocationGranularity', 'int', [P, P, 'int']);

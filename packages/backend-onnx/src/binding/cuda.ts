@@ -208,7 +208,16 @@ const signatures = {
   cudaGetDeviceProperties: ['void *', 'int'],
 } as const;
 
-async function cudaRuntime(path: string): Promise<Runtime> {
+const runtimes = new Map<string, Promise<Runtime>>();
+
+/** One a process: functions of koffi are not given back. */
+function cudaRuntime(path: string): Promise<Runtime> {
+  const runtime = runtimes.get(path) ?? loadRuntime(path);
+  runtimes.set(path, runtime);
+  return runtime;
+}
+
+async function loadRuntime(path: string): Promise<Runtime> {
   const { default: koffi } = await import('koffi');
   const library = koffi.load(path);
   const names = Object.keys(signatures) as CudaFunction[];
