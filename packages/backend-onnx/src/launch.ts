@@ -55,9 +55,10 @@ export function launchesOf({ layer, served, states }: Recorded, run: number): La
         launches.push(together(stage.decode, at, next - at));
       } else if (row.count > 0) {
         // In pieces: the state goes from one to the next.
-        const limit = pieceOf(stage.node, dialect, states);
-        for (let from = 0; from < row.count; from += limit)
-          launches.push(rowLaunch(layer.kernel(stage.prefill), run, row, at, from, Math.min(limit, row.count - from)));
+        for (let from = 0, tokens = 0; from < row.count; from += tokens) {
+          tokens = pieceOf(stage.node, dialect, states, row.count - from);
+          launches.push(rowLaunch(layer.kernel(stage.prefill), run, row, at, from, tokens));
+        }
       }
     }
   }

@@ -32,25 +32,32 @@ const positions: Control = {
   }),
 };
 
-/** Rotates the heads of a row's tokens: x float [1, T, heads*headDim] -> the same. */
-export function rotateTokens(lowering: Lowering, x: Ref, heads: number, rope: Rope): Ref {
-  return rotary(lowering, x, lowering.control(positions), heads, rope, false);
+/** Rotates the heads of a row's tokens: x [1, T, heads*headDim] of a type -> the same. */
+export function rotateTokens(lowering: Lowering, x: Ref, heads: number, rope: Rope, type: ElementType = 'float'): Ref {
+  return rotary(lowering, x, lowering.control(positions), heads, rope, { type });
 }
 
 /** Undoes the rotation of tokens: x [heads, ...tokens, headDim] at `where` [1, tokens] -> the same. */
 export function rotateBack(lowering: Lowering, x: Ref, where: Ref, heads: number, headDim: number, rope: Rope): Ref {
   const { graph } = lowering;
-  const turned = rotary(lowering, graph.reshape(x, [1, heads, -1, headDim]), where, heads, rope, true);
+  const turned = rotary(lowering, graph.reshape(x, [1, heads, -1, headDim]), where, heads, rope, { back: true });
   return graph.op('Reshape', [turned, graph.op('Shape', [x])]);
 }
 
 /** The same of one token a row: x [rows, heads, 1, headDim]. */
 export function rotateTokensBack(lowering: Lowering, x: Ref, where: Control, heads: number, rope: Rope): Ref {
-  return rotary(lowering, x, lowering.control(where), heads, rope, true);
+  return rotary(lowering, x, lowering.control(where), heads, rope, { back: true });
 }
 
-function rotary(lowering: Lowering, x: Ref, where: Ref, heads: number, rope: Rope, back: boolean): Ref {
-  const { cos, sin } = ropeTables(rope, { back });
+function rotary(
+  lowering: Lowering,
+  x: Ref,
+  where: Ref,
+  heads: number,
+  rope: Rope,
+  kind: { readonly back?: boolean; readonly type?: ElementType },
+): Ref {
+  const { cos, sin } = ropeTables(rope, kind);
   return lowering.graph.msOp('RotaryEmbedding', [x, where, lowering.table(cos), lowering.table(sin)], {
     num_heads: heads,
     rotary_embedding_dim: rope.rotaryDim,

@@ -3,68 +3,80 @@ import type { Ref } from '../emit.js';
 import type { Control, Derivation, Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
 import { rotateBack, rotateTokens } from '../rope.js';
-import {
-  type Blocking,
-  blocksOf,
-  byHead,
-  flat,
-  floats,
-  fromBlocks,
-  gatherTokens,
-  rowTokens,
-  toBlocks,
-} from './blocks.js';
+import { blocksOf, byHead, flat, floats, fromBlocks, reshapeTo, toBlocks } from './blocks.js';
 import { featureMap, featuresOf } from './feature-map.js';
-import { chunked } from './linear-state.js';
-import { exactScores, type Kept, keep, leavesAt, leavingPositions, type Ring } from './ring.js';
-import type { Sizes } from './streams.js';
+import { exactScores, type Heads, type Kept, keep, leavesAt, leavingPositions, type Ring } from './ring.js';
+import { chunkedScalar } from './scalar-gates.js';
+import type { Sizes, Streams } from './streams.js';
+import { chunkedVector } from './vector-gates.js';
 
 // In the comments: St states, g kv heads, G query heads a kv head, n blocks of C tokens, F features of phi.
 
 type Dual = NodeOf<'dualLinearAttention'>;
 
-/** Many tokens of one row, in float: q [1, T, heads*hd], k and v [1, T, kvHeads*hd], gates [1, T, gate width] -> [1, T, heads*hd]. */
+/**
+ * Many tokens of one row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] of the compute type, gates [1, T, gate width] in float ->
+ * [1, T, heads*hd] of the compute type. Without a normaliser products are of the compute type, with one in float: what is divided
+ * may be tiny.
+ */
 export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref {
   const { graph } = lowering;
   const { heads, form, scale } = node;
-  const { kvHeads, headDim, rope, normaliser } = form;
+  const { kvHeads, headDim, rope, normaliser, featureMap: map } = form;
   const group = heads / kvHeads;
-  const blocking = { full: form.gate === 'vector' };
-  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope) : x);
+  const type = map || normaliser ? 'float' : lowering.dialect.compute;
+  const [queries, keys, values] = [q, k, v].map(map || normaliser ? lowering.float : (x) => x) as [Ref, Ref, Ref];
+  const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope, type) : x);
   const forState = (x: Ref, of: number): Ref => (form.ropeInState ? turned(x, of) : x);
-  const queries = (x: Ref): Ref => toBlocks(lowering, x, blocking, kvHeads, headDim, group);
 
-  const memory = form.exact && remember(node, form.exact, lowering, turned(k, kvHeads), v, gates);
+  const memory = form.exact && remember(node, form.exact, lowering, turned(keys, kvHeads), values, gates);
   const tokens = memory
     ? leaving(form, memory, lowering)
-    : arriving(form, blocking, lowering, forState(k, kvHeads), v, gates);
-  const map = form.featureMap;
+    : arriving(form, lowering, forState(keys, kvHeads), values, gates);
   const sizes: Sizes = {
     states: form.states,
     kvHeads,
     group,
     features: featuresOf(lowering, map?.key, headDim),
     columns: headDim + (normaliser ? 1 : 0),
+    gate: form.gate,
+    type,
+    scale: normaliser ? 1 : scale,
   };
-  const streams = {
-    q: featureMap(lowering, queries(forState(q, heads)), map?.query, [kvHeads, 1, group]),
-    k: graph.op('Mul', [featureMap(lowering, tokens.k, map?.key, [kvHeads, 1]), tokens.mask]),
+  const streams: Streams = {
+    q: featureMap(
+      lowering,
+      toBlocks(lowering, forState(queries, heads), kvHeads, headDim, group),
+      map?.query,
+      kvHeads,
+      group,
+    ),
+    k: masked(lowering, featureMap(lowering, tokens.k, map?.key, kvHeads), tokens.mask),
     v: normaliser ? withOne(lowering, tokens.v) : tokens.v,
     decays: tokens.decays,
-    logGamma: lowering.weight(node.mix, logGammaOf(kvHeads, group)),
+    logGamma: lowering.weight(node.mix, logGammaOf(kvHeads, group, sizes.scale)),
   };
   const dims = [form.states, kvHeads, sizes.features, sizes.columns];
-  let total = chunked(lowering, streams, sizes, form.gate, {
+  const chunked = form.gate === 'scalar' ? chunkedScalar : chunkedVector;
+  let total = chunked(lowering, streams, sizes, {
     past: lowering.past(node.state, 0, dims),
     next: (value) => lowering.present(node.state, 0, value, dims),
   }); // [g, n, G, C, hd (+ 1)]
   if (memory) {
     const share = lowering.weight(form.exact!.logWeight, shareOf(kvHeads, group));
-    const exact = exactPart(memory, lowering, queries(turned(q, heads)), scale);
-    total = graph.op('Add', [exact, graph.op('Mul', [total, share])]);
-  } else if (!normaliser) total = graph.op('Mul', [total, graph.floats(scale)]);
+    const rotated = toBlocks(lowering, turned(queries, heads), kvHeads, headDim, group);
+    total = graph.op('Add', [
+      exactPart(memory, lowering, rotated, { kvHeads, group, headDim, scale }),
+      graph.op('Mul', [total, share]),
+    ]);
+  }
   const out = normaliser ? divided(lowering, total, headDim) : total;
-  return fromBlocks(lowering, outputNorm(node, lowering, out), heads * headDim);
+  const narrow = type === lowering.dialect.compute ? (x: Ref) => x : lowering.compute;
+  const normed =
+    node.outputNorm && type === 'float16'
+      ? lowering.compute(outputNorm(node, lowering, lowering.float(out)))
+      : narrow(outputNorm(node, lowering, out));
+  return fromBlocks(lowering, normed, heads * headDim);
 }
 
 /** Tokens that enter the states, in blocks. */
@@ -75,21 +87,23 @@ interface Tokens {
   readonly v: Ref;
   /** [g, n, C, St, hd or 1] */
   readonly decays: Ref;
-  /** [n, C, 1]: 1 where there is a token, 0 elsewhere */
-  readonly mask: Ref;
+  /** [n, C, 1]: 1 where a token enters, 0 elsewhere; absent where they all do */
+  readonly mask?: Ref;
 }
 
 /** The tokens of the step themselves. */
-function arriving(form: DualForm, blocking: Blocking, lowering: Lowering, k: Ref, v: Ref, gates: Ref): Tokens {
+function arriving(form: DualForm, lowering: Lowering, k: Ref, v: Ref, gates: Ref): Tokens {
   const { kvHeads, headDim } = form;
-  const mask = lowering.control(maskControl('tokens', blocking, (t, { count }) => t < count));
-  const logits = gatherTokens(lowering, gates, gateWidth(form), rowTokens(blocking));
+  const logits = reshapeTo(lowering, gates, ['blocks', 'size', gateWidth(form)]);
   return {
-    k: toBlocks(lowering, k, blocking, kvHeads, headDim),
-    v: toBlocks(lowering, v, blocking, kvHeads, headDim),
-    decays: decaysOf(form, lowering, logits, mask),
-    mask,
+    k: toBlocks(lowering, k, kvHeads, headDim),
+    v: toBlocks(lowering, v, kvHeads, headDim),
+    decays: decaysOf(form, lowering, logits),
   };
+}
+
+function masked({ graph }: Lowering, k: Ref, mask: Ref | undefined): Ref {
+  return mask ? graph.op('Mul', [k, mask]) : k;
 }
 
 /** Keys (rotated), values and gate logits of the ring and the new tokens. */
@@ -123,7 +137,7 @@ function remember({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref,
 
 /** The tokens that leave the window: at query t of the step the one that is `window` older. */
 function leaving(form: DualForm, { ring, keys, values, gates }: Memory, lowering: Lowering): Tokens {
-  const mask = lowering.control(maskControl(`leaving ${ring.sinks}+${ring.window}`, { full: false }, leavesAt(ring)));
+  const mask = lowering.control(maskControl(`leaving ${ring.sinks}+${ring.window}`, leavesAt(ring)));
   const where = (): Ref => lowering.control(flat(leavingPositions(ring)));
   const { rope, ropeInState, kvHeads, headDim } = form;
   return {
@@ -134,21 +148,23 @@ function leaving(form: DualForm, { ring, keys, values, gates }: Memory, lowering
   };
 }
 
-/** Gate logits [n, C, gate width] -> log decays [g, n, C, St, hd or 1], 0 where there is no token. */
-export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, mask: Ref): Ref {
+/** Gate logits [n, C, gate width] in float -> log decays [g, n, C, St, hd or 1], 0 where the mask says that no token enters. */
+export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, mask?: Ref): Ref {
   const width = form.gate === 'vector' ? form.headDim : 1;
   const soft = graph.op('Softplus', [graph.op('Neg', [logits])]); // -logSigmoid
-  const held = graph.op('Mul', [soft, graph.op('Mul', [mask, graph.floats(-1 / form.temperature)])]);
+  const rate = graph.floats(-1 / form.temperature);
+  const held = graph.op('Mul', [soft, mask ? graph.op('Mul', [mask, rate]) : rate]);
   return graph.transpose(graph.reshape(held, [0, 0, form.states, form.kvHeads, width]), [3, 0, 1, 2, 4]);
 }
 
 /** sum over the exact set of e^(s - m) [v, 1]: [g, n, G, C, hd + 1] */
-function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, scale: number): Ref {
+function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, heads: Heads): Ref {
   const { graph } = lowering;
-  const scores = exactScores(lowering, ring, q, keys.seen(), scale);
+  const scores = exactScores(lowering, ring, q, keys.seen(), heads);
   const max = graph.op('ReduceMax', [scores, graph.ints([-1])], { keepdims: 1 });
   const weights = graph.op('Exp', [graph.op('Sub', [scores, max])]);
-  return graph.matmul(weights, withOne(lowering, values.seen()));
+  const sums = graph.matmul(weights, withOne(lowering, values.seen()));
+  return graph.reshape(sums, [0, 0, heads.group, -1, heads.headDim + 1]);
 }
 
 /** One more column, of ones. */
@@ -168,15 +184,14 @@ export function outputNorm({ outputNorm: norm }: Dual, { graph, floatWeight }: L
 
 function maskControl(
   key: string,
-  blocking: Blocking,
   holds: (t: number, row: { readonly past: number; readonly count: number }) => boolean,
 ): Control {
   return {
-    key: `mask of ${key} ${blocking.full}`,
+    key: `mask of ${key}`,
     type: 'float',
     dims: ['blocks', 'size', 1],
     make(row) {
-      const { blocks, size } = blocksOf(row.count, blocking);
+      const { blocks, size } = blocksOf(row.count);
       return floats([blocks, size, 1], (t) => (holds(t, row) ? 1 : 0));
     },
   };
@@ -199,20 +214,19 @@ export const gamma: Derivation = {
     return weights;
   },
 };
-/** Its logarithm for blocks, [1 or g, 1, 1 or G, 1, St, 1]. */
-function logGammaOf(kvHeads: number, group: number): Derivation {
+/** The logarithm of them, times a scale, for blocks: [1 or g, 1, G, 1, St]. */
+function logGammaOf(kvHeads: number, group: number, scale: number): Derivation {
   return {
-    name: `log gamma ${kvHeads}x${group}`,
-    shape: ([rows, states]) => (rows === 1 ? [1, 1, 1, 1, states!, 1] : [kvHeads, 1, group, 1, states!, 1]),
+    name: `log gamma ${kvHeads}x${group} of ${scale}`,
+    shape: ([rows, states]) => [rows === 1 ? 1 : kvHeads, 1, group, 1, states!],
     apply(mix, [rows, states]) {
-      const logs = mix.slice();
-      for (let row = 0; row < rows!; row++) {
-        const logits = mix.subarray(row * states!, (row + 1) * states!);
+      const logs = new Float32Array((rows === 1 ? group : rows!) * states!);
+      for (let at = 0; at < logs.length; at += states!) {
+        const from = rows === 1 ? 0 : at;
+        const logits = mix.subarray(from, from + states!);
         const max = Math.max(...logits);
         const sum = Math.log(logits.reduce((total, x) => total + Math.exp(x - max), 0)) + max;
-        logits.forEach((x, state) => {
-          logs[row * states! + state] = x - sum;
-        });
+        for (const [state, logit] of logits.entries()) logs[at + state] = logit - sum + Math.log(scale);
       }
       return logs;
     },

@@ -1,20 +1,43 @@
 import type { Weight } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Derivation, Lowering } from '../lowering.js';
+import { reshapeTo } from './blocks.js';
 
 /**
- * phi(x) = [exp(Wx - c), exp(-Wx - c)], c = max |Wx|; without W: x. x [..., C, hd] with the weight's heads, reshaped to
- * `heads`, broadcast before it: -> [..., C, 2F].
+ * phi(x) = [exp(Wx - c), exp(-Wx - c)], c = max |Wx|; without W: x. Of tokens in blocks: x [g, n, C, hd], or [g, n, G, C, hd] where
+ * the weight has g * G heads -> the same with 2F for hd.
  */
 export function featureMap(
-  { graph, weight: bring, shapeOf }: Lowering,
+  lowering: Lowering,
   x: Ref,
   weight: Weight | undefined,
-  heads: readonly number[],
+  kvHeads: number,
+  group?: number,
 ): Ref {
   if (weight === undefined) return x;
-  const mirror = graph.reshape(bring(weight, mirrored), [...heads, 2 * shapeOf(weight)[1]!, shapeOf(weight)[2]!]);
-  const y = graph.matmul(x, mirror, { transB: true }); // [Wx, -Wx], so its maximum is c
+  const { graph } = lowering;
+  const [, features, headDim] = lowering.shapeOf(weight) as [number, number, number];
+  if (group === undefined || group === 1) {
+    const y = featuresOfHeads(lowering, graph.reshape(x, [kvHeads, -1, headDim]), weight);
+    return reshapeTo(lowering, y, [kvHeads, 'blocks', ...(group ? [group] : []), 'size', 2 * features]);
+  }
+  const byHead = graph.reshape(graph.transpose(x, [0, 2, 1, 3, 4]), [kvHeads * group, -1, headDim]);
+  const y = featuresOfHeads(lowering, byHead, weight);
+  const inBlocks = reshapeTo(lowering, y, [kvHeads, group, 'blocks', 'size', 2 * features]);
+  return graph.transpose(inBlocks, [0, 2, 1, 3, 4]);
+}
+
+/** Of the tokens of a cache: x [g, 1, E, hd] -> [g, 1, E, 2F]. */
+export function featuresOfCache(lowering: Lowering, x: Ref, weight: Weight | undefined): Ref {
+  if (weight === undefined) return x;
+  const { graph } = lowering;
+  const one = graph.ints([1]);
+  return graph.op('Unsqueeze', [featuresOfHeads(lowering, graph.op('Squeeze', [x, one]), weight), one]);
+}
+
+/** x [heads, tokens, hd] -> [heads, tokens, 2F] */
+function featuresOfHeads({ graph, weight: bring }: Lowering, x: Ref, weight: Weight): Ref {
+  const y = graph.matmul(x, bring(weight, mirrored), { transB: true }); // [Wx, -Wx], so its maximum is c
   const bound = graph.op('ReduceMax', [y, graph.ints([-1])], { keepdims: 1 });
   return graph.op('Exp', [graph.op('Sub', [y, bound])]);
 }
@@ -23,9 +46,7 @@ export function featureMap(
 export function featuresOfTokens(lowering: Lowering, x: Ref, weight: Weight | undefined): Ref {
   if (weight === undefined) return x;
   const { graph } = lowering;
-  const [heads] = lowering.shapeOf(weight);
-  const byHead = featureMap(lowering, graph.transpose(x, [1, 0, 2]), weight, [heads!]); // products of all rows by head
-  return graph.transpose(byHead, [1, 0, 2]);
+  return graph.transpose(featuresOfHeads(lowering, graph.transpose(x, [1, 0, 2]), weight), [1, 0, 2]); // all rows by head
 }
 
 /** Width of phi(x). */

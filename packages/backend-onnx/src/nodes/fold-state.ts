@@ -4,7 +4,7 @@ import type { Control, Lowering } from '../lowering.js';
 import { rotateBack } from '../rope.js';
 import { ints } from './blocks.js';
 import { decaysOf, withOne } from './dual-linear-attention.js';
-import { featureMap, featuresOf } from './feature-map.js';
+import { featuresOf, featuresOfCache } from './feature-map.js';
 import type { Ring } from './ring.js';
 
 /**
@@ -28,7 +28,7 @@ export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
   const gates = graph.reshape(gatesOf(node, lowering, plain, values), [1, -1, gateWidth(form)]);
   const decays = decaysOf(form, lowering, gates, graph.cast(inside, 'float')); // [g, 1, E, St, hd or 1]
   const after = graph.op('CumSum', [decays, graph.ints(2)], { exclusive: 1, reverse: 1 });
-  const phi = held(featureMap(lowering, form.ropeInState ? keys : plain, form.featureMap?.key, [kvHeads, 1]));
+  const phi = held(featuresOfCache(lowering, form.ropeInState ? keys : plain, form.featureMap?.key));
   const columns = form.normaliser ? withOne(lowering, values) : values;
   const features = featuresOf(lowering, form.featureMap?.key, headDim);
   const width = headDim + (form.normaliser ? 1 : 0);

@@ -1,7 +1,7 @@
 import { ringIndex } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
-import { blocksOf, ints, tokenControl } from './blocks.js';
+import { blocksOf, ints, reshapeTo, tokenControl } from './blocks.js';
 
 // A ring of sinks + window entries, laid out as kvState says, and the exact attention over what it holds. Indices and masks
 // are made on the host: layers of equal window and sinks share them. Where an index has no token it names one that exists,
@@ -15,7 +15,6 @@ export interface Ring {
 }
 
 export type Place = { readonly past: number; readonly count: number };
-const blocking = { full: false };
 
 const entriesOf = ({ window, sinks }: Ring): number => sinks + window;
 export const named = ({ window, sinks }: Ring, what: string): string => `ring ${sinks}+${window} ${what}`;
@@ -33,7 +32,7 @@ export function leavingToken({ window, sinks }: Ring, { past, count }: Place, t:
 
 /** What of the ring's content the attention and the states read. */
 export interface Kept {
-  /** What the queries may see, with an axis of one behind the blocks: [..., n, 1, seen, ...]. */
+  /** What the queries may see, [..., n, seen, ...]. */
   seen(): Ref;
   /** The tokens that leave the window, [..., n, C, ...]; anything where there is none. */
   leaving(): Ref;
@@ -60,24 +59,47 @@ export function keep(lowering: Lowering, part: RingPart, x: Ref): Kept {
 
 function keepMany(lowering: Lowering, { ring, state, part, axis, dims }: RingPart, x: Ref): Kept {
   const { graph, control } = lowering;
-  const all = graph.concat([lowering.past(state, part, dims), x], axis);
+  // The ring before the new tokens without Concat, which copies sizes from host memory on CUDA, so that no run with it could be recorded.
+  const entries = entriesOf(ring);
+  const free = graph.op('Pad', [x, graph.ints([entries, 0]), '', graph.ints([axis])]);
+  const first = graph.reshape(graph.ints(Array.from({ length: entries }, (_, entry) => entry)), [-1, 1]);
+  const places = graph.op('Expand', [first, graph.ints(dims)]);
+  const all = graph.op('ScatterElements', [free, places, lowering.past(state, part, dims)], { axis });
   const pick = (index: Control): Ref => graph.op('Gather', [all, control(index)], { axis });
   lowering.present(state, part, pick(nextEntries(ring)), dims);
   const token = (t: number, row: Place): number => leavingToken(ring, row, t) ?? row.past;
   return {
     seen: () => pick(seenIndices(ring)),
-    leaving: () => pick(tokenControl(named(ring, 'leaving'), blocking, (t, row) => indexOf(ring, row, token(t, row)))),
+    leaving: () => pick(tokenControl(named(ring, 'leaving'), (t, row) => indexOf(ring, row, token(t, row)))),
   };
 }
 
-/** q [kvHeads, n, group, C, hd], keys [kvHeads, n, 1, seen, hd] -> masked scores [kvHeads, n, group, C, seen]. */
-export function exactScores({ graph, control }: Lowering, ring: Ring, q: Ref, keys: Ref, scale: number): Ref {
-  return graph.op('Add', [graph.matmul(q, keys, { transB: true, alpha: scale }), control(seenMask(ring))]);
+/** q [kvHeads, n, group, C, hd], keys [kvHeads, n, seen, hd] -> masked scores [kvHeads, n, group * C, seen]. */
+export function exactScores(
+  lowering: Lowering,
+  ring: Ring,
+  q: Ref,
+  keys: Ref,
+  { kvHeads, group, headDim, scale }: Heads,
+): Ref {
+  const { graph, control } = lowering;
+  // Equal batches: CUDA's products of others cannot be recorded.
+  const scores = graph.matmul(graph.reshape(q, [0, 0, -1, headDim]), keys, { transB: true, alpha: scale });
+  const byQuery = reshapeTo(lowering, scores, [kvHeads, 'blocks', group, 'size', -1]);
+  return graph.op('Reshape', [graph.op('Add', [byQuery, control(seenMask(ring))]), graph.op('Shape', [scores])]);
+}
+
+export interface Heads {
+  readonly kvHeads: number;
+  /** Query heads a kv head. */
+  readonly group: number;
+  readonly headDim: number;
+  readonly scale: number;
 }
 
 /** int64 [n, C]: positions of the tokens that leave. */
 export function leavingPositions(ring: Ring): Control {
-  return tokenControl(named(ring, 'leaving positions'), blocking, (t, row) => leavingToken(ring, row, t) ?? row.past);
+  return tokenControl(named(ring, 'leaving positions'), (t, row) => leavingToken(ring, row, t) ?? row.past);
 }
 
 /** Whether a token leaves at query t. */
@@ -92,16 +114,16 @@ function seen({ window, sinks }: Ring, { past, count }: Place, block: number, si
   return tokens.map((token) => (token < past + count ? Math.max(token, -1) : -1));
 }
 
-/** int64 [n, 1, sinks + C + window - 1]: index in [ring, new tokens] of what a block sees. */
+/** int64 [n, sinks + C + window - 1]: index in [ring, new tokens] of what a block sees. */
 function seenIndices(ring: Ring): Control {
   return {
     key: named(ring, 'seen'),
     type: 'int64',
-    dims: ['blocks', 1, 'seen'],
+    dims: ['blocks', 'seen'],
     make(row) {
-      const { blocks, size } = blocksOf(row.count, blocking);
+      const { blocks, size } = blocksOf(row.count);
       const all = Array.from({ length: blocks }, (_, block) => seen(ring, row, block, size)).flat();
-      return ints([blocks, 1, all.length / blocks], (at) => indexOf(ring, row, all[at]! < 0 ? row.past : all[at]!));
+      return ints([blocks, all.length / blocks], (at) => indexOf(ring, row, all[at]! < 0 ? row.past : all[at]!));
     },
   };
 }
@@ -113,7 +135,7 @@ function seenMask(ring: Ring): Control {
     type: 'float',
     dims: ['blocks', 1, 'size', 'seen'],
     make(row) {
-      const { blocks, size } = blocksOf(row.count, blocking);
+      const { blocks, size } = blocksOf(row.count);
       const width = ring.sinks + size + ring.window - 1;
       const data = new Float32Array(blocks * size * width).fill(Number.NEGATIVE_INFINITY);
       for (let at = 0; at < blocks * size; at++) {

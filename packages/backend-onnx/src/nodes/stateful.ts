@@ -2,6 +2,7 @@ import type { Named, Node, StateStore } from '@dsla/spec';
 import type { Dialect } from '../dialect.js';
 import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
+import { pieceOfBlocks } from './blocks.js';
 import { causalConv } from './causal-conv.js';
 import { dualDecode } from './dual-decode.js';
 import { dualLinearAttention } from './dual-linear-attention.js';
@@ -31,12 +32,13 @@ export function isStateful(node: Node): node is Stateful {
 export function lowerStateful(node: Stateful, lowering: Lowering, value: (index: number) => Ref): Ref | undefined {
   const { float, compute } = lowering;
   const own = (index: number): Ref => float(value(index));
-  const dual = lowering.decode ? dualDecode : dualLinearAttention;
   switch (node.op) {
     case 'softmaxAttention':
       return softmaxAttention(node, lowering, value(node.q), value(node.k), value(node.v));
     case 'dualLinearAttention':
-      return compute(dual(node, lowering, own(node.q), own(node.k), own(node.v), own(node.gates)));
+      if (!lowering.decode)
+        return dualLinearAttention(node, lowering, value(node.q), value(node.k), value(node.v), own(node.gates));
+      return compute(dualDecode(node, lowering, own(node.q), own(node.k), own(node.v), own(node.gates)));
     case 'causalConv':
       return causalConv(node, lowering, value(node.x));
     case 'selectiveScan':
@@ -53,18 +55,26 @@ export function joinsRows(node: Stateful, dialect: Dialect): boolean {
   return node.op !== 'foldState';
 }
 
-/** Most tokens of a row that one run may serve, so that its intermediate values stay small. */
-export function pieceOf(node: Stateful, dialect: Dialect, states: Named<{ readonly store: StateStore }>): number {
+/** How many of the `left` tokens of a row the next run serves, so that its intermediate values stay small. */
+export function pieceOf(
+  node: Stateful,
+  dialect: Dialect,
+  states: Named<{ readonly store: StateStore }>,
+  left: number,
+): number {
   switch (node.op) {
     case 'softmaxAttention':
-      return node.window ? longest : softmaxPiece(node, dialect, states[node.state]!.store.tokens);
+      if (node.window) return pieceOfBlocks(left, longest);
+      return Math.min(left, softmaxPiece(node, dialect, states[node.state]!.store.tokens));
+    case 'dualLinearAttention':
+      return pieceOfBlocks(left, longest);
     case 'selectiveScan': {
       const [channels, n] = states[node.state]!.store.spec.parts[0]!.shape as [number, number];
-      return scanPiece(channels, n);
+      return Math.min(left, scanPiece(channels, n));
     }
     default:
-      return longest;
+      return Math.min(left, longest);
   }
 }
 
-const longest = 2048;
+const longest = 8192;

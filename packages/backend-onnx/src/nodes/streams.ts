@@ -10,9 +10,9 @@ export interface Streams {
   readonly k: Ref;
   /** [g, n, C, V] */
   readonly v: Ref;
-  /** log decays [g, n, C, St, D], all <= 0; 0 where no token enters */
+  /** log decays in float, [g, n, C, St, D], all <= 0; 0 where no token enters */
   readonly decays: Ref;
-  /** [1 or g, 1, 1 or G, 1, St, 1] */
+  /** log(gamma_i * scale) in float, [1 or g, 1, G, 1, St] */
   readonly logGamma: Ref;
 }
 
@@ -22,4 +22,15 @@ export interface Sizes {
   readonly group: number;
   readonly features: number;
   readonly columns: number;
+  readonly gate: 'scalar' | 'vector';
+  /** Type of q, k, v and of all products. */
+  readonly type: 'float' | 'float16';
+  /** What every weight is multiplied with; the gammas hold it. */
+  readonly scale: number;
+}
+
+export interface StatePart {
+  /** In float, [St, g, F, V] */
+  readonly past: Ref;
+  next(value: Ref): void;
 }

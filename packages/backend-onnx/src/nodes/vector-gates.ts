@@ -1,47 +1,160 @@
-import type { GraphBuilder, Ref } from '../emit.js';
-import { blockSize } from './blocks.js';
-import type { Sizes, Streams } from './streams.js';
+import type { Ref } from '../emit.js';
+import type { Control, Lowering } from '../lowering.js';
+import { blockSize, blocksOf, floats, ints } from './blocks.js';
+import { carry, stateScale } from './carry.js';
+import { bounded, narrow } from './precision.js';
+import type { Sizes, StatePart, Streams } from './streams.js';
+
+// What the states contribute where every feature has a decay of its own: sum_i gamma_i q^T S_i, where S_i <- diag(exp(a_i)) S_i + k v^T,
+// in blocks of tokens (Yang et al., arXiv 2312.06635, section 4). Letters as in streams.ts. The states of a head lie side by side,
+// [St * F, V].
+
+/** Returns [g, n, G, C, V]. */
+export function chunkedVector(lowering: Lowering, streams: Streams, sizes: Sizes, state: StatePart): Ref {
+  const { graph, control } = lowering;
+  const { states, kvHeads, group, features, columns, type } = sizes;
+  const width = states * features;
+  // Whole blocks, also of a run that is shorter than one: what is filled up decays nothing and adds nothing.
+  const filled = (x: Ref, axis: number): Ref => graph.op('Pad', [x, control(missing), '', graph.ints([axis])]);
+  const [q, k, v] = [filled(streams.q, 3), filled(streams.k, 2), filled(streams.v, 2)];
+  const decays = bounded(graph, filled(streams.decays, 2), type); // [g, n, C, St, F]
+  const a = graph.reshape(narrow(graph, decays, type), [-1, blockSize, width]);
+  const weights = narrow(graph, graph.op('Exp', [streams.logGamma]), type); // [1 or g, 1, G, 1, St]
+  const weighted = graph.op('Mul', [
+    graph.op('Unsqueeze', [q, graph.ints([4])]),
+    graph.op('Unsqueeze', [weights, graph.ints([5])]),
+  ]);
+
+  const keys = graph.op('Mul', [
+    graph.reshape(k, [-1, blockSize, 1, features]),
+    graph.reshape(decayed(lowering, a, toEnd, sizes), [-1, blockSize, states, features]),
+  ]);
+  const flat = graph.reshape(keys, [kvHeads, -1, blockSize, width]);
+  const added = graph.matmul(flat, v, { transA: true, alpha: stateScale });
+  const total = graph.op('ReduceSum', [decays, graph.ints([2])], { keepdims: 0 }); // [g, n, St, F]
+  const entering = carry(lowering, added, graph.reshape(total, [0, 0, -1]), sizes, state);
+  const fromStart = graph.reshape(decayed(lowering, a, soFar, sizes), [kvHeads, -1, 1, blockSize, states, features]);
+  const queries = graph.reshape(graph.op('Mul', [weighted, fromStart]), [kvHeads, -1, group * blockSize, width]);
+  const earlier = graph.matmul(queries, entering, { alpha: 1 / stateScale }); // [g, n, G * C, V]
+
+  const inside = insideBlocks(lowering, { q, weighted, k, v, a }, sizes);
+  const out = graph.reshape(graph.op('Add', [earlier, inside]), [0, 0, group, -1, columns]);
+  return graph.slice(out, 3, 0, control(size));
+}
+
+/** Of full blocks: q [g, n, G, C, F], times the gammas [g, n, G, C, St, F], k [g, n, C, F], v [g, n, C, V], log decays [g * n, C, St * F]. */
+interface Blocks {
+  readonly q: Ref;
+  readonly weighted: Ref;
+  readonly k: Ref;
+  readonly v: Ref;
+  readonly a: Ref;
+}
 
 /**
- * Products of full blocks with themselves where every feature has a decay of its own, which cannot be taken out of the product.
- * Every pair s < t is split at the middle of the smallest half-and-half interval that holds both: exp(L_t - L_s) = exp(from the
- * middle to t) exp(from s to the middle), two factors of at most 1, so that log2(C) levels of small products need no quotient and
- * cannot overflow. Letters as in streams.ts. Returns [g, n, G, C, V].
+ * Products of blocks with themselves where a decay cannot be taken out of the product. Every pair s < t is split at the middle of the
+ * smallest half-and-half interval that holds both: exp(L_t - L_s) = exp(from the middle to t) exp(from s to the middle), two factors
+ * of at most 1, so that log2(C) levels of small products need no quotient and cannot overflow. [g, n, G * C, V]
  */
-export function insideVector(graph: GraphBuilder, { q, k, v, decays, logGamma }: Streams, sizes: Sizes): Ref {
-  const { states, kvHeads, group, features, columns } = sizes;
-  const unsqueeze = (x: Ref, axis: number): Ref => graph.op('Unsqueeze', [x, graph.ints([axis])]);
-  const own = graph.op('ReduceSum', [graph.op('Mul', [q, unsqueeze(k, 2)]), graph.ints([-1])], { keepdims: 1 });
-  let sum = graph.op('Mul', [own, unsqueeze(v, 2)]); // gamma sums to 1
+function insideBlocks(lowering: Lowering, { q, weighted, k, v, a }: Blocks, sizes: Sizes): Ref {
+  const { graph } = lowering;
+  const { states, kvHeads, group, features, columns, scale, type } = sizes;
+  const width = states * features;
+  /** Of a kv head for each of its query heads: [g, n, C, ...] -> [g * n * G, C, size] */
+  const repeated = (x: Ref, size: number): Ref => {
+    if (group === 1) return graph.reshape(x, [-1, blockSize, size]);
+    const apart = graph.reshape(x, [kvHeads, -1, 1, blockSize, size]);
+    return graph.reshape(graph.op('Expand', [apart, graph.ints([1, 1, group, 1, 1])]), [-1, blockSize, size]);
+  };
+  const [keys, values, decays] = [repeated(k, features), repeated(v, columns), repeated(a, width)];
+  const queries = graph.reshape(weighted, [-1, blockSize, width]);
+  const own = graph.op(
+    'ReduceSum',
+    [graph.op('Mul', [graph.reshape(q, [-1, blockSize, features]), keys]), graph.ints([-1])],
+    {
+      keepdims: 1,
+    },
+  );
+  const scaled = graph.op('Mul', [own, narrow(graph, graph.floats(scale), type)]); // gamma sums to 1
+  let sum = graph.op('Mul', [scaled, values]);
   for (let half = blockSize / 2; half >= 1; half /= 2) {
-    const pairs = blockSize / (2 * half);
-    /** [g, n, lead, C, ...width] -> [g, n, lead, pairs, half, ...width]: the earlier (0) or later (1) halves. */
-    const halves = (x: Ref, lead: number, width: readonly number[], which: number): Ref =>
-      graph.reshape(graph.slice(graph.reshape(x, [kvHeads, -1, lead, pairs, 2, half, ...width]), 4, which, which + 1), [
-        kvHeads,
-        -1,
-        lead,
-        pairs,
-        half,
-        ...width,
-      ]);
-    const after = graph.op('CumSum', [halves(decays, 1, [states, features], 1), graph.ints(4)]);
-    const before = graph.op('CumSum', [halves(decays, 1, [states, features], 0), graph.ints(4)], {
-      exclusive: 1,
-      reverse: 1,
-    });
-    const weighted = graph.op('Exp', [graph.op('Add', [after, unsqueeze(logGamma, 3)])]); // [g, n, 1 or G, pairs, half, St, F]
-    const queries = graph.op('Mul', [halves(q, group, [1, features], 1), weighted]);
-    const keys = graph.op('Mul', [halves(k, 1, [1, features], 0), graph.op('Exp', [before])]);
-    const product = [kvHeads, -1] as const;
-    const scores = graph.matmul(
-      graph.reshape(queries, [...product, group, pairs, half, states * features]),
-      graph.reshape(keys, [...product, 1, pairs, half, states * features]),
-      { transB: true },
-    ); // [g, n, G, pairs, half, half]
-    const late = graph.matmul(scores, halves(v, 1, [columns], 0));
-    const both = graph.op('Pad', [unsqueeze(late, 4), graph.ints([1, 0]), '', graph.ints([4])]);
-    sum = graph.op('Add', [sum, graph.reshape(both, [kvHeads, -1, group, blockSize, columns])]);
+    /** Earlier (0) or later (half) halves: [.., C, size] -> [blocks, half, size] */
+    const halves = (x: Ref, size: number, from: number): Ref =>
+      graph.slice(graph.reshape(x, [-1, 2 * half, size]), 1, from, from + half);
+    const pairs = graph.reshape(decays, [-1, 2 * half, width]);
+    const later = graph.op('Mul', [halves(queries, width, half), decayed(lowering, pairs, fromMiddle(half), sizes)]);
+    const toMiddleOf = graph.reshape(decayed(lowering, pairs, toMiddle(half), sizes), [-1, half, states, features]);
+    const early = graph.op('Mul', [graph.reshape(halves(keys, features, 0), [-1, half, 1, features]), toMiddleOf]);
+    const scores = graph.matmul(later, graph.reshape(early, [-1, half, width]), { transB: true }); // [blocks, half, half]
+    const late = graph.matmul(scores, halves(values, columns, 0));
+    const both = graph.op('Pad', [late, graph.ints([half, 0]), '', graph.ints([1])]);
+    sum = graph.op('Add', [sum, graph.reshape(both, [-1, blockSize, columns])]);
   }
-  return sum;
+  return graph.reshape(sum, [kvHeads, -1, group * blockSize, columns]);
 }
+
+/** Which of the `columns` decays of a block count for the row-th token. */
+interface Reach {
+  readonly name: string;
+  readonly rows: number;
+  readonly columns: number;
+  counts(row: number, column: number): boolean;
+}
+
+const toEnd: Reach = { name: 'to end', rows: blockSize, columns: blockSize, counts: (row, column) => column > row };
+const soFar: Reach = { name: 'so far', rows: blockSize, columns: blockSize, counts: (row, column) => column <= row };
+const fromMiddle = (half: number): Reach => ({
+  name: `from middle ${half}`,
+  rows: half,
+  columns: 2 * half,
+  counts: (row, column) => column >= half && column <= half + row,
+});
+const toMiddle = (half: number): Reach => ({
+  name: `to middle ${half}`,
+  rows: half,
+  columns: 2 * half,
+  counts: (row, column) => column > row && column < half,
+});
+
+/** exp of sums of log decays, by a product with a constant: a [blocks, columns, width] -> [blocks, rows, width]. */
+function decayed({ graph, control }: Lowering, a: Ref, reach: Reach, { type, kvHeads, group }: Sizes): Ref {
+  const { name, rows, columns, counts } = reach;
+  const heads = columns === blockSize && rows === blockSize ? kvHeads : kvHeads * group;
+  const ones: Control = {
+    key: `decays ${name}`,
+    type: 'float',
+    dims: [1, rows, columns],
+    make: () => floats([1, rows, columns], (at) => Number(counts(Math.floor(at / columns), at % columns))),
+  };
+  const shape: Control = {
+    key: `shape of decays ${name} ${heads}`,
+    type: 'int64',
+    dims: [3],
+    onHost: true,
+    make: ({ count }) => {
+      const blocks = (Math.ceil(count / blockSize) * heads * blockSize) / columns;
+      return ints([3], (axis) => [blocks, rows, columns][axis]!);
+    },
+  };
+  // Equal batches, because CUDA's products of others cannot be recorded.
+  const left = graph.op('Expand', [narrow(graph, control(ones), type), control(shape)]);
+  return graph.op('Exp', [graph.matmul(left, a)]);
+}
+
+/** int64 [2]: tokens that a block lacks, before and after */
+const missing: Control = {
+  key: 'tokens that a block lacks',
+  type: 'int64',
+  dims: [2],
+  onHost: true,
+  make: ({ count }) => ints([2], (end) => (end === 0 ? 0 : blockSize - blocksOf(count).size)),
+};
+
+/** int64 [1]: tokens of a block */
+const size: Control = {
+  key: 'tokens of a block',
+  type: 'int64',
+  dims: [1],
+  onHost: true,
+  make: ({ count }) => ints([1], () => blocksOf(count).size),
+};

@@ -32,7 +32,9 @@ export function windowAttention(
     keep(lowering, { ring, state, part, axis: 1, dims, narrow: true }, byHead(lowering, x, kvHeads, headDim)).seen();
   const keys = known(0, turned(k, kvHeads));
   const values = known(1, v);
-  const queries = toBlocks(lowering, turned(q, heads), { full: false }, kvHeads, headDim, heads / kvHeads);
-  const weights = graph.op('Softmax', [exactScores(lowering, ring, queries, keys, scale)], { axis: -1 });
-  return fromBlocks(lowering, graph.matmul(weights, values), heads * headDim);
+  const group = heads / kvHeads;
+  const queries = toBlocks(lowering, turned(q, heads), kvHeads, headDim, group);
+  const scores = exactScores(lowering, ring, queries, keys, { kvHeads, group, headDim, scale });
+  const out = graph.matmul(graph.op('Softmax', [scores], { axis: -1 }), values); // [g, n, G * C, hd]
+  return fromBlocks(lowering, graph.reshape(out, [0, 0, group, -1, headDim]), heads * headDim);
 }

@@ -1,0 +1,67 @@
+import type { Ref } from '../emit.js';
+import type { Lowering } from '../lowering.js';
+import { reshapeTo } from './blocks.js';
+import { carry, stateScale } from './carry.js';
+import { bounded, differences, narrow } from './precision.js';
+import type { Sizes, StatePart, Streams } from './streams.js';
+
+// What the states contribute where every head has one decay a token: sum_i gamma_i q^T S_i, where S_i <- exp(a_i) S_i + k v^T, in
+// blocks of tokens (Yang et al., arXiv 2312.06635, section 4). Letters as in streams.ts. Every pass over [.., T, F] takes time, so
+// the states share the products: q k^T, which then is weighted with the sum over the states of their decays, and what they hold,
+// which lies side by side, [St * F, V]. Decays are summed in float and lie in what the products read.
+
+/** Returns [g, n, G, C, V]. */
+export function chunkedScalar(lowering: Lowering, streams: Streams, sizes: Sizes, state: StatePart): Ref {
+  const { graph } = lowering;
+  const decays = bounded(graph, graph.op('Squeeze', [streams.decays, graph.ints([4])]), sizes.type);
+  const sums = graph.op('CumSum', [decays, graph.ints(2)]); // [g, n, C, St]
+  const inside = insideBlocks(lowering, streams, sizes, sums);
+  const earlier = fromStates(lowering, streams, sizes, sums, carried(lowering, streams, sizes, sums, state));
+  return graph.reshape(graph.op('Add', [inside, earlier]), [0, 0, sizes.group, -1, sizes.columns]);
+}
+
+/** Products of a block with itself: (q k^T) * sum_i gamma_i exp(L_t - L_s) for s <= t. [g, n, G * C, V] */
+function insideBlocks(lowering: Lowering, { q, k, v, logGamma }: Streams, sizes: Sizes, sums: Ref): Ref {
+  const { graph } = lowering;
+  const { states, group, features } = sizes;
+  const to = graph.op('Add', [graph.op('Unsqueeze', [sums, graph.ints([2])]), logGamma]); // [g, n, G, C, St]
+  const decays = Array.from({ length: states }, (_, state) => {
+    const rows = graph.reshape(graph.slice(to, 4, state, state + 1), [0, 0, -1]);
+    const columns = graph.reshape(graph.slice(sums, 3, state, state + 1), [0, 0, -1]);
+    return graph.op('Exp', [differences(graph, rows, columns, sizes.type)]); // [g, n, G * C, C]
+  });
+  const mixed = decays.reduce((sum, each) => graph.op('Add', [sum, each]));
+  const scores = graph.matmul(graph.reshape(q, [0, 0, -1, features]), k, { transB: true });
+  const weighted = graph.op('Mul', [scores, mixed]);
+  // Above the diagonal the decays are those of growth, perhaps beyond all bounds: nothing of it is left.
+  const byQuery = group === 1 ? weighted : graph.reshape(weighted, [0, 0, group, 0, -1]);
+  const held = graph.op('Trilu', [byQuery], { upper: 0 });
+  return graph.matmul(group === 1 ? held : graph.reshape(held, [0, 0, -1, 0]), v);
+}
+
+/** The states that enter every block, [g, n, St * F, V]. */
+function carried(lowering: Lowering, { k, v }: Streams, sizes: Sizes, sums: Ref, state: StatePart): Ref {
+  const { graph } = lowering;
+  const total = graph.slice(sums, 2, -1, Number.MAX_SAFE_INTEGER); // [g, n, 1, St]
+  const keys = scaled(lowering, k, graph.op('Sub', [total, sums]), sizes, ['size']); // [g, n, C, St * F]
+  const added = graph.matmul(keys, v, { transA: true, alpha: stateScale });
+  return carry(lowering, added, graph.op('Squeeze', [total, graph.ints([2])]), sizes, state);
+}
+
+/** sum_i gamma_i exp(L_t) q^T S_i of the entering states. [g, n, G * C, V] */
+function fromStates(lowering: Lowering, { q, logGamma }: Streams, sizes: Sizes, sums: Ref, entering: Ref): Ref {
+  const { graph } = lowering;
+  const exponents = graph.op('Add', [graph.op('Unsqueeze', [sums, graph.ints([2])]), logGamma]); // [g, n, G, C, St]
+  const queries = scaled(lowering, q, exponents, sizes, [sizes.group, 'size']); // [g, n, G, C, St * F]
+  const rows = graph.reshape(queries, [0, 0, -1, sizes.states * sizes.features]);
+  return graph.matmul(rows, entering, { alpha: 1 / stateScale });
+}
+
+/** x exp(e) for every state, side by side: x [g, n, ...tokens, F], e [g, n, ...tokens, St] in float -> [g, n, ...tokens, St * F] */
+function scaled(lowering: Lowering, x: Ref, e: Ref, sizes: Sizes, tokens: readonly (number | 'size')[]): Ref {
+  const { graph } = lowering;
+  const { kvHeads, states, features, type } = sizes;
+  const factors = graph.reshape(narrow(graph, graph.op('Exp', [e]), type), [-1, states, 1]);
+  const product = graph.op('Mul', [graph.reshape(x, [-1, 1, features]), factors]);
+  return reshapeTo(lowering, product, [kvHeads, 'blocks', ...tokens, states * features]);
+}
