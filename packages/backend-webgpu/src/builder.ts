@@ -1,5 +1,5 @@
 import type { Node, Rope, Value, Weight, WeightShape } from '@dsla/spec';
-import { elementwiseSize, type Part, type Shape } from './kernels/elementwise.js';
+import { type Activation, elementwiseSize, type Part, type Shape } from './kernels/elementwise.js';
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
 import type { MatrixShape } from './kernels/linear-matrix.js';
 import type { Format, Quantised } from './kernels/quantise.js';
@@ -13,8 +13,16 @@ export interface Operand extends Shape {
   readonly domain: Domain;
   /** It is a part of this value, from a feature on; those that can read it there. */
   readonly part?: { readonly of: Operand; readonly from: number } | undefined;
+  /** It is never written: its reader, a scan, takes the parts. */
+  readonly joint?: Joint | undefined;
   /** It is the RMS norm of this value; products of a few items take the norm themselves, for them it is not computed. */
   readonly normed?: { readonly x: Operand; readonly weight: Weight; readonly eps: number } | undefined;
+}
+
+/** Values end to end, of which nothing but their reader makes one: f of them, if there is an f. */
+interface Joint {
+  readonly parts: readonly Operand[];
+  readonly fn?: Activation | undefined;
 }
 
 /** What decides which kernels a device gets. */

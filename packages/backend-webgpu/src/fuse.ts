@@ -13,6 +13,10 @@ export interface Fusions {
   readonly added: ReadonlyMap<Value, { readonly product: Value; readonly to: Value }>;
   /** By the index of a causalConv or concat: the activate that alone reads it. */
   readonly activated: ReadonlyMap<Value, { readonly fn: Activation; readonly by: Value }>;
+  /** Concats that, perhaps activated, a selectiveScan alone reads: it takes their parts where they lie. */
+  readonly joints: ReadonlySet<Value>;
+  /** By the index of a selectiveScan: the mul by an activated value that alone reads it. */
+  readonly scanned: ReadonlyMap<Value, { readonly fn: Activation; readonly gate: Value; readonly by: Value }>;
   /** Slices read by concats and wide products alone, which read them where they lie. */
   readonly sliced: ReadonlySet<Value>;
   /** rmsNorms read by wide products alone. */
@@ -45,12 +49,18 @@ export function findFusions(
   const gated = new Map<Value, Gated>();
   const normed = new Map<Value, Value>();
   const added = new Map<Value, { product: Value; to: Value }>();
+  const scanned = new Map<Value, { fn: Activation; gate: Value; by: Value }>();
   const absorbed = new Set<Value>();
   nodes.forEach((node, index) => {
     if (node.op === 'mul') {
       const [by, up] = nodes[node.a]!.op === 'activate' ? [node.a, node.b] : [node.b, node.a];
       const gate = nodes[by]!;
       if (gate.op !== 'activate' || uses.get(by) !== 1) return;
+      if (nodes[up]!.op === 'selectiveScan' && uses.get(up) === 1 && gate.x < up) {
+        scanned.set(up, { fn: gate.fn, gate: gate.x, by: index });
+        absorbed.add(by).add(index);
+        return;
+      }
       const product = productOf(nodes, gate.x, up, uses);
       gated.set(index, { fn: gate.fn, gate: gate.x, up, ...(product && { product }) });
       absorbed.add(by);
@@ -80,12 +90,29 @@ export function findFusions(
     activated.set(node.x, { fn: node.fn, by });
     absorbed.add(by);
   });
+  const joints = jointsOf(nodes, activated, uses);
   const sliced = new Set([...nodes.keys()].filter((index) => isSliced(nodes, index, absorbed, wide, widths)));
   const grouped = findGroups(nodes, absorbed);
   for (const [first, ...others] of grouped.values())
     for (const index of others) if (index !== first) absorbed.add(index);
   const taken = new Set([...nodes.keys()].filter((index) => isTaken(nodes, index, wide)));
-  return { gated, grouped, normed, added, activated, sliced, taken, absorbed };
+  return { gated, grouped, normed, added, activated, joints, scanned, sliced, taken, absorbed };
+}
+
+/** Parts that are inputs could be overwritten before the scan. */
+function jointsOf(
+  nodes: readonly Node[],
+  activated: Fusions['activated'],
+  uses: ReadonlyMap<Value, number>,
+): Set<Value> {
+  const read = nodes.flatMap((node) => (node.op === 'selectiveScan' ? [node.dt, node.b, node.c] : []));
+  const joints = read.flatMap((value) => {
+    const [plain] = [...activated].find(([, { by }]) => by === value) ?? [value];
+    const node = nodes[plain]!;
+    if (node.op !== 'concat' || uses.get(value) !== 1) return [];
+    return [node.a, node.b].some((part) => nodes[part]!.op === 'input') ? [] : [plain];
+  });
+  return new Set(joints);
 }
 
 /** Whether a slice is of a value that stays, and all that read it can read a part of one. */

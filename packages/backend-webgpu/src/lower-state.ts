@@ -1,8 +1,8 @@
 import type { NodeOf, Rope } from '@dsla/spec';
-import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
+import { type Builder, type Operand, partOf, perElement, result, ropeRef, sourceOf, vector } from './builder.js';
 import { append, keep, keepGroups, keepTokens, type Window } from './kernels/cache.js';
 import { causalConv, convSize, convState, convToken } from './kernels/causal-conv.js';
-import type { Grid } from './kernels/kernel.js';
+import type { Element, Grid } from './kernels/kernel.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import * as scan from './kernels/selective-scan.js';
 import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
@@ -179,15 +179,38 @@ export function lowerConv(builder: Builder, node: NodeOf<'causalConv'>, fn?: Nod
   return y;
 }
 
-/** Short rows token by token, long rows in chunks. */
-export function lowerScan(builder: Builder, node: NodeOf<'selectiveScan'>): Operand {
+/** Short rows token by token, long rows in chunks. `gate`: f of z that the result is multiplied by. */
+export function lowerScan(
+  builder: Builder,
+  node: NodeOf<'selectiveScan'>,
+  gate?: { readonly fn: NodeOf<'activate'>['fn']; readonly z: Operand },
+): Operand {
   const { operand, emit, temp, type } = builder;
   const [x, dt, b, c] = [operand(node.x), operand(node.dt), operand(node.b), operand(node.c)];
+  const sources = new Map<BufferRef, { readonly index: number; readonly type: Element }>();
+  const partsOf = ({ joint, ...whole }: Operand): scan.ScanOperand => {
+    const parts = (joint?.parts ?? [whole]).map((part) => {
+      const ref = sourceOf(part);
+      const source = sources.get(ref) ?? { index: sources.size, type: part.type };
+      sources.set(ref, source);
+      return { ...partOf(part), source: source.index };
+    });
+    return { parts, fn: joint?.fn };
+  };
+  const operands = { dt: partsOf(dt), b: partsOf(b), c: partsOf(c) };
   const n = builder.shapeOf(node.logA)[2]!;
-  const shape: scan.ScanShape = { heads: node.heads, channels: x.width, n, type };
+  const shape: scan.ScanShape = {
+    heads: node.heads,
+    channels: x.width,
+    n,
+    type,
+    sources: [...sources.values()].map((source) => source.type),
+    ...operands,
+    gate: gate && { fn: gate.fn, type: gate.z.type },
+  };
   const y = result(builder, x.width, 'token');
-  const moving = [x.ref, dt.ref, b.ref, vector(node.logA)];
-  const reading = [c.ref, vector(node.d), y.ref];
+  const moving = [x.ref, ...sources.keys(), vector(node.logA)];
+  const reading = [vector(node.d), ...(gate ? [gate.z.ref] : []), y.ref];
   const state = statePart(node.state, 0);
   const chunks = temp(scan.scanWidth(shape), 'f32', 'chunk');
   const groups = Math.ceil(x.width / scan.scanSize);

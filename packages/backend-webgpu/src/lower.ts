@@ -79,7 +79,7 @@ function lowerFused(
 ): Operand | undefined {
   const { operand, emit } = builder;
   const { nodes } = graph;
-  const { gated, grouped, activated, sliced, taken } = fusions;
+  const { gated, grouped, activated, joints, scanned, sliced, taken } = fusions;
   const gate = gated.get(index);
   if (gate?.product) {
     const x = operand(gate.product.x);
@@ -107,12 +107,18 @@ function lowerFused(
   }
   const node = nodes[index]!;
   const active = activated.get(index);
-  if (active) {
+  if (active || joints.has(index)) {
     const y =
       node.op === 'causalConv'
-        ? lowerConv(builder, node, active.fn)
-        : lowerConcat(builder, node as NodeOf<'concat'>, active.fn);
-    operands[active.by] = y;
+        ? lowerConv(builder, node, active?.fn)
+        : lowerConcat(builder, node as NodeOf<'concat'>, active?.fn, joints.has(index));
+    if (active) operands[active.by] = y;
+    return y;
+  }
+  const scan = scanned.get(index);
+  if (scan) {
+    const y = lowerScan(builder, node as NodeOf<'selectiveScan'>, { fn: scan.fn, z: operand(scan.gate) });
+    operands[scan.by] = y;
     return y;
   }
   if (sliced.has(index) && operand((node as NodeOf<'slice'>).x).type === builder.type)
@@ -204,10 +210,16 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
   }
 }
 
-/** a, then b, which may be parts of other values. */
-function lowerConcat(builder: Builder, { a, b }: NodeOf<'concat'>, fn?: NodeOf<'activate'>['fn']): Operand {
+/** a, then b, which may be parts of other values; a joint is not written. */
+function lowerConcat(
+  builder: Builder,
+  { a, b }: NodeOf<'concat'>,
+  fn?: NodeOf<'activate'>['fn'],
+  joint = false,
+): Operand {
   const [first, second] = [builder.operand(a), builder.operand(b)];
   const y = result(builder, first.width + second.width, first.domain);
+  if (joint) return { ...y, joint: { parts: [first, second], fn } };
   const kernel = elementwise.concat(first.domain, y, partOf(first), partOf(second), fn);
   builder.emit(kernel, [sourceOf(first), sourceOf(second), y.ref], perElement(y));
   return y;

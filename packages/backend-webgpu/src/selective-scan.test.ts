@@ -12,12 +12,33 @@ describe.skipIf(obstacle)(`the selective scan${obstacle ? ` (${obstacle})` : ''}
       { slot: 0, past: 9, count: 3 },
       { slot: 2, past: 5, count: 70 },
     ];
-    const shape: scan.ScanShape = { heads: 2, channels: 6, n: 4, type: 'f32' };
-    const { heads, channels, n } = shape;
+    const [heads, channels, n] = [2, 6, 4];
+    const type = 'f32';
+    // dt lies in two halves, the second before b, and is activated.
+    const shape: scan.ScanShape = {
+      heads,
+      channels,
+      n,
+      type,
+      sources: [type, type, type],
+      dt: {
+        parts: [
+          { width: 4, type, source: 0 },
+          { width: 2, type, source: 1, stride: 2 + heads * n },
+        ],
+        fn: 'softplus',
+      },
+      b: { parts: [{ width: heads * n, type, source: 1, stride: 2 + heads * n, from: 2 }] },
+      c: { parts: [{ width: heads * n, type, source: 2 }] },
+      gate: { fn: 'silu', type },
+    };
     const tokens = 673;
     const numbers = (length: number, seed: number, from: number, to: number) =>
       Float32Array.from({ length }, (_, i) => from + (to - from) * (0.5 + 0.5 * Math.sin(seed + 12.9898 * i)));
-    const [x, dt] = [numbers(tokens * channels, 1, -1, 1), numbers(tokens * channels, 2, 0, 0.2)];
+    const x = numbers(tokens * channels, 1, -1, 1);
+    const z = numbers(tokens * channels, 8, -3, 3);
+    const before = numbers(tokens * channels, 2, -5, -1);
+    const dt = before.map((value) => Math.log1p(Math.exp(value)));
     const [b, c] = [numbers(tokens * heads * n, 3, -1, 1), numbers(tokens * heads * n, 4, -1, 1)];
     const [logA, d] = [numbers(channels * n, 5, -4, 1), numbers(channels, 6, -1, 1)];
     const state = numbers(3 * channels * n, 7, -2, 2);
@@ -37,14 +58,24 @@ describe.skipIf(obstacle)(`the selective scan${obstacle ? ` (${obstacle})` : ''}
             wantState[cell] = keep * wantState[cell]! + dt[at]! * x[at]! * b[shared + i]!;
             want[at]! += c[shared + i]! * wantState[cell]!;
           }
+          want[at]! *= z[at]! / (1 + Math.exp(-z[at]!));
         }
 
     const runner = await openRunner(rows);
     const { tiles, longs, chunks: count } = runner.view;
     const a = runner.buffer(logA);
-    const moving = [...[x, dt, b].map((of) => runner.buffer(of)), a];
+    const take = (from: Float32Array, width: number, first: number, last: number) =>
+      Array.from({ length: tokens }, (_, at) => [...from.subarray(at * width + first, at * width + last)]);
+    const [low, high, shared] = [
+      take(before, channels, 0, 4),
+      take(before, channels, 4, channels),
+      take(b, heads * n, 0, heads * n),
+    ];
+    const second = high.map((own, at) => [...own, ...shared[at]!]);
+    const sources = [Float32Array.from(low.flat()), Float32Array.from(second.flat()), c];
+    const moving = [...[x, ...sources].map((of) => runner.buffer(of)), a];
     const y = runner.buffer(new Float32Array(tokens * channels));
-    const reading = [runner.buffer(c), runner.buffer(d), y];
+    const reading = [runner.buffer(d), runner.buffer(z), y];
     const [chunks, store] = [runner.buffer(new Float32Array(count * scan.scanWidth(shape))), runner.buffer(state)];
     expect(count).toBe(4);
     await runner.run(scan.selectiveScan(shape), [...moving, ...reading, store], [1, rows.length, 1]);

@@ -117,7 +117,7 @@ export function lastToken(y: Shape, a: Shape): Kernel {
   return elementwise('lastToken', 'row', y, [a], `  y[at] = ${y.type}(a[item.w * ${a.width}u + feature]);`);
 }
 
-type Activation = NodeOf<'activate'>['fn'];
+export type Activation = NodeOf<'activate'>['fn'];
 
 export function activate(fn: Activation, domain: Domain, y: Shape, a: Shape): Kernel {
   return pointwise(fn, domain, { a, y }, (of) => `${activationName[fn]}(${of('a')})`);
