@@ -196,7 +196,8 @@ function lowerEntering(
   let entering = v.ref;
   if (form.exact) {
     entering = builder.temp(v.width, type, domain);
-    emit(dual.enteringValues(shape), [v.ref, ...ring(2), entering], perElement(v), replay);
+    const grid = perElement(v, dual.valuesAThread(shape));
+    emit(dual.enteringValues(shape), [v.ref, ...ring(2), entering], grid, replay);
   }
   if (!form.featureMap) return { phi: turnedInState(builder, shape, k, replay), v: entering, decay };
   const phi = builder.temp(form.kvHeads * width, type, domain);

@@ -92,13 +92,21 @@ export function decays(shape: DualShape): Kernel {
   });
 }
 
+/** Numbers that a thread of enteringValues copies: eight or two neighbours in float16, where a head has whole ones. */
+export function valuesAThread({ form, type }: DualShape): 1 | 2 | 8 {
+  if (type === 'f32' || form.headDim % 2 !== 0) return 1;
+  return form.headDim % 8 === 0 ? 8 : 2;
+}
+
 /**
- * entered [tokens, kvHeads*headDim]: values of the tokens that enter; anything where none does, since its phi is 0. A copy of
- * words, in float16 of two neighbours each where the width of a head is even.
+ * entered [tokens, kvHeads*headDim]: values of the tokens that enter; anything where none does, since its phi is 0. A copy,
+ * valuesAThread at a time.
  */
-export function enteringValues({ form, type }: DualShape): Kernel {
-  const pairs = type === 'f16' && form.headDim % 2 === 0;
-  const [word, headDim] = pairs ? ['u32', form.headDim / 2] : [type, form.headDim];
+export function enteringValues(shape: DualShape): Kernel {
+  const { form, type } = shape;
+  const together = valuesAThread(shape);
+  const word = { 1: type, 2: 'u32', 8: 'vec4u' }[together];
+  const headDim = form.headDim / together;
   const { kvHeads } = form;
   const width = kvHeads * headDim;
   return kernel({
