@@ -158,7 +158,7 @@ function openHost(koffi) {
  * then on. It stays as it was where the recording fails, holds work of the host, which must not be done twice, or copies from host
  * memory, which ONNX Runtime takes back.
  */
-function openCuda(koffi, { runtime, stream, runOptions, turn }) {
+function openCuda(koffi, { runtime, stream, runOptions, turn, own }) {
   const P = 'void *';
   const library = koffi.load(runtime);
   const textOf = library.func('cudaGetErrorString', 'const char *', ['int']);
@@ -245,11 +245,13 @@ function openCuda(koffi, { runtime, stream, runOptions, turn }) {
     const [free, taken, wanted] = [turns.free, turns.taken, turns.wanted];
     if (Atomics.compareExchange(turn, 0, free, taken) !== free)
       while (Atomics.exchange(turn, 0, wanted) !== free) Atomics.wait(turn, 0, wanted);
+    Atomics.store(turn, 1, own);
     held = true;
   };
   const rest = () => {
     if (!held) return;
     held = false;
+    Atomics.store(turn, 1, 0);
     if (Atomics.exchange(turn, 0, turns.free) === turns.wanted) Atomics.notify(turn, 0);
   };
   /** What was begun is finished also when it fails. */

@@ -134,6 +134,7 @@ class CApi implements Binding {
     this.description = `ONNX Runtime ${library.version}, ${place}, C API through koffi`;
     this.dialect = dialect;
     this.lost = Promise.race([thread.lost, this.#broken.promise]);
+    void thread.lost.then(() => cuda?.leave());
     this.standIn = options.packs && !cuda ? basename(path) : undefined;
     this.#cuda = cuda;
     this.#folder = dirname(path);
@@ -246,6 +247,7 @@ class CApi implements Binding {
   async close(): Promise<void> {
     if (this.#cuda) await this.#thread.ask({ kind: 'forgetAll' }).catch(() => undefined); // it may be lost
     await this.#thread.close();
+    this.#cuda?.leave();
     for (const memory of this.#memories) memory.free();
     for (const region of this.#regions) region.free();
     for (const session of this.#sessions) session.dispose();

@@ -30,13 +30,16 @@ export interface Cuda {
   settle(): void;
   /** Whether an error has come to stay: then nothing works on the device until the process ends. */
   broken(): boolean;
+  /** Its computing thread has ended: others may take their turn. */
+  leave(): void;
   /** Makes a session compute here. */
   append(sessionOptions: Handle): void;
   close(): void;
 }
 
-/** One at a time: sessions of all devices take what they need while they run from the same memory. */
-const turn = new Int32Array(new SharedArrayBuffer(4));
+/** One at a time: sessions of all devices take what they need while they run from the same memory. Its state, and whose turn it is. */
+const turn = new Int32Array(new SharedArrayBuffer(8));
+let nextDevice = 1;
 
 export interface CudaOptions {
   /** libcudart, as the provider is linked with it. */
@@ -61,6 +64,7 @@ export async function openCuda(
   const runOptions = library.make('CreateRunOptions');
   library.call('AddRunConfigEntry', runOptions, 'disable_synchronize_execution_providers', '1');
   const traffic = { toDevice: 0, toHost: 0 };
+  const own = nextDevice++;
 
   let arriving = false;
   /** Not on the stream, where the computing thread may be recording, but settled before anything runs there. */
@@ -94,7 +98,7 @@ export async function openCuda(
     name: deviceName(call),
     info,
     traffic,
-    forThread: { runtime, stream, runOptions, turn },
+    forThread: { runtime, stream, runOptions, turn, own },
     allocate(bytes) {
       const out = new BigUint64Array(1);
       if (call('cudaMalloc', out, Math.max(bytes, 1)) === outOfMemoryStatus) {
@@ -131,6 +135,11 @@ export async function openCuda(
     settle() {
       if (arriving) call('cudaStreamSynchronize', null);
       arriving = false;
+    },
+    leave() {
+      if (Atomics.compareExchange(turn, 1, own, 0) !== own) return;
+      Atomics.store(turn, 0, 0);
+      Atomics.notify(turn, 0);
     },
     append: (sessionOptions) => append(library, sessionOptions, stream, compute),
     close() {
