@@ -1,7 +1,7 @@
 import type { Node, NodeOf } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
-import { float } from '../protobuf.js';
+import { float as float32 } from '../protobuf.js';
 
 /** Nodes that treat every token alone. Inside the models every value is [1, N, width], as the operators of com.microsoft like it. */
 export type TokenWise = Extract<
@@ -33,7 +33,8 @@ export interface Inputs {
   value(value: number): Ref;
 }
 
-export function lowerTokenWise(node: TokenWise, { graph, weight, product, decode }: Lowering, inputs: Inputs): Ref {
+export function lowerTokenWise(node: TokenWise, lowering: Lowering, inputs: Inputs): Ref {
+  const { graph, weight, product, decode } = lowering;
   switch (node.op) {
     case 'embed':
       return graph.op('Gather', [weight(node.table), inputs.ids()], { axis: 0 });
@@ -44,7 +45,7 @@ export function lowerTokenWise(node: TokenWise, { graph, weight, product, decode
     case 'rmsNorm':
       return graph.op('SimplifiedLayerNormalization', [inputs.value(node.x), weight(node.weight)], {
         axis: -1,
-        epsilon: float(node.eps),
+        epsilon: float32(node.eps),
         stash_type: 1,
       });
     case 'add':
@@ -56,21 +57,22 @@ export function lowerTokenWise(node: TokenWise, { graph, weight, product, decode
     case 'slice':
       return graph.slice(inputs.value(node.x), 2, node.from, node.to);
     case 'activate':
-      return activate(node.fn, graph, inputs.value(node.x));
+      return activate(node.fn, lowering, inputs.value(node.x));
     case 'lastToken':
       return decode ? inputs.value(node.x) : graph.op('Gather', [inputs.value(node.x), inputs.last()], { axis: 1 });
   }
 }
 
-function activate(fn: NodeOf<'activate'>['fn'], graph: Lowering['graph'], x: Ref): Ref {
+function activate(fn: NodeOf<'activate'>['fn'], { graph, float, compute }: Lowering, x: Ref): Ref {
   switch (fn) {
     case 'silu':
-      return graph.msOp('QuickGelu', [x], { alpha: float(1) });
+      return graph.msOp('QuickGelu', [x], { alpha: float32(1) });
     case 'gelu':
       return graph.op('Gelu', [x], { approximate: 'none' });
+    // In float: in float16 1 + e^x leaves little of a small e^x.
     case 'softplus':
-      return graph.op('Softplus', [x]);
+      return compute(graph.op('Softplus', [float(x)]));
     case 'logSigmoid':
-      return graph.op('Neg', [graph.op('Softplus', [graph.op('Neg', [x])])]); // log(1 / (1 + e^-x))
+      return compute(graph.op('Neg', [graph.op('Softplus', [graph.op('Neg', [float(x)])])])); // log(1 / (1 + e^-x))
   }
 }
