@@ -21,6 +21,8 @@ const shapes: Readonly<Record<string, readonly number[]>> = {
   k: [64, width],
   v: [64, width],
   'v.bias': [64],
+  't.0': [64, 64],
+  't.1': [64, 64],
 };
 
 /** x + W o, its feed-forward block with the residual where x was, and the projections of the next layer. */
@@ -89,6 +91,26 @@ const parts: LayerGraph = {
     { op: 'output', name: 'joint', x: 8 },
     { op: 'output', name: 'steps', x: 10 },
     { op: 'output', name: 'gated', x: 13 },
+  ],
+};
+
+/** Two products in turn of each of two parts: the first ones can be done together, and so can the second. */
+const turns: LayerGraph = {
+  name: 'parts in turn',
+  states: [],
+  nodes: [
+    { op: 'input', name: 'x', width },
+    { op: 'linear', x: 0, weight: 'gate' },
+    { op: 'slice', x: 1, from: 0, to: 128 },
+    { op: 'linear', x: 2, weight: 'o', bias: 'o.bias' },
+    { op: 'slice', x: 3, from: 0, to: 64 },
+    { op: 'linear', x: 4, weight: 't.0' },
+    { op: 'slice', x: 1, from: 64, to: 192 },
+    { op: 'linear', x: 6, weight: 'q' },
+    { op: 'slice', x: 7, from: 64, to: 128 },
+    { op: 'linear', x: 8, weight: 't.1', bias: 'v.bias' },
+    { op: 'concat', a: 5, b: 9 },
+    { op: 'output', name: 'y', x: 10 },
   ],
 };
 
@@ -166,6 +188,7 @@ describe.skipIf(obstacle)(`products with their neighbours${obstacle ? ` (${obsta
     ...Object.keys(roundings).map((format) => [graph.name, format, graph] as const),
     ...Object.keys(roundings).map((format) => [parts.name, format, parts] as const),
     [inPlace.name, 'f32', inPlace] as const,
+    [turns.name, 'f32', turns] as const,
   ])('%s, %s', async (_, format, tape) => {
     await using device = await webgpuBackend.open({ extra: { software: 'allow', weights: format } });
     await using reference = await referenceBackend.open();

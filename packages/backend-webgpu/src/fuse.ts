@@ -7,6 +7,8 @@ export interface Fusions {
   readonly gated: ReadonlyMap<Value, Gated>;
   /** By the index of the first: linears of one x, with nothing but outputs in between. */
   readonly grouped: ReadonlyMap<Value, readonly Value[]>;
+  /** By the index of the first: linears of slices of one width, all of which are there when the first is. */
+  readonly parallel: ReadonlyMap<Value, readonly Value[]>;
   /** By the index of an add: the rmsNorm that follows it. */
   readonly normed: ReadonlyMap<Value, Value>;
   /** By the index of an add: the wide product among its operands, and the operand that it is added to. */
@@ -95,8 +97,11 @@ export function findFusions(
   const grouped = findGroups(nodes, absorbed);
   for (const [first, ...others] of grouped.values())
     for (const index of others) if (index !== first) absorbed.add(index);
+  const parallel = findParallel(nodes, new Set([...absorbed, ...grouped.keys()]), sliced, wide, widths);
+  for (const [first, ...others] of parallel.values())
+    for (const index of others) if (index !== first) absorbed.add(index);
   const taken = new Set([...nodes.keys()].filter((index) => isTaken(nodes, index, wide)));
-  return { gated, grouped, normed, added, activated, joints, scanned, sliced, taken, absorbed };
+  return { gated, grouped, parallel, normed, added, activated, joints, scanned, sliced, taken, absorbed };
 }
 
 /** Parts that are inputs could be overwritten before the scan. */
@@ -183,4 +188,32 @@ function findGroups(nodes: readonly Node[], absorbed: ReadonlySet<Value>): Map<V
     } else open = node.op === 'linear' && !absorbed.has(index) ? [index] : [];
   });
   return groups;
+}
+
+/** Linears of slices that are read where they lie; those of a later one must be of a value that is there by then. */
+function findParallel(
+  nodes: readonly Node[],
+  others: ReadonlySet<Value>,
+  sliced: ReadonlySet<Value>,
+  wide: (weight: Weight) => boolean,
+  widths: readonly number[],
+): Map<Value, Value[]> {
+  const parallel = new Map<Value, Value[]>();
+  const madeWith = new Map<Value, Value>(); // linears of a group by its first
+  nodes.forEach((node, index) => {
+    if (node.op !== 'linear' || others.has(index) || !sliced.has(node.x) || !wide(node.weight)) return;
+    const { x } = nodes[node.x] as NodeOf<'slice'>;
+    const from = madeWith.get(x) ?? x;
+    const first = [...parallel].find(
+      ([at, group]) =>
+        from < at &&
+        group.length < groupLimit &&
+        widths[(nodes[at] as NodeOf<'linear'>).x] === widths[node.x] &&
+        group.every((other) => (nodes[other] as NodeOf<'linear'>).x !== node.x),
+    )?.[0];
+    madeWith.set(index, first ?? index);
+    if (first === undefined) parallel.set(index, [index]);
+    else parallel.get(first)!.push(index);
+  });
+  return new Map([...parallel].filter(([, group]) => group.length > 1));
 }

@@ -52,6 +52,27 @@ export function emitLinear(builder: Builder, x: Operand, products: readonly Prod
   emitMany(builder, x, products, replay);
 }
 
+/** Products of unlike x of one width, for a few items by one kernel where their matrices are not quantised. */
+export function emitParallel(builder: Builder, products: readonly (Product & { readonly x: Operand })[]): void {
+  const together = products.every(
+    ({ x, y }) => hasVectors(builder, x, y.width) && !isQuantised(formatOf(builder, x)) && !x.normed,
+  );
+  if (together) {
+    const parts = products.map(({ x, y, bias }) => ({ x: partOf(x), y, bias: bias !== undefined }));
+    const buffers = products.flatMap(({ x, weight, bias, y }) => [
+      sourceOf(x),
+      matrix(builder, weight),
+      ...(bias === undefined ? [] : [vector(bias)]),
+      y.ref,
+    ]);
+    emitVectors(builder, products[0]!.x, parts, buffers);
+  }
+  for (const product of products) {
+    if (together) emitMany(builder, product.x, [product]);
+    else emitLinear(builder, product.x, [product]);
+  }
+}
+
 /** y = f(x W^T) * (x U^T), by one kernel for a few items. */
 export function emitGated(
   builder: Builder,
@@ -121,7 +142,7 @@ function emitVectors(
   const { traits, emit } = builder;
   const { domain, normed } = x;
   const source = normed?.x ?? x;
-  const sources = [sourceOf(source), ...(normed ? [vector(normed.weight)] : [])];
+  const sources = parts[0]!.x ? [] : [sourceOf(source), ...(normed ? [vector(normed.weight)] : [])];
   const format = formatOf(builder, x);
   let least = 1;
   const all = vectorItems(format, x.width);

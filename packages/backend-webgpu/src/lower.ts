@@ -18,7 +18,7 @@ import type { Element } from './kernels/kernel.js';
 import { rmsNorm } from './kernels/norm.js';
 import { lowerAdd } from './lower-add.js';
 import { lowerDual, lowerFold } from './lower-dual.js';
-import { emitGated, emitLinear, hasVectors, onlyMany, type Product } from './lower-linear.js';
+import { emitGated, emitLinear, emitParallel, hasVectors, onlyMany, type Product } from './lower-linear.js';
 import { lowerAttention, lowerConv, lowerScan } from './lower-state.js';
 import { elideCopies, type NamedValue, namedValue, type Op, type Program, place, refsOf } from './program.js';
 
@@ -50,7 +50,7 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
   let vocabulary = Number.POSITIVE_INFINITY;
   graph.nodes.forEach((node, index) => {
     if (node.op === 'embed') vocabulary = Math.min(vocabulary, shapeOf(node.table)[0]!);
-    if (fusions.absorbed.has(index)) return;
+    if (fusions.absorbed.has(index) || operands[index]) return;
     operands[index] = lowerFused(builder, graph, index, fusions, operands) ?? lowerNode(builder, node, widths[index]!);
   });
   const kept = elideCopies(ops);
@@ -79,7 +79,7 @@ function lowerFused(
 ): Operand | undefined {
   const { operand, emit } = builder;
   const { nodes } = graph;
-  const { gated, grouped, activated, joints, scanned, sliced, taken } = fusions;
+  const { gated, grouped, parallel, activated, joints, scanned, sliced, taken } = fusions;
   const gate = gated.get(index);
   if (gate?.product) {
     const x = operand(gate.product.x);
@@ -105,6 +105,18 @@ function lowerFused(
     emitLinear(builder, x, products);
     return products[0]!.y;
   }
+  const unlike = parallel.get(index)?.map((value) => ({ value, linear: nodes[value] as NodeOf<'linear'> }));
+  if (unlike) {
+    const products = unlike.map(({ value, linear }) => {
+      operands[linear.x] ??= lowerPart(builder, nodes, linear.x);
+      const x = operand(linear.x);
+      const product = { x, ...productOf(builder, linear, x) };
+      operands[value] = product.y;
+      return product;
+    });
+    emitParallel(builder, products);
+    return products[0]!.y;
+  }
   const node = nodes[index]!;
   const active = activated.get(index);
   if (active || joints.has(index)) {
@@ -121,8 +133,7 @@ function lowerFused(
     operands[scan.by] = y;
     return y;
   }
-  if (sliced.has(index) && operand((node as NodeOf<'slice'>).x).type === builder.type)
-    return lowerPart(builder, node as NodeOf<'slice'>, nodes, index);
+  if (sliced.has(index)) return lowerPart(builder, nodes, index);
   if (node.op === 'add') return lowerAdd(builder, graph, index, fusions, operands);
   if (node.op !== 'rmsNorm' || !taken.has(index)) return undefined;
   const [x, { weight, eps }] = [operand(node.x), node];
@@ -225,16 +236,19 @@ function lowerConcat(
   return y;
 }
 
-/** A slice: written only where products of many items read it. */
-function lowerPart(builder: Builder, { x, from, to }: NodeOf<'slice'>, nodes: readonly Node[], index: Value): Operand {
+/** A slice of a value in the compute type: written only where products of many items read it. */
+function lowerPart(builder: Builder, nodes: readonly Node[], index: Value): Operand {
+  const { x, from, to } = nodes[index] as NodeOf<'slice'>;
   const of = builder.operand(x);
   const y = result(builder, to - from, of.domain);
+  const parted = of.type === builder.type;
   const multiplied = nodes.some((node) => node.op === 'linear' && node.x === index);
-  if (multiplied) {
-    const many = onlyMany(builder, y.domain, perElement(y));
-    builder.emit(elementwise.slice(y.domain, y, of, from), [of.ref, y.ref], many);
+  if (multiplied || !parted) {
+    const all = perElement(y);
+    const grid = parted ? onlyMany(builder, y.domain, all) : all;
+    builder.emit(elementwise.slice(y.domain, y, of, from), [of.ref, y.ref], grid);
   }
-  return { ...y, part: { of, from } };
+  return parted ? { ...y, part: { of, from } } : y;
 }
 
 function namedInput({ name, width }: NodeOf<'input'>, type: Element): NamedValue {

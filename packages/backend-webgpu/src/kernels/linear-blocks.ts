@@ -33,7 +33,7 @@ export function blocksOfX(options: VectorOptions): string {
     [
       `let j${r} = min(lane + ${r * size}u, ${loads - 1}u);`,
       ...names.map((name, n) => {
-        const at = `${firstOf(options, `i${b}`, loadWidthOfX[x.type])} + ${names.length}u * j${r} + ${n}u`;
+        const at = `${firstOf(x, `i${b}`, loadWidthOfX[x.type])} + ${names.length}u * j${r} + ${n}u`;
         return `let ${name}${r} = x[${at}];`;
       }),
       ...(eps === undefined ? [] : [0, 1].map((n) => `let norm${r}_${n} = norm[2u * j${r} + ${n}u];`)),

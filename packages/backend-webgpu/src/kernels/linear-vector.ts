@@ -10,12 +10,13 @@ export const loadWidth: Readonly<Record<Element, number>> = { f32: 4, f16: 8 };
 /**
  * y = x W^T + b for a few items and one or more W: each W is read once for all items, 16 bytes a lane at a time. Sums are
  * float32. With `eps`, x is multiplied by the norm's weights as it is read, and the sums by the reciprocal root at the end.
- * Buffers: x, (norm), then of every part w (u) (bias) (z) y.
+ * Buffers: x, (norm), then of every part (x) w (u) (bias) (z) y.
  */
 export function linearVector(options: VectorOptions): Kernel {
   const { domain, x, format, parts, shape, eps } = options;
   const wide = (type: Format) => (type === 'f32' ? 'vec4f' : 'vec4u');
-  const buffers = parts.flatMap(({ y, bias, gate, add }, p) => [
+  const buffers = parts.flatMap(({ x: own, y, bias, gate, add }, p) => [
+    ...(own ? [[`x${p}`, [wide(own.type), 'read']] as const] : []),
     [`w${p}`, [wide(format), 'read']] as const,
     ...(gate ? [[`u${p}`, [wide(format), 'read']] as const] : []),
     ...(bias ? [[`bias${p}`, ['f32', 'read']] as const] : []),
@@ -46,7 +47,7 @@ ${blocksOfX(options)}`
   return kernel({
     name: ['linear-vector', shape.items, ...marks.filter(Boolean)].join('-'),
     buffers: {
-      x: [wide(x.type), 'read'],
+      ...(parts[0]!.x ? {} : { x: [wide(x.type), 'read'] as const }),
       ...(eps === undefined ? {} : { norm: ['vec4f', 'read'] as const }),
       ...Object.fromEntries(buffers),
     },
@@ -120,7 +121,7 @@ function sumNames({ shape: { items: count, rows }, eps }: VectorOptions, { gate 
 }
 
 /** The loop over the loads of the rows; adds to the sums. */
-function loop(options: VectorOptions, { gate }: VectorPart, p: number, loads: number): string {
+function loop(options: VectorOptions, { x: own, gate }: VectorPart, p: number, loads: number): string {
   const { x, shape, eps } = options;
   const chunks = [...Array(loadWidth[x.type] / 4).keys()];
   const batch = [...Array(shape.items).keys()];
@@ -133,8 +134,8 @@ function loop(options: VectorOptions, { gate }: VectorPart, p: number, loads: nu
   const lines = [
     // Before any use, so that all are on their way.
     ...outputs.flatMap((r) => factors.map((f) => `let ${f}_${r} = ${f}${p}[row${r} + k];`)),
-    ...batch.map((b) => `let x${b} = x[${firstOf(options, `i${b}`, loadWidth[x.type])} + k];`),
-    ...batch.flatMap((b) => chunks.map((c) => `var x${b}_${c} = ${four(`x${b}`, c)};`)),
+    ...batch.map((b) => `let x_${b} = ${own ? `x${p}` : 'x'}[${firstOf(own ?? x, `i${b}`, loadWidth[x.type])} + k];`),
+    ...batch.flatMap((b) => chunks.map((c) => `var x${b}_${c} = ${four(`x_${b}`, c)};`)),
   ];
   if (eps !== undefined)
     for (const c of chunks) {

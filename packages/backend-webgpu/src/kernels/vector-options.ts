@@ -19,6 +19,8 @@ export interface VectorShape {
 
 /** A product of the kernel: its output, and whether it has a bias. */
 export interface VectorPart {
+  /** An x of its own, as wide as the others': all parts have one or none. Not where matrices are quantised or x is normed. */
+  readonly x?: Part | undefined;
   readonly y: Shape;
   readonly bias: boolean;
   /** y = f(x W^T) * (x U^T): the gate of a feed-forward block. */
@@ -44,7 +46,7 @@ export function itemOf({ domain, shape: { items: count } }: VectorOptions, b: nu
 }
 
 /** WGSL of the index of a load of x: `width` features each, the first of item `i`. */
-export function firstOf({ x }: VectorOptions, i: string, width: number): string {
+export function firstOf(x: Part, i: string, width: number): string {
   const { stride = x.width, from = 0 } = x;
   return `${i} * ${stride / width}u${from === 0 ? '' : ` + ${from / width}u`}`;
 }
