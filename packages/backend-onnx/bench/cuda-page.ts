@@ -9,6 +9,7 @@ import type { Statistics } from '../../backend-webgpu/bench/synthetic.js';
 interface Line {
   readonly test?: string;
   readonly peer?: string;
+  readonly fault?: string;
   readonly plan?: string;
   readonly tokens?: number;
   readonly batch?: number;
@@ -22,6 +23,17 @@ interface Line {
   readonly outside?: Readonly<Record<string, number>>;
   readonly replayed?: boolean;
   readonly error?: string;
+  readonly message?: string;
+  /** Steps or devices so far, and bytes then: free on the device, of the process on the host. */
+  readonly at?: number;
+  readonly deviceFree?: number;
+  readonly rss?: number;
+  /** Whether the process lives, a device opened afterwards computes the same, and bytes free on the device before and after. */
+  readonly lives?: boolean;
+  readonly same?: boolean;
+  readonly afterwards?: { readonly error?: string };
+  readonly freeBefore?: number;
+  readonly freeAfter?: number;
   readonly device?: string;
   readonly node?: string;
   readonly shape?: string;
@@ -60,6 +72,8 @@ interface Summary {
   readonly code: string | undefined;
 }
 
+const ahead = 'decode, ahead';
+
 const heads = [
   'code',
   'test',
@@ -95,8 +109,11 @@ function linesOf(path: string): Line[] {
 }
 
 function summarised(run: Line, all: readonly Line[]): Summary[] {
-  const { test, plan, tokens, batch, milliseconds, error, device, shape, layers, code } = run;
-  if ((test !== 'prefill' && test !== 'decode') || error || layers !== 32) return [];
+  const { plan, tokens, batch, milliseconds, error, device, shape, layers, code } = run;
+  const test = phaseOf(run);
+  if (!test || error || layers !== 32) return [];
+  // Token to token, where that was timed too.
+  if (run.test === 'decode' && all.some((line) => line.test === ahead && alike(line, run))) return [];
   const { median: ms, sd, n } = milliseconds as Statistics;
   const peer =
     batch === 1
@@ -122,6 +139,16 @@ function summarised(run: Line, all: readonly Line[]): Summary[] {
   ];
 }
 
+function phaseOf({ test }: Line): 'prefill' | 'decode' | undefined {
+  return test === ahead ? 'decode' : test === 'prefill' || test === 'decode' ? test : undefined;
+}
+
+/** The same rows of the same model and code. */
+function alike(a: Line, b: Line): boolean {
+  const keys = ['code', 'plan', 'tokens', 'batch', 'layers', 'weights', 'shape'] as const;
+  return keys.every((key) => a[key] === b[key]);
+}
+
 function render(all: readonly Line[]): string {
   const hosts = all.filter(({ test }) => test === 'host');
   const runs = all.filter(({ tokens, test }) => test && tokens !== undefined);
@@ -135,7 +162,8 @@ function render(all: readonly Line[]): string {
 
 Rendered from onnx-cuda.json by packages/backend-onnx/bench/cuda-page.ts. ${first?.device}, Node ${first?.node}. ${first?.shape} shape,
 random weights. Milliseconds from recording a step on the host to the logits on the host; "in sessions" is the part on the computing
-thread. Bytes are what one step copies between host and device. A plan is a mixer and how many of the first layers take it; "level 0" is
+thread. Bytes are what one step copies between host and device. "decode, ahead" is the time from token to token where a step draws its
+token and the next one is handed over before that is known, as text is generated. A plan is a mixer and how many of the first layers take it; "level 0" is
 softmax attention throughout, in the same call.
 
 ${hosts.map(({ code, date, driver, note }) => `- Code of commit ${code}, ${date}, driver ${driver}. ${note ?? ''}`).join('\n')}
@@ -194,6 +222,29 @@ ${conformance
   )
   .join('\n')}
 
+## Long runs, 2 layers
+
+${table(
+  ['code', 'done', 'number', 'free on the device, MB', 'process on the host, MB'],
+  all.flatMap(({ code, test, at, deviceFree, rss }) =>
+    at === undefined ? [] : [[code, test, at, megabytes(deviceFree!), megabytes(rss!)]],
+  ),
+)}
+
+## Faults
+
+${table(
+  ['code', 'fault', 'error', 'process lives', 'a new device works', 'free before, MB', 'free after, MB'],
+  all.flatMap(({ code, fault, error, lives, same, afterwards, freeBefore, freeAfter }) => {
+    if (fault === undefined) return [];
+    const works = same ?? afterwards?.error === 'none';
+    const free = [freeBefore, freeAfter].map((bytes) => (bytes === undefined ? '-' : megabytes(bytes)));
+    return [[code, fault, error, lives ? 'yes' : 'no', works ? 'yes' : 'no', ...free]];
+  }),
+)}
+
+${all.flatMap(({ fault, message }) => (fault && message ? [`- ${fault}: ${message}`] : [])).join('\n')}
+
 ## Commands
 
 ${[...new Set(runs.map(({ command }) => command))].map((command) => `- \`${command}\``).join('\n')}
@@ -210,23 +261,36 @@ function cells(run: Line, runs: readonly Line[]): (string | number | undefined)[
 
 /** What a decode step must read at least, weights and cache, at the rate of a device copy, which counts reads and writes. */
 function floors(all: readonly Line[], whole: readonly Line[]): string {
-  const decodes = whole.filter(({ test, plan, error }) => test === 'decode' && plan === 'default:0' && !error);
+  const decodes = whole.filter((run) => phaseOf(run) === 'decode' && run.plan === 'default:0' && !run.error);
   const rows = decodes.flatMap((run) => {
     const floor = floorOf(run, all);
     if (floor === undefined) return [];
     const [ours, inside] = [median(run) / floor, run.inSessions! / floor].map((x) => x.toFixed(2));
-    return [[run.code, run.tokens, run.batch, floor.toFixed(2), median(run).toFixed(2), ours, inside]];
+    return [
+      [
+        run.code,
+        run.test,
+        run.weights ?? 'f16',
+        run.tokens,
+        run.batch,
+        floor.toFixed(2),
+        median(run).toFixed(2),
+        ours,
+        inside,
+      ],
+    ];
   });
-  return `${table(['code', 'tokens', 'rows', 'floor', 'median', 'median / floor', 'in sessions / floor'], rows)}
+  return `${table(['code', 'test', 'matrices', 'tokens', 'rows', 'floor', 'median', 'median / floor', 'in sessions / floor'], rows)}
 
 The floor is weights and cache read once at the rate of a device copy, ${bandwidthOf(all)?.toFixed(0)} GB/s (read and write).`;
 }
 
 /** In milliseconds, of a decode step with softmax attention throughout. */
-function floorOf({ tokens, batch }: Line, all: readonly Line[]): number | undefined {
-  const bandwidth = bandwidthOf(all);
+function floorOf({ tokens, batch, code, weights: type }: Line, all: readonly Line[]): number | undefined {
+  const bandwidth = bandwidthOf(all.filter((line) => line.code === code)) ?? bandwidthOf(all);
   const weights = all.find(
-    ({ test, plan, layers }) => test === 'compile' && plan === 'default:0' && layers === 32,
+    ({ test, plan, layers, weights: own }) =>
+      test === 'compile' && plan === 'default:0' && layers === 32 && (own ?? 'f16') === (type ?? 'f16'),
   )?.memory;
   const token = 2 * 32 * 4096 * 2; // bytes of keys and values in the Llama2-7B shape
   return bandwidth && weights ? (weights + tokens! * batch! * token) / bandwidth / 1e6 : undefined;
@@ -239,6 +303,10 @@ function bandwidthOf(all: readonly Line[]): number | undefined {
 function figures({ milliseconds }: Line): string[] {
   const { median, sd, n } = milliseconds as Statistics;
   return [median.toFixed(2), sd.toFixed(2), String(n)];
+}
+
+function megabytes(bytes: number): string {
+  return (bytes / 1e6).toFixed(0);
 }
 
 function median({ milliseconds }: Line): number {
