@@ -282,7 +282,8 @@ function floors(all: readonly Line[], whole: readonly Line[]): string {
   });
   return `${table(['code', 'test', 'matrices', 'tokens', 'rows', 'floor', 'median', 'median / floor', 'in sessions / floor'], rows)}
 
-The floor is weights and cache read once at the rate of a device copy, ${bandwidthOf(all)?.toFixed(0)} GB/s (read and write).`;
+The floor is weights and cache read once at the rate of a device copy, timed in calls of the same commit where there is one
+(${bandwidthsOf(all)} GB/s, read and write).`;
 }
 
 /** In milliseconds, of a decode step with softmax attention throughout. */
@@ -297,7 +298,11 @@ function floorOf({ tokens, batch, code, weights: type }: Line, all: readonly Lin
 }
 
 function bandwidthOf(all: readonly Line[]): number | undefined {
-  return all.find(({ gbps }) => gbps)?.gbps;
+  return all.find(({ peer, gbps }) => peer === 'device copy' && gbps)?.gbps;
+}
+
+function bandwidthsOf(all: readonly Line[]): string {
+  return all.flatMap(({ peer, gbps }) => (peer === 'device copy' && gbps ? [gbps.toFixed(0)] : [])).join(', ');
 }
 
 function figures({ milliseconds }: Line): string[] {
