@@ -5,9 +5,12 @@ import {
   dualState,
   f32,
   gateWidth,
+  type HostTensor,
+  kvState,
   type LayerGraph,
   type Node,
   type Row,
+  toFloat16,
 } from '@dsla/spec';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openCApi } from './binding/c-api.js';
@@ -73,25 +76,23 @@ function tape(form: DualForm): { readonly graph: LayerGraph; readonly widths: re
   return { graph: { name: 'dual', nodes, states: [dualState('s', form, headDim)] }, widths };
 }
 
-function weightsOf({ kvHeads, states }: DualForm) {
+function weightsOf(form: DualForm) {
+  const { kvHeads, states } = form;
   const shapes: Record<string, readonly number[]> = {
     mix: [1, states],
     logWeight: [heads],
     'query features': [heads, headDim, headDim],
     'key features': [kvHeads, headDim, headDim],
+    gate: [gateWidth(form), kvHeads * headDim],
+    bias: [gateWidth(form)],
   };
   return {
     spec: (name: string) => ({ storage: 'f32' as const, shape: shapes[name]! }),
-    read: async (name: string) => {
+    read: async (name: string, as: 'f32' | 'f16'): Promise<HostTensor> => {
       const shape = shapes[name]!;
-      return f32(
-        shape,
-        noise(
-          shape.reduce((a, b) => a * b, 1),
-          name.length,
-          [0, 0.5],
-        ),
-      );
+      const length = shape.reduce((a, b) => a * b, 1);
+      const data = noise(length, name.length, [0, 0.5]);
+      return as === 'f32' ? f32(shape, data) : { dtype: as, shape, data: toFloat16(data) };
     },
   };
 }
@@ -118,6 +119,49 @@ async function run(on: Device, form: DualForm, lengths: readonly number[]): Prom
   }
   for (const { data } of await state.export(0)) results.push(data as Float32Array);
   return results;
+}
+
+/** The states that a cache of so many tokens gives. */
+async function fold(on: Device, form: DualForm, count: number): Promise<readonly Float32Array[]> {
+  const widths = [heads * headDim, form.kvHeads * headDim, form.kvHeads * headDim];
+  const { kvHeads } = form;
+  const node = {
+    q: 0,
+    k: 1,
+    v: 2,
+    state: 'kv',
+    heads,
+    kvHeads,
+    headDim,
+    scale: 0.3,
+    ...(form.rope && { rope: form.rope }),
+  };
+  const [kv, s] = [kvState('kv', node), dualState('s', form, headDim)];
+  const inputs = widths.map((width, at): Node => ({ op: 'input', name: `i${at}`, width }));
+  const attention: LayerGraph = {
+    name: 'attention',
+    nodes: [...inputs, { op: 'softmaxAttention', ...node }, { op: 'output', name: 'o', x: 3 }],
+    states: [kv],
+  };
+  const rest = { from: 'kv', to: 's', gateSource: 'value', gateWeight: 'gate', gateBias: 'bias', form } as const;
+  const folding: LayerGraph = { name: 'fold', nodes: [{ op: 'foldState', ...rest }], states: [kv, s] };
+  using fill = await on.compile(attention, weightsOf(form));
+  using layer = await on.compile(folding, weightsOf(form));
+  using cache = on.createState(kv, 1, count);
+  using state = on.createState(s, 1, 1);
+  const values = Object.fromEntries(
+    widths.map(
+      (width, at) => [`i${at}`, on.upload(f32([count, width], noise(count * width, at + 1, [0, 1])))] as const,
+    ),
+  );
+  using step = on.beginStep({ ids: new Int32Array(count), rows: [{ slot: 0, past: 0, count }] }, values);
+  step.run(fill, { kv: cache });
+  await step.submit();
+  using second = on.beginStep({ ids: new Int32Array(0), rows: [{ slot: 0, past: count, count: 0 }] });
+  second.run(layer, { kv: cache, s: state });
+  await second.submit();
+  for (const value of Object.values(values)) value[Symbol.dispose]();
+  return (await state.export(0)).map(({ data }) => data as Float32Array);
 }
 
 function ratio(got: Float32Array, want: Float32Array): number {
@@ -150,6 +194,11 @@ describe.each(cases)('in blocks, $type', ({ type, most }) => {
   it.each(forms)('%s: a prompt of three blocks and a rest, a short one, a token', async (_, form) => {
     const lengths = [3 * 128 + 37, 20, 1];
     const [got, want] = [await run(device, form, lengths), await run(reference, form, lengths)];
+    for (const [part, values] of got.entries()) expect(ratio(values, want[part]!), `part ${part}`).toBeLessThan(most);
+  });
+
+  it.each(forms)('%s: a cache of three blocks and a rest becomes states', async (_, form) => {
+    const [got, want] = [await fold(device, form, 3 * 128 + 37), await fold(reference, form, 3 * 128 + 37)];
     for (const [part, values] of got.entries()) expect(ratio(values, want[part]!), `part ${part}`).toBeLessThan(most);
   });
 });

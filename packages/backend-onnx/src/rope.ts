@@ -37,10 +37,18 @@ export function rotateTokens(lowering: Lowering, x: Ref, heads: number, rope: Ro
   return rotary(lowering, x, lowering.control(positions), heads, rope, { type });
 }
 
-/** Undoes the rotation of tokens: x [heads, ...tokens, headDim] at `where` [1, tokens] -> the same. */
-export function rotateBack(lowering: Lowering, x: Ref, where: Ref, heads: number, headDim: number, rope: Rope): Ref {
+/** Undoes the rotation of tokens: x [heads, ...tokens, headDim] of a type at `where` [1, tokens] -> the same. */
+export function rotateBack(
+  lowering: Lowering,
+  x: Ref,
+  where: Ref,
+  heads: number,
+  headDim: number,
+  rope: Rope,
+  type: ElementType = 'float',
+): Ref {
   const { graph } = lowering;
-  const turned = rotary(lowering, graph.reshape(x, [1, heads, -1, headDim]), where, heads, rope, { back: true });
+  const turned = rotary(lowering, graph.reshape(x, [1, heads, -1, headDim]), where, heads, rope, { back: true, type });
   return graph.op('Reshape', [turned, graph.op('Shape', [x])]);
 }
 

@@ -27,14 +27,6 @@ export function featureMap(
   return graph.transpose(inBlocks, [0, 2, 1, 3, 4]);
 }
 
-/** Of the tokens of a cache: x [g, 1, E, hd] -> [g, 1, E, 2F]. */
-export function featuresOfCache(lowering: Lowering, x: Ref, weight: Weight | undefined): Ref {
-  if (weight === undefined) return x;
-  const { graph } = lowering;
-  const one = graph.ints([1]);
-  return graph.op('Unsqueeze', [featuresOfHeads(lowering, graph.op('Squeeze', [x, one]), weight), one]);
-}
-
 /** x [heads, tokens, hd] -> [heads, tokens, 2F] */
 function featuresOfHeads({ graph, weight: bring }: Lowering, x: Ref, weight: Weight): Ref {
   const y = graph.matmul(x, bring(weight, mirrored), { transB: true }); // [Wx, -Wx], so its maximum is c

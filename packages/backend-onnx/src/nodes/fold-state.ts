@@ -2,40 +2,62 @@ import { gateWidth, type NodeOf, ringIndex } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { rotateBack } from '../rope.js';
-import { ints } from './blocks.js';
+import { blockSize, flat, ints, reshapeTo } from './blocks.js';
 import { decaysOf, withOne } from './dual-linear-attention.js';
-import { featuresOf, featuresOfCache } from './feature-map.js';
+import { featureMap, featuresOf } from './feature-map.js';
+import { narrow } from './precision.js';
 import type { Ring } from './ring.js';
+import { absorbScalar } from './scalar-gates.js';
+import type { Sizes } from './streams.js';
+import { absorbVector } from './vector-gates.js';
 
 /**
- * The dual state of a row from its cache of P tokens, in closed form: S_i = sum_j exp(sum of a_i after j) phi(k_j) v_j^T, one
- * product over the tokens that have entered; with an exact part its ring is gathered from the cache.
+ * The dual state of a row from its cache of P tokens: the tokens that have entered, in blocks, added to states of zeros as a prompt
+ * would be; with an exact part its ring is gathered from the cache. In the comments: letters as in streams.ts.
  */
 export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
-  const { graph, control } = lowering;
+  const { graph } = lowering;
   const { form } = node;
-  const { states, kvHeads, headDim, exact } = form;
+  const { states, kvHeads, headDim, exact, featureMap: map, normaliser } = form;
   const entries = lowering.entriesOf(node.from);
   const cache = (part: number): Ref => lowering.past(node.from, part, [kvHeads, entries, headDim]);
 
-  const { tokens, mask } = entered(exact);
-  const inside = control(mask); // [1, E, 1]
-  const gather = (part: number): Ref => lowering.float(graph.op('Gather', [cache(part), control(tokens)], { axis: 1 })); // [g, 1, E, hd]
+  const { tokens, mask, blocks } = entered(exact, lowering);
+  const sizes: Sizes = {
+    states,
+    kvHeads,
+    group: 1,
+    features: featuresOf(lowering, map?.key, headDim),
+    columns: headDim + (normaliser ? 1 : 0),
+    gate: form.gate,
+    type: map || normaliser ? 'float' : lowering.dialect.compute,
+    scale: 1,
+  };
+  const inside = lowering.control(mask); // [n, C, 1]
+  const zero = narrow(graph, graph.floats(0), sizes.type);
   // Masked by selection: where no token has entered, an index names memory that may hold anything.
-  const held = (x: Ref): Ref => graph.op('Where', [inside, x, graph.floats(0)]);
-  const [keys, values] = [held(gather(0)), held(gather(1))];
-  const plain = unrotated(node, lowering, keys, tokens);
-  const gates = graph.reshape(gatesOf(node, lowering, plain, values), [1, -1, gateWidth(form)]);
-  const decays = decaysOf(form, lowering, gates, graph.cast(inside, 'float')); // [g, 1, E, St, hd or 1]
-  const after = graph.op('CumSum', [decays, graph.ints(2)], { exclusive: 1, reverse: 1 });
-  const phi = held(featuresOfCache(lowering, form.ropeInState ? keys : plain, form.featureMap?.key));
-  const columns = form.normaliser ? withOne(lowering, values) : values;
-  const features = featuresOf(lowering, form.featureMap?.key, headDim);
-  const width = headDim + (form.normaliser ? 1 : 0);
-  const weighted = graph.op('Mul', [graph.op('Unsqueeze', [phi, graph.ints([3])]), graph.op('Exp', [after])]); // [g, 1, E, St, F]
-  const state = graph.matmul(graph.reshape(weighted, [0, 0, 0, states * features]), columns, { transA: true });
-  const byHead = graph.reshape(state, [kvHeads, states, features, width]);
-  lowering.present(node.to, 0, graph.transpose(byHead, [1, 0, 2, 3]), [states, kvHeads, features, width]);
+  const held = (x: Ref): Ref => graph.op('Where', [inside, x, zero]);
+  const [keys, values] = [0, 1].map((part) => {
+    const gathered = graph.op('Gather', [cache(part), lowering.control(tokens)], { axis: 1 }); // [g, n, C, hd]
+    return held(sizes.type === lowering.dialect.compute ? gathered : lowering.float(gathered));
+  }) as [Ref, Ref];
+  const plain = unrotated(node, lowering, keys, flat(tokens), sizes.type);
+  const logits = reshapeTo(blocks, gatesOf(node, lowering, plain, values, sizes.type), [
+    'blocks',
+    'size',
+    gateWidth(form),
+  ]);
+  const streams = {
+    k: held(featureMap(blocks, form.ropeInState ? keys : plain, map?.key, kvHeads)),
+    v: normaliser ? withOne(lowering, values) : values,
+    decays: decaysOf(form, lowering, logits, graph.cast(inside, 'float')),
+  };
+  const dims = [states, kvHeads, sizes.features, sizes.columns];
+  const absorb = form.gate === 'scalar' ? absorbScalar : absorbVector;
+  absorb(blocks, streams, sizes, {
+    past: graph.op('Expand', [graph.floats(0), graph.ints(dims)]),
+    next: (value) => lowering.present(node.to, 0, value, dims),
+  });
   if (exact) foldRing(node, exact, lowering, cache);
 }
 
@@ -45,54 +67,71 @@ function foldRing(node: NodeOf<'foldState'>, ring: Ring, lowering: Lowering, cac
   const { kvHeads, headDim } = node.form;
   const entries = ring.sinks + ring.window;
   const tokens = ringTokens(ring);
-  const gather = (part: number): Ref => graph.op('Gather', [cache(part), control(tokens)], { axis: 1 }); // [g, 1, entries, hd]
+  const gather = (part: number): Ref => graph.op('Gather', [cache(part), control(tokens)], { axis: 1 }); // [g, 1, E, hd]
   const [keys, values] = [gather(0), gather(1)];
   const dims = [kvHeads, entries, headDim];
   lowering.present(node.to, 1, graph.reshape(keys, dims), dims);
   lowering.present(node.to, 2, graph.reshape(values, dims), dims);
-  const [k, v] = [keys, values].map(lowering.float) as [Ref, Ref];
-  const gates = gatesOf(node, lowering, unrotated(node, lowering, k, tokens), v);
+  const { compute } = lowering.dialect;
+  const gates = gatesOf(node, lowering, unrotated(node, lowering, keys, tokens, compute), values, compute);
   lowering.present(node.to, 3, gates, [entries, gateWidth(node.form)]);
 }
 
-/** Keys [g, 1, E, hd] of the tokens that a control names, with their rotation undone. */
-function unrotated({ form }: NodeOf<'foldState'>, lowering: Lowering, keys: Ref, tokens: Control): Ref {
+/** Keys [g, ...tokens, hd] of a type, of the tokens that a control names, [1, tokens], with their rotation undone. */
+function unrotated(
+  { form }: NodeOf<'foldState'>,
+  lowering: Lowering,
+  keys: Ref,
+  tokens: Control,
+  type: Sizes['type'],
+): Ref {
   if (!form.rope) return keys;
-  return rotateBack(lowering, keys, lowering.control(tokens), form.kvHeads, form.headDim, form.rope);
+  return rotateBack(lowering, keys, lowering.control(tokens), form.kvHeads, form.headDim, form.rope, type);
 }
 
-/** Gate logits W u + b [E, gate width] of keys (plain) and values [g, 1, E, hd]. */
-function gatesOf(node: NodeOf<'foldState'>, lowering: Lowering, keys: Ref, values: Ref): Ref {
-  const { graph, floatWeight } = lowering;
+/** Gate logits W u + b in float, [tokens, gate width], of keys (plain) and values of a type, [g, ...tokens, hd]: computed as in a prompt. */
+function gatesOf(node: NodeOf<'foldState'>, lowering: Lowering, keys: Ref, values: Ref, type: Sizes['type']): Ref {
+  const { graph } = lowering;
   const { kvHeads, headDim } = node.form;
   const source = graph.transpose(node.gateSource === 'value' ? values : keys, [1, 2, 0, 3]);
-  const operands = [graph.reshape(source, [-1, kvHeads * headDim]), floatWeight(node.gateWeight)];
-  if (node.gateBias !== undefined) operands.push(floatWeight(node.gateBias));
-  return graph.op('Gemm', operands, { transB: 1 });
+  const rows = graph.reshape(source, [-1, kvHeads * headDim]);
+  const logits = lowering.product(type === lowering.dialect.compute ? rows : lowering.compute(rows), node.gateWeight);
+  const { gateBias } = node;
+  return lowering.float(gateBias === undefined ? logits : graph.op('Add', [logits, lowering.weight(gateBias)]));
 }
 
-/** The tokens that have entered the states, at least one: int64 [1, E], and which of them exist: bool [1, E, 1]. */
-function entered(exact: Ring | undefined): { readonly tokens: Control; readonly mask: Control } {
+/** The tokens that have entered the states, in whole blocks. */
+function entered(exact: Ring | undefined, lowering: Lowering) {
   const first = exact?.sinks ?? 0;
   const key = `entered ${first} ${exact?.window ?? 0}`;
   const countOf = (past: number): number => Math.max(0, past - (exact?.window ?? 0) - first);
-  return {
-    tokens: {
-      key,
-      type: 'int64',
-      dims: [1, 'entered'],
-      make: ({ past }) => ints([1, Math.max(countOf(past), 1)], (at) => (countOf(past) > 0 ? first + at : 0)),
-    },
-    mask: {
-      key: `mask of ${key}`,
-      type: 'bool',
-      dims: [1, 'entered', 1],
-      make: ({ past }) => ({
-        dims: [1, Math.max(countOf(past), 1), 1],
-        data: new Uint8Array(Math.max(countOf(past), 1)).fill(countOf(past) > 0 ? 1 : 0),
-      }),
-    },
+  const blocksOf = (past: number): number => Math.max(1, Math.ceil(countOf(past) / blockSize));
+  const tokens: Control = {
+    key,
+    type: 'int64',
+    dims: ['blocks', blockSize],
+    make: ({ past }) => ints([blocksOf(past), blockSize], (at) => (at < countOf(past) ? first + at : 0)),
   };
+  const mask: Control = {
+    key: `mask of ${key}`,
+    type: 'bool',
+    dims: ['blocks', blockSize, 1],
+    make: ({ past }) => ({
+      dims: [blocksOf(past), blockSize, 1],
+      data: Uint8Array.from({ length: blocksOf(past) * blockSize }, (_, at) => Number(at < countOf(past))),
+    }),
+  };
+  /** What is made for blocks of a row's new tokens is made for these. */
+  const blocks: Lowering = {
+    ...lowering,
+    control: (control) =>
+      lowering.control({
+        ...control,
+        key: `${control.key} of ${key}`,
+        make: ({ past }) => control.make({ past: 0, count: blocksOf(past) * blockSize }),
+      }),
+  };
+  return { tokens, mask, blocks };
 }
 
 /** int64 [1, sinks + window]: the token that every entry holds; the first where there is none. */

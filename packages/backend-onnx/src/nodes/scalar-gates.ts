@@ -3,7 +3,7 @@ import type { Lowering } from '../lowering.js';
 import { reshapeTo } from './blocks.js';
 import { carry, stateScale } from './carry.js';
 import { bounded, differences, narrow } from './precision.js';
-import type { Sizes, StatePart, Streams } from './streams.js';
+import type { Entering, Sizes, StatePart, Streams } from './streams.js';
 
 // What the states contribute where every head has one decay a token: sum_i gamma_i q^T S_i, where S_i <- exp(a_i) S_i + k v^T, in
 // blocks of tokens (Yang et al., arXiv 2312.06635, section 4). Letters as in streams.ts. Every pass over [.., T, F] takes time, so
@@ -13,11 +13,21 @@ import type { Sizes, StatePart, Streams } from './streams.js';
 /** Returns [g, n, G, C, V]. */
 export function chunkedScalar(lowering: Lowering, streams: Streams, sizes: Sizes, state: StatePart): Ref {
   const { graph } = lowering;
-  const decays = bounded(graph, graph.op('Squeeze', [streams.decays, graph.ints([4])]), sizes.type);
-  const sums = graph.op('CumSum', [decays, graph.ints(2)]); // [g, n, C, St]
+  const sums = sumsOf(lowering, streams, sizes);
   const inside = insideBlocks(lowering, streams, sizes, sums);
   const earlier = fromStates(lowering, streams, sizes, sums, carried(lowering, streams, sizes, sums, state));
   return graph.reshape(graph.op('Add', [inside, earlier]), [0, 0, sizes.group, -1, sizes.columns]);
+}
+
+/** The states alone. */
+export function absorbScalar(lowering: Lowering, tokens: Entering, sizes: Sizes, state: StatePart): void {
+  carried(lowering, tokens, sizes, sumsOf(lowering, tokens, sizes), state);
+}
+
+/** Log decays from the start of a block to a token and with it, in float, [g, n, C, St]. */
+function sumsOf({ graph }: Lowering, { decays }: Entering, { type }: Sizes): Ref {
+  const own = bounded(graph, graph.op('Squeeze', [decays, graph.ints([4])]), type);
+  return graph.op('CumSum', [own, graph.ints(2)]);
 }
 
 /** Products of a block with itself: (q k^T) * sum_i gamma_i exp(L_t - L_s) for s <= t. [g, n, G * C, V] */
@@ -40,7 +50,7 @@ function insideBlocks(lowering: Lowering, { q, k, v, logGamma }: Streams, sizes:
 }
 
 /** The states that enter every block, [g, n, St * F, V]. */
-function carried(lowering: Lowering, { k, v }: Streams, sizes: Sizes, sums: Ref, state: StatePart): Ref {
+function carried(lowering: Lowering, { k, v }: Entering, sizes: Sizes, sums: Ref, state: StatePart): Ref {
   const { graph } = lowering;
   const total = graph.slice(sums, 2, -1, Number.MAX_SAFE_INTEGER); // [g, n, 1, St]
   const keys = scaled(lowering, k, graph.op('Sub', [total, sums]), sizes, ['size']); // [g, n, C, St * F]

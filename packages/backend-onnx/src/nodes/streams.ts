@@ -3,15 +3,19 @@ import type { Ref } from '../emit.js';
 // What dual linear attention computes with in blocks of tokens. In the comments: St states, g kv heads, G query heads a kv head,
 // n blocks of C tokens, F features, V value columns, D decays a token: F or 1.
 
-export interface Streams {
-  /** [g, n, G, C, F] */
-  readonly q: Ref;
+/** Tokens that enter the states. */
+export interface Entering {
   /** [g, n, C, F]; 0 where no token enters */
   readonly k: Ref;
   /** [g, n, C, V] */
   readonly v: Ref;
   /** log decays in float, [g, n, C, St, D], all <= 0; 0 where no token enters */
   readonly decays: Ref;
+}
+
+export interface Streams extends Entering {
+  /** [g, n, G, C, F] */
+  readonly q: Ref;
   /** log(gamma_i * scale) in float, [1 or g, 1, G, 1, St] */
   readonly logGamma: Ref;
 }

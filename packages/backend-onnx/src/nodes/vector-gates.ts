@@ -3,7 +3,7 @@ import type { Control, Lowering } from '../lowering.js';
 import { blockSize, blocksOf, floats, ints } from './blocks.js';
 import { carry, stateScale } from './carry.js';
 import { bounded, narrow } from './precision.js';
-import type { Sizes, StatePart, Streams } from './streams.js';
+import type { Entering, Sizes, StatePart, Streams } from './streams.js';
 
 // What the states contribute where every feature has a decay of its own: sum_i gamma_i q^T S_i, where S_i <- diag(exp(a_i)) S_i + k v^T,
 // in blocks of tokens (Yang et al., arXiv 2312.06635, section 4). Letters as in streams.ts. The states of a head lie side by side,
@@ -18,21 +18,14 @@ export function chunkedVector(lowering: Lowering, streams: Streams, sizes: Sizes
   const filled = (x: Ref, axis: number): Ref => graph.op('Pad', [x, control(missing), '', graph.ints([axis])]);
   const [q, k, v] = [filled(streams.q, 3), filled(streams.k, 2), filled(streams.v, 2)];
   const decays = bounded(graph, filled(streams.decays, 2), type); // [g, n, C, St, F]
-  const a = graph.reshape(narrow(graph, decays, type), [-1, blockSize, width]);
+  const a = flatDecays(lowering, decays, sizes);
   const weights = narrow(graph, graph.op('Exp', [streams.logGamma]), type); // [1 or g, 1, G, 1, St]
   const weighted = graph.op('Mul', [
     graph.op('Unsqueeze', [q, graph.ints([4])]),
     graph.op('Unsqueeze', [weights, graph.ints([5])]),
   ]);
 
-  const keys = graph.op('Mul', [
-    graph.reshape(k, [-1, blockSize, 1, features]),
-    graph.reshape(decayed(lowering, a, toEnd, sizes), [-1, blockSize, states, features]),
-  ]);
-  const flat = graph.reshape(keys, [kvHeads, -1, blockSize, width]);
-  const added = graph.matmul(flat, v, { transA: true, alpha: stateScale });
-  const total = graph.op('ReduceSum', [decays, graph.ints([2])], { keepdims: 0 }); // [g, n, St, F]
-  const entering = carry(lowering, added, graph.reshape(total, [0, 0, -1]), sizes, state);
+  const entering = carried(lowering, { k, v, decays }, a, sizes, state);
   const fromStart = graph.reshape(decayed(lowering, a, soFar, sizes), [kvHeads, -1, 1, blockSize, states, features]);
   const queries = graph.reshape(graph.op('Mul', [weighted, fromStart]), [kvHeads, -1, group * blockSize, width]);
   const earlier = graph.matmul(queries, entering, { alpha: 1 / stateScale }); // [g, n, G * C, V]
@@ -40,6 +33,31 @@ export function chunkedVector(lowering: Lowering, streams: Streams, sizes: Sizes
   const inside = insideBlocks(lowering, { q, weighted, k, v, a }, sizes);
   const out = graph.reshape(graph.op('Add', [earlier, inside]), [0, 0, group, -1, columns]);
   return graph.slice(out, 3, 0, control(size));
+}
+
+/** The states alone, of whole blocks. */
+export function absorbVector(lowering: Lowering, tokens: Entering, sizes: Sizes, state: StatePart): void {
+  const decays = bounded(lowering.graph, tokens.decays, sizes.type);
+  carried(lowering, { ...tokens, decays }, flatDecays(lowering, decays, sizes), sizes, state);
+}
+
+/** [g, n, C, St, F] in float -> [g * n, C, St * F] as the products read them. */
+function flatDecays({ graph }: Lowering, decays: Ref, { states, features, type }: Sizes): Ref {
+  return graph.reshape(narrow(graph, decays, type), [-1, blockSize, states * features]);
+}
+
+/** The states that enter every block, [g, n, St * F, V]; `a`: the decays once more, flat. */
+function carried(lowering: Lowering, { k, v, decays }: Entering, a: Ref, sizes: Sizes, state: StatePart): Ref {
+  const { graph } = lowering;
+  const { states, kvHeads, features } = sizes;
+  const keys = graph.op('Mul', [
+    graph.reshape(k, [-1, blockSize, 1, features]),
+    graph.reshape(decayed(lowering, a, toEnd, sizes), [-1, blockSize, states, features]),
+  ]);
+  const flat = graph.reshape(keys, [kvHeads, -1, blockSize, states * features]);
+  const added = graph.matmul(flat, v, { transA: true, alpha: stateScale });
+  const total = graph.op('ReduceSum', [decays, graph.ints([2])], { keepdims: 0 }); // [g, n, St, F]
+  return carry(lowering, added, graph.reshape(total, [0, 0, -1]), sizes, state);
 }
 
 /** Of full blocks: q [g, n, G, C, F], times the gammas [g, n, G, C, St, F], k [g, n, C, F], v [g, n, C, V], log decays [g * n, C, St * F]. */
