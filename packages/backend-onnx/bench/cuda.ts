@@ -34,7 +34,7 @@ const { values: options } = parseArgs({
     weights: { type: 'string' },
     /** The step draws the most likely tokens, and they alone come back. */
     draw: { type: 'boolean', default: false },
-    /** The same, and each step is handed over before the tokens of the one before it are known. */
+    /** Decodes once more, where each step draws and is handed over before the tokens of the one before it are known. */
     ahead: { type: 'boolean', default: false },
   },
 });
@@ -67,8 +67,8 @@ for (const plan of options.plans.split(',')) {
   for (const batch of batches!)
     for (const depth of depths!) {
       const rowOf = (round: number, slot: number): Row => ({ slot, past: depth + round, count: 1 });
+      await tried('decode', plan, depth, batch, depth + spare, layers, rowOf);
       if (options.ahead) await ahead(plan, depth, batch, layers, rowOf);
-      else await tried('decode', plan, depth, batch, depth + spare, layers, rowOf);
     }
   for (const layer of layers) layer[Symbol.dispose]();
 }
