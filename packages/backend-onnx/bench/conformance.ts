@@ -1,10 +1,13 @@
-// The conformance suite on the CUDA device of this machine, for hosts without vitest. From packages/backend-onnx:
+// The conformance suite on the CUDA device of this machine, for hosts without vitest, and logits of a small model with matrices in
+// blocks, on the device and on the CPU. From packages/backend-onnx:
 //   npx esbuild bench/conformance.ts --bundle --platform=node --format=esm --target=es2022 --conditions=@dsla/source --external:koffi \
 //     --external:onnxruntime-node --alias:vitest=../backend-webgpu/bench/vitest.ts --outfile=OUT/conformance.mjs
 //   cp src/worker.js OUT && node OUT/conformance.mjs --types f32,f16 > results.jsonl
 import { parseArgs } from 'node:util';
 import { backendConformance, float16 } from '@dsla/conformance';
+import { type Device, joinGraphs, type OpenOptions } from '@dsla/spec';
 import * as runner from 'vitest';
+import { randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
 import { onnxBackend } from '../src/index.js';
 
 interface Outcome {
@@ -13,10 +16,15 @@ interface Outcome {
 }
 
 const { values: options } = parseArgs({
-  options: { types: { type: 'string', default: 'f32,f16' }, device: { type: 'string', default: 'cuda' } },
+  options: {
+    types: { type: 'string', default: 'f32,f16' },
+    device: { type: 'string', default: 'cuda' },
+    /** Types of matrices. */
+    blocks: { type: 'string', default: 'q8,q4' },
+  },
 });
 
-for (const computeType of options.types.split(',') as ('f32' | 'f16')[]) {
+for (const computeType of options.types.split(',').filter(Boolean) as ('f32' | 'f16')[]) {
   const open = () => onnxBackend.open({ computeType, extra: { device: options.device } });
   backendConformance({
     name: `onnx ${options.device} ${computeType}`,
@@ -28,4 +36,34 @@ for (const computeType of options.types.split(',') as ('f32' | 'f16')[]) {
   await using device = await open();
   const seconds = (performance.now() - start) / 1000;
   console.log(JSON.stringify({ test: 'conformance', device: device.description, computeType, seconds, ...outcome }));
+}
+
+for (const weights of options.blocks.split(',').filter(Boolean)) {
+  const extra = { device: options.device, weights };
+  const [got, want] = [await logits({ extra }), await logits({ extra: { weights } })];
+  const rms = (values: readonly number[]): number =>
+    Math.sqrt(values.reduce((sum, x) => sum + x * x, 0) / values.length);
+  const ratio = rms(got.map((x, at) => x - want[at]!)) / rms(want);
+  console.log(JSON.stringify({ test: 'blocks', weights, ratio, values: got.length, ok: ratio < 0.02 }));
+}
+
+/** Of a prompt of 9 tokens and of 4 tokens one by one. */
+async function logits(open: OpenOptions): Promise<number[]> {
+  const model = synthetic('tiny');
+  await using device: Device = await onnxBackend.open(open);
+  const body = model.segments.map(({ versions }) => versions.default);
+  const layers = [];
+  for (const graph of [joinGraphs(body, new Set(['x'])), model.head])
+    layers.push(await device.compile(graph, randomWeights(model)));
+  const specs = layers.flatMap(({ graph }) => graph.states);
+  const states = Object.fromEntries(specs.map((spec) => [spec.name, device.createState(spec, 1, 16)]));
+  const all: number[] = [];
+  for (const [past, count] of [[0, 9] as const, ...[9, 10, 11, 12].map((at) => [at, 1] as const)]) {
+    const ids = Int32Array.from({ length: count }, (_, at) => (37 * (past + at) + 11) % 1000);
+    using step = device.beginStep({ ids, rows: [{ slot: 0, past, count }] });
+    for (const layer of layers) step.run(layer, states);
+    await step.submit();
+    all.push(...Array.from((await device.download(step.value('logits'))).data, Number));
+  }
+  return all;
 }
