@@ -3,7 +3,7 @@ import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
 import { rotateTokens, rotateTokensBack } from '../rope.js';
-import { divided, gamma, outputNorm, shareOf, withOne } from './dual-linear-attention.js';
+import { divided, gamma, outputNorm, shareOf } from './dual-linear-attention.js';
 import { featuresOf, featuresOfTokens } from './feature-map.js';
 import {
   joinOne,
@@ -78,6 +78,11 @@ export function dualDecode(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Re
   }
   const result = normaliser ? divided(lowering, total, headDim) : total; // [B, g, G, hd]
   return graph.reshape(outputNorm(node, lowering, result), [-1, 1, heads * headDim]);
+}
+
+/** One more column, of ones. */
+function withOne({ graph }: Lowering, x: Ref): Ref {
+  return graph.op('Pad', [x, graph.ints([0, 1]), graph.floats(1), graph.ints([-1])]);
 }
 
 /** Gate logits [B, 1, gate width] -> log decays of the same shape. */

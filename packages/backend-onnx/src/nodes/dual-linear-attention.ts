@@ -5,9 +5,11 @@ import { float } from '../protobuf.js';
 import { rotateBack, rotateTokens } from '../rope.js';
 import { blocksOf, byHead, flat, floats, fromBlocks, reshapeTo, toBlocks } from './blocks.js';
 import { featureMap, featuresOf } from './feature-map.js';
+import { narrow, typed, wide } from './precision.js';
 import { exactScores, type Heads, type Kept, keep, leavesAt, leavingPositions, type Ring } from './ring.js';
 import { chunkedScalar } from './scalar-gates.js';
-import type { Sizes, Streams } from './streams.js';
+import type { Sizes, StatePart, Streams } from './streams.js';
+
 import { chunkedVector } from './vector-gates.js';
 
 // In the comments: St states, g kv heads, G query heads a kv head, n blocks of C tokens, F features of phi.
@@ -16,67 +18,87 @@ type Dual = NodeOf<'dualLinearAttention'>;
 
 /**
  * Many tokens of one row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] of the compute type, gates [1, T, gate width] in float ->
- * [1, T, heads*hd] of the compute type. Without a normaliser products are of the compute type, with one in float: what is divided
- * may be tiny.
+ * [1, T, heads*hd] of the compute type.
  */
 export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref {
   const { graph } = lowering;
   const { heads, form, scale } = node;
   const { kvHeads, headDim, rope, normaliser, featureMap: map } = form;
   const group = heads / kvHeads;
-  const type = map || normaliser ? 'float' : lowering.dialect.compute;
-  const [queries, keys, values] = [q, k, v].map(map || normaliser ? lowering.float : (x) => x) as [Ref, Ref, Ref];
+  const sizes = sizesOf(form, lowering, group, scale);
+  const { type } = sizes;
+  const [queries, keys, values] = [q, k, v].map((x) => typed(lowering, x, type)) as [Ref, Ref, Ref];
   const turned = (x: Ref, of: number): Ref => (rope ? rotateTokens(lowering, x, of, rope, type) : x);
   const forState = (x: Ref, of: number): Ref => (form.ropeInState ? turned(x, of) : x);
+  const inBlocks = (x: Ref): Ref => toBlocks(lowering, x, kvHeads, headDim, group);
 
   const memory = form.exact && remember(node, form.exact, lowering, turned(keys, kvHeads), values, gates);
   const tokens = memory
-    ? leaving(form, memory, lowering)
+    ? leaving(form, memory, lowering, type)
     : arriving(form, lowering, forState(keys, kvHeads), values, gates);
-  const sizes: Sizes = {
-    states: form.states,
-    kvHeads,
-    group,
-    features: featuresOf(lowering, map?.key, headDim),
-    columns: headDim + (normaliser ? 1 : 0),
-    gate: form.gate,
-    type,
-    scale: normaliser ? 1 : scale,
-  };
   const streams: Streams = {
-    q: featureMap(
-      lowering,
-      toBlocks(lowering, forState(queries, heads), kvHeads, headDim, group),
-      map?.query,
-      kvHeads,
-      group,
-    ),
-    k: masked(lowering, featureMap(lowering, tokens.k, map?.key, kvHeads), tokens.mask),
-    v: normaliser ? withOne(lowering, tokens.v) : tokens.v,
+    q: featureMap(lowering, inBlocks(forState(queries, heads)), map?.query, sizes, group),
+    k: masked(lowering, featureMap(lowering, tokens.k, map?.key, sizes), tokens.mask, type),
+    v: normaliser ? withOnes(lowering, tokens.v, sizes, headDim) : tokens.v,
     decays: tokens.decays,
     logGamma: lowering.weight(node.mix, logGammaOf(kvHeads, group, sizes.scale)),
   };
-  const dims = [form.states, kvHeads, sizes.features, sizes.columns];
   const chunked = form.gate === 'scalar' ? chunkedScalar : chunkedVector;
-  let total = chunked(lowering, streams, sizes, {
-    past: lowering.past(node.state, 0, dims),
-    next: (value) => lowering.present(node.state, 0, value, dims),
-  }); // [g, n, G, C, hd (+ 1)]
+  let total = chunked(lowering, streams, sizes, statePart(node.state, form, lowering, sizes)); // [g, n, G, C, V]
   if (memory) {
-    const share = lowering.weight(form.exact!.logWeight, shareOf(kvHeads, group));
-    const rotated = toBlocks(lowering, turned(queries, heads), kvHeads, headDim, group);
-    total = graph.op('Add', [
-      exactPart(memory, lowering, rotated, { kvHeads, group, headDim, scale }),
-      graph.op('Mul', [total, share]),
-    ]);
+    const share = narrow(graph, lowering.weight(form.exact!.logWeight, shareOf(kvHeads, group, sizes.scale)), type);
+    const exact = exactPart(
+      memory,
+      lowering,
+      inBlocks(turned(queries, heads)),
+      { kvHeads, group, headDim, scale },
+      sizes,
+    );
+    total = graph.op('Add', [exact, graph.op('Mul', [total, share])]);
   }
   const out = normaliser ? divided(lowering, total, headDim) : total;
-  const narrow = type === lowering.dialect.compute ? (x: Ref) => x : lowering.compute;
-  const normed =
-    node.outputNorm && type === 'float16'
-      ? lowering.compute(outputNorm(node, lowering, lowering.float(out)))
-      : narrow(outputNorm(node, lowering, out));
-  return fromBlocks(lowering, normed, heads * headDim);
+  const normed = node.outputNorm ? outputNorm(node, lowering, wide(graph, out, type)) : out;
+  const narrowed = (node.outputNorm ? 'float' : type) === lowering.dialect.compute ? normed : lowering.compute(normed);
+  return fromBlocks(lowering, narrowed, heads * headDim);
+}
+
+/**
+ * With a normaliser alone products are in float: what they are divided by may be tiny. Beside an exact part it is at least 1, and in
+ * float16 sums of features stay well below its bound for as long as the scale says.
+ */
+export function sizesOf(form: DualForm, lowering: Lowering, group: number, scale: number): Sizes {
+  const { states, kvHeads, headDim, normaliser, featureMap: map, exact, gate } = form;
+  const { compute } = lowering.dialect;
+  const type = normaliser || map ? (exact ? compute : 'float') : compute;
+  // Rows of products in float16 begin at multiples of 16 bytes.
+  const ones = normaliser ? (type === 'float16' ? 8 : 1) : 0;
+  return {
+    states,
+    kvHeads,
+    group,
+    features: featuresOf(lowering, map?.key, headDim),
+    columns: headDim + ones,
+    gate,
+    type,
+    scale: exact ? 1 / 64 : normaliser ? 1 : scale,
+  };
+}
+
+/** What holds the states, with one column of ones, or none, whose sums they are. */
+function statePart(
+  name: string,
+  form: DualForm,
+  lowering: Lowering,
+  { states, kvHeads, features, columns }: Sizes,
+): StatePart {
+  const { graph } = lowering;
+  const held = form.headDim + (form.normaliser ? 1 : 0);
+  const dims = [states, kvHeads, features, held];
+  const past = lowering.past(name, 0, dims);
+  return {
+    past: columns === held ? past : graph.op('Pad', [past, graph.ints([0, columns - held]), '', graph.ints([3])]),
+    next: (value) => lowering.present(name, 0, columns === held ? value : graph.slice(value, 3, 0, held), dims),
+  };
 }
 
 /** Tokens that enter the states, in blocks. */
@@ -102,8 +124,8 @@ function arriving(form: DualForm, lowering: Lowering, k: Ref, v: Ref, gates: Ref
   };
 }
 
-function masked({ graph }: Lowering, k: Ref, mask: Ref | undefined): Ref {
-  return mask ? graph.op('Mul', [k, mask]) : k;
+function masked({ graph }: Lowering, k: Ref, mask: Ref | undefined, type: Sizes['type']): Ref {
+  return mask ? graph.op('Mul', [k, narrow(graph, mask, type)]) : k;
 }
 
 /** Keys (rotated), values and gate logits of the ring and the new tokens. */
@@ -120,7 +142,7 @@ function remember({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref,
   const width = gateWidth(form);
   const heads = (part: number, x: Ref): Kept => {
     const dims = [kvHeads, entries, headDim];
-    const where = { ring, state, part, axis: 1, dims, narrow: true } as const;
+    const where = { ring, state, part, axis: 1, dims } as const;
     return keep(lowering, where, byHead(lowering, x, kvHeads, headDim));
   };
   return {
@@ -129,19 +151,27 @@ function remember({ state, form }: Dual, ring: Ring, lowering: Lowering, k: Ref,
     values: heads(2, v),
     gates: keep(
       lowering,
-      { ring, state, part: 3, axis: 0, dims: [entries, width], narrow: false },
+      { ring, state, part: 3, axis: 0, dims: [entries, width] },
       lowering.graph.reshape(gates, [-1, width]),
     ),
   };
 }
 
 /** The tokens that leave the window: at query t of the step the one that is `window` older. */
-function leaving(form: DualForm, { ring, keys, values, gates }: Memory, lowering: Lowering): Tokens {
+function leaving(
+  form: DualForm,
+  { ring, keys, values, gates }: Memory,
+  lowering: Lowering,
+  type: Sizes['type'],
+): Tokens {
   const mask = lowering.control(maskControl(`leaving ${ring.sinks}+${ring.window}`, leavesAt(ring)));
   const where = (): Ref => lowering.control(flat(leavingPositions(ring)));
   const { rope, ropeInState, kvHeads, headDim } = form;
   return {
-    k: rope && !ropeInState ? rotateBack(lowering, keys.leaving(), where(), kvHeads, headDim, rope) : keys.leaving(),
+    k:
+      rope && !ropeInState
+        ? rotateBack(lowering, keys.leaving(), where(), kvHeads, headDim, rope, type)
+        : keys.leaving(),
     v: values.leaving(),
     decays: decaysOf(form, lowering, gates.leaving(), mask),
     mask,
@@ -157,19 +187,21 @@ export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, mask?
   return graph.transpose(graph.reshape(held, [0, 0, form.states, form.kvHeads, width]), [3, 0, 1, 2, 4]);
 }
 
-/** sum over the exact set of e^(s - m) [v, 1]: [g, n, G, C, hd + 1] */
-function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, heads: Heads): Ref {
+/** sum over the exact set of e^(s - m) [v, 1]: [g, n, G, C, V]. Scores are in float, which their exponentials need. */
+function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, heads: Heads, sizes: Sizes): Ref {
   const { graph } = lowering;
-  const scores = exactScores(lowering, ring, q, keys.seen(), heads);
+  const { type } = sizes;
+  const scores = exactScores(lowering, ring, wide(graph, q, type), wide(graph, keys.seen(), type), heads);
   const max = graph.op('ReduceMax', [scores, graph.ints([-1])], { keepdims: 1 });
-  const weights = graph.op('Exp', [graph.op('Sub', [scores, max])]);
-  const sums = graph.matmul(weights, withOne(lowering, values.seen()));
-  return graph.reshape(sums, [0, 0, heads.group, -1, heads.headDim + 1]);
+  const weights = narrow(graph, graph.op('Exp', [graph.op('Sub', [scores, max])]), type);
+  const sums = graph.matmul(weights, withOnes(lowering, values.seen(), sizes, heads.headDim));
+  return graph.reshape(sums, [0, 0, heads.group, -1, sizes.columns]);
 }
 
-/** One more column, of ones. */
-export function withOne({ graph }: Lowering, x: Ref): Ref {
-  return graph.op('Pad', [x, graph.ints([0, 1]), graph.floats(1), graph.ints([-1])]);
+/** Columns of ones behind the others. */
+export function withOnes({ graph }: Lowering, x: Ref, { columns, type }: Sizes, headDim: number): Ref {
+  const one = narrow(graph, graph.floats(1), type);
+  return graph.op('Pad', [x, graph.ints([0, columns - headDim]), one, graph.ints([-1])]);
 }
 
 export function divided({ graph }: Lowering, total: Ref, headDim: number): Ref {
@@ -233,11 +265,11 @@ function logGammaOf(kvHeads: number, group: number, scale: number): Derivation {
   };
 }
 
-/** Weight of the states against the exact part: [g, 1, G, 1, 1]. */
-export function shareOf(kvHeads: number, group: number): Derivation {
+/** Weight of the states against the exact part, over a scale that they have: [g, 1, G, 1, 1]. */
+export function shareOf(kvHeads: number, group: number, scale: number = 1): Derivation {
   return {
-    name: `share ${kvHeads}x${group}`,
+    name: `share ${kvHeads}x${group} over ${scale}`,
     shape: () => [kvHeads, 1, group, 1, 1],
-    apply: (logWeight) => logWeight.map(Math.exp),
+    apply: (logWeight) => logWeight.map((log) => Math.exp(log) / scale),
   };
 }

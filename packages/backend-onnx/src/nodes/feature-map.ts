@@ -2,32 +2,43 @@ import type { Weight } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Derivation, Lowering } from '../lowering.js';
 import { reshapeTo } from './blocks.js';
+import { narrow, wide } from './precision.js';
+import type { Sizes } from './streams.js';
 
 /**
- * phi(x) = [exp(Wx - c), exp(-Wx - c)], c = max |Wx|; without W: x. Of tokens in blocks: x [g, n, C, hd], or [g, n, G, C, hd] where
- * the weight has g * G heads -> the same with 2F for hd.
+ * phi(x) = [exp(Wx - c), exp(-Wx - c)], c = max |Wx|; without W: x. Of tokens in blocks, of the type of the sizes: x [g, n, C, hd], or
+ * [g, n, G, C, hd] where the weight has g * G heads -> the same with 2F for hd.
  */
 export function featureMap(
   lowering: Lowering,
   x: Ref,
   weight: Weight | undefined,
-  kvHeads: number,
+  { kvHeads, type }: Sizes,
   group?: number,
 ): Ref {
   if (weight === undefined) return x;
   const { graph } = lowering;
   const [, features, headDim] = lowering.shapeOf(weight) as [number, number, number];
-  if (group === undefined || group === 1) {
-    const y = featuresOfHeads(lowering, graph.reshape(x, [kvHeads, -1, headDim]), weight);
-    return reshapeTo(lowering, y, [kvHeads, 'blocks', ...(group ? [group] : []), 'size', 2 * features]);
-  }
-  const byHead = graph.reshape(graph.transpose(x, [0, 2, 1, 3, 4]), [kvHeads * group, -1, headDim]);
-  const y = featuresOfHeads(lowering, byHead, weight);
+  const mapped = (heads: number, byHead: Ref): Ref =>
+    narrow(
+      graph,
+      featuresOfHeads(lowering, wide(graph, graph.reshape(byHead, [heads, -1, headDim]), type), weight),
+      type,
+    );
+  if (group === undefined || group === 1)
+    return reshapeTo(lowering, mapped(kvHeads, x), [
+      kvHeads,
+      'blocks',
+      ...(group ? [group] : []),
+      'size',
+      2 * features,
+    ]);
+  const y = mapped(kvHeads * group, graph.transpose(x, [0, 2, 1, 3, 4]));
   const inBlocks = reshapeTo(lowering, y, [kvHeads, group, 'blocks', 'size', 2 * features]);
   return graph.transpose(inBlocks, [0, 2, 1, 3, 4]);
 }
 
-/** x [heads, tokens, hd] -> [heads, tokens, 2F] */
+/** In float: x [heads, tokens, hd] -> [heads, tokens, 2F] */
 function featuresOfHeads({ graph, weight: bring }: Lowering, x: Ref, weight: Weight): Ref {
   const y = graph.matmul(x, bring(weight, mirrored), { transB: true }); // [Wx, -Wx], so its maximum is c
   const bound = graph.op('ReduceMax', [y, graph.ints([-1])], { keepdims: 1 });

@@ -3,9 +3,9 @@ import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { rotateBack } from '../rope.js';
 import { blockSize, flat, ints, reshapeTo } from './blocks.js';
-import { decaysOf, withOne } from './dual-linear-attention.js';
-import { featureMap, featuresOf } from './feature-map.js';
-import { narrow } from './precision.js';
+import { decaysOf, sizesOf, withOnes } from './dual-linear-attention.js';
+import { featureMap } from './feature-map.js';
+import { narrow, typed } from './precision.js';
 import type { Ring } from './ring.js';
 import { absorbScalar } from './scalar-gates.js';
 import type { Sizes } from './streams.js';
@@ -18,45 +18,36 @@ import { absorbVector } from './vector-gates.js';
 export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
   const { graph } = lowering;
   const { form } = node;
-  const { states, kvHeads, headDim, exact, featureMap: map, normaliser } = form;
+  const { states, kvHeads, headDim, exact } = form;
   const entries = lowering.entriesOf(node.from);
   const cache = (part: number): Ref => lowering.past(node.from, part, [kvHeads, entries, headDim]);
 
   const { tokens, mask, blocks } = entered(exact, lowering);
-  const sizes: Sizes = {
-    states,
-    kvHeads,
-    group: 1,
-    features: featuresOf(lowering, map?.key, headDim),
-    columns: headDim + (normaliser ? 1 : 0),
-    gate: form.gate,
-    type: map || normaliser ? 'float' : lowering.dialect.compute,
-    scale: 1,
-  };
+  const sizes = sizesOf(form, lowering, 1, 1);
+  const { type } = sizes;
   const inside = lowering.control(mask); // [n, C, 1]
-  const zero = narrow(graph, graph.floats(0), sizes.type);
+  const zero = narrow(graph, graph.floats(0), type);
   // Masked by selection: where no token has entered, an index names memory that may hold anything.
-  const held = (x: Ref): Ref => graph.op('Where', [inside, x, zero]);
+  const chosen = (x: Ref): Ref => graph.op('Where', [inside, x, zero]);
   const [keys, values] = [0, 1].map((part) => {
     const gathered = graph.op('Gather', [cache(part), lowering.control(tokens)], { axis: 1 }); // [g, n, C, hd]
-    return held(sizes.type === lowering.dialect.compute ? gathered : lowering.float(gathered));
+    return chosen(typed(lowering, gathered, type));
   }) as [Ref, Ref];
-  const plain = unrotated(node, lowering, keys, flat(tokens), sizes.type);
-  const logits = reshapeTo(blocks, gatesOf(node, lowering, plain, values, sizes.type), [
-    'blocks',
-    'size',
-    gateWidth(form),
-  ]);
+  const plain = unrotated(node, lowering, keys, flat(tokens), type);
+  const logits = reshapeTo(blocks, gatesOf(node, lowering, plain, values, type), ['blocks', 'size', gateWidth(form)]);
   const streams = {
-    k: held(featureMap(blocks, form.ropeInState ? keys : plain, map?.key, kvHeads)),
-    v: normaliser ? withOne(lowering, values) : values,
+    k: chosen(featureMap(blocks, form.ropeInState ? keys : plain, form.featureMap?.key, sizes)),
+    v: form.normaliser ? withOnes(lowering, values, sizes, headDim) : values,
     decays: decaysOf(form, lowering, logits, graph.cast(inside, 'float')),
   };
-  const dims = [states, kvHeads, sizes.features, sizes.columns];
+  const shape = [states, kvHeads, sizes.features, sizes.columns];
+  const held = headDim + Number(form.normaliser);
+  const dims = [states, kvHeads, sizes.features, held];
   const absorb = form.gate === 'scalar' ? absorbScalar : absorbVector;
   absorb(blocks, streams, sizes, {
-    past: graph.op('Expand', [graph.floats(0), graph.ints(dims)]),
-    next: (value) => lowering.present(node.to, 0, value, dims),
+    past: graph.op('Expand', [graph.floats(0), graph.ints(shape)]),
+    next: (value) =>
+      lowering.present(node.to, 0, held === sizes.columns ? value : graph.slice(value, 3, 0, held), dims),
   });
   if (exact) foldRing(node, exact, lowering, cache);
 }

@@ -1,4 +1,5 @@
 import type { GraphBuilder, Ref } from '../emit.js';
+import type { Lowering } from '../lowering.js';
 import type { Sizes } from './streams.js';
 
 type Type = Sizes['type'];
@@ -6,6 +7,16 @@ type Type = Sizes['type'];
 /** Something in float as the products want it. */
 export function narrow(graph: GraphBuilder, x: Ref, type: Type): Ref {
   return type === 'float' ? x : graph.cast(x, type);
+}
+
+/** Something of a type in float. */
+export function wide(graph: GraphBuilder, x: Ref, type: Type): Ref {
+  return type === 'float' ? x : graph.cast(x, 'float');
+}
+
+/** Something of the compute type in a type, which is either that or float. */
+export function typed(lowering: Lowering, x: Ref, type: Type): Ref {
+  return type === lowering.dialect.compute ? x : lowering.float(x);
 }
 
 /** Log decays, none below what a number of the type holds beside 1, so that sums of 128 of them are at least -2048 in float16. */

@@ -45,19 +45,10 @@ export interface RingPart {
   readonly part: number;
   readonly axis: 0 | 1;
   readonly dims: readonly number[];
-  /** It is held in the compute type; readers get float all the same. */
-  readonly narrow: boolean;
 }
 
-/** Takes new tokens into a ring: x, in float, has T entries along its axis. */
-export function keep(lowering: Lowering, part: RingPart, x: Ref): Kept {
-  const held = part.narrow ? lowering.compute(x) : x;
-  const kept = keepMany(lowering, part, held);
-  if (!part.narrow) return kept;
-  return { seen: () => lowering.float(kept.seen()), leaving: () => lowering.float(kept.leaving()) };
-}
-
-function keepMany(lowering: Lowering, { ring, state, part, axis, dims }: RingPart, x: Ref): Kept {
+/** Takes new tokens into a ring: x, of the type that the part is held in, has T entries along its axis; so is what is kept. */
+export function keep(lowering: Lowering, { ring, state, part, axis, dims }: RingPart, x: Ref): Kept {
   const { graph, control } = lowering;
   // The ring before the new tokens without Concat, which copies sizes from host memory on CUDA, so that no run with it could be recorded.
   const entries = entriesOf(ring);

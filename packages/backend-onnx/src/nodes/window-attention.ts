@@ -29,7 +29,13 @@ export function windowAttention(
     return graph.reshape(graph.matmul(weights, visible(lowering, ring, other)), [-1, 1, heads * headDim]);
   }
   const known = (part: number, x: Ref): Ref =>
-    keep(lowering, { ring, state, part, axis: 1, dims, narrow: true }, byHead(lowering, x, kvHeads, headDim)).seen();
+    lowering.float(
+      keep(
+        lowering,
+        { ring, state, part, axis: 1, dims },
+        lowering.compute(byHead(lowering, x, kvHeads, headDim)),
+      ).seen(),
+    );
   const keys = known(0, turned(k, kvHeads));
   const values = known(1, v);
   const group = heads / kvHeads;
