@@ -20,6 +20,8 @@ export class Memory {
   readonly #retired: GPUBuffer[] = [];
   /** For reads, a few at most, on the host. */
   readonly #staging: GPUBuffer[] = [];
+  /** Copies on the host of buffers that no later work changes. */
+  readonly #copies = new Map<GPUBuffer, GPUBuffer>();
   #recording = 0;
 
   /** `limit`: bytes that may be held; `fail` hears of an allocation that the driver refused later. */
@@ -65,27 +67,51 @@ export class Memory {
     for (const buffer of this.#retired.splice(0)) buffer.destroy();
   }
 
+  /** Records a copy of a buffer that the next read of it takes: a read of its own is a submit of its own. */
+  copy(encoder: GPUCommandEncoder, buffer: GPUBuffer, bytes: number): void {
+    const size = Math.ceil(bytes / 4) * 4;
+    const staging = this.#stage(size);
+    encoder.copyBufferToBuffer(buffer, 0, staging, 0, size);
+    this.#copies.set(buffer, staging);
+  }
+
+  /** A copy that nobody has read. */
+  dropCopy(buffer: GPUBuffer): void {
+    const copy = this.#copies.get(buffer);
+    this.#copies.delete(buffer);
+    if (copy) this.#unstage(copy);
+  }
+
   /** Bytes of a buffer as they are after everything submitted so far. */
   async read(buffer: GPUBuffer, offset: number, bytes: number): Promise<ArrayBuffer> {
     const size = Math.ceil(bytes / 4) * 4;
-    const index = this.#staging.findIndex((free) => free.size >= size);
-    const staging = index < 0 ? this.#stage(size) : this.#staging.splice(index, 1)[0]!;
-    const encoder = this.#device.createCommandEncoder();
-    encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
-    this.#device.queue.submit([encoder.finish()]);
+    const copy = offset === 0 ? this.#copies.get(buffer) : undefined;
+    const staging = copy ?? this.#stage(size);
+    if (copy) this.#copies.delete(buffer);
+    else {
+      const encoder = this.#device.createCommandEncoder();
+      encoder.copyBufferToBuffer(buffer, offset, staging, 0, size);
+      this.#device.queue.submit([encoder.finish()]);
+    }
     try {
       await paced(() => staging.mapAsync(1, 0, Math.max(size, 4)));
       return staging.getMappedRange(0, Math.max(size, 4)).slice(0, bytes);
     } finally {
       staging.unmap();
-      if (staging.size <= keptStaging && this.#staging.length < 4) this.#staging.push(staging);
-      else staging.destroy();
+      this.#unstage(staging);
     }
   }
 
   #stage(bytes: number): GPUBuffer {
+    const index = this.#staging.findIndex((free) => free.size >= bytes);
+    if (index >= 0) return this.#staging.splice(index, 1)[0]!;
     const size = 2 ** Math.ceil(Math.log2(Math.max(bytes, 256)));
     return this.#device.createBuffer({ label: 'read', size, usage: mapRead | copyTarget });
+  }
+
+  #unstage(staging: GPUBuffer): void {
+    if (staging.size <= keptStaging && this.#staging.length < 4) this.#staging.push(staging);
+    else staging.destroy();
   }
 }
 

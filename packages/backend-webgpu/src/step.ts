@@ -65,6 +65,8 @@ export class WebgpuStep implements Step {
   readonly #release: (() => void)[] = [];
   #encoder: GPUCommandEncoder | undefined;
   readonly #dispatches: Dispatch[] = [];
+  /** Tokens that were drawn: almost always read at once. */
+  #drawn: WebgpuBuffer | undefined;
   /** Of the caller, in place of the batch's. */
   #ids: WebgpuBuffer | undefined;
   #submitted = false;
@@ -160,6 +162,7 @@ export class WebgpuStep implements Step {
     device.queue.writeBuffer(given, 0, words);
     const ids = this.#make(namedValue('ids', 1, 'f32', 'row'), 'i32');
     this.#values.set('ids', ids);
+    this.#drawn = ids.buffer;
     const entries = [logits.buffer.buffer, given, ids.buffer.buffer];
     const grid: Grid = [draws.length, 1, 1];
     this.#dispatches.push(dispatchOf(device, pipeline, this.#views.step().group, entries, grid));
@@ -183,6 +186,7 @@ export class WebgpuStep implements Step {
       size = Math.min(2 * size, portion);
       encode(encoder, dispatches.slice(at, at + size));
     }
+    if (this.#drawn) memory.copy(encoder, this.#drawn.buffer, this.#drawn.bytes);
     device.queue.submit([encoder.finish()]);
     memory.endRecording();
     submitted.add(this);
@@ -195,6 +199,7 @@ export class WebgpuStep implements Step {
     this.#gone = true;
     this.#encoder = undefined;
     if (!this.#submitted) this.#host.memory.endRecording();
+    if (this.#drawn) this.#host.memory.dropCopy(this.#drawn.buffer);
     for (const buffer of this.#made.splice(0).reverse()) buffer[Symbol.dispose]();
     for (const release of this.#release.splice(0)) release();
     this.#views.release();
