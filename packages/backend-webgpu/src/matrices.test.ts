@@ -3,13 +3,14 @@ import { describe, expect, it } from 'vitest';
 import { openRunner } from './kernel-runner.js';
 import { append } from './kernels/cache.js';
 import { cumulate } from './kernels/dual-chunks.js';
-import type { DualShape } from './kernels/dual-linear-attention.js';
+import { type DualShape, enteringValues, valuesAThread } from './kernels/dual-linear-attention.js';
 import { chunkStates, chunkWidth, scanChunks, scanGroups, statesGroups } from './kernels/dual-matrices.js';
 import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Element } from './kernels/kernel.js';
 import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
+import { upTo } from './kernels/matrices.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import type { AttentionShape } from './kernels/softmax-attention.js';
@@ -165,27 +166,20 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     expect(featuresAThread(rope, headDim, 'f16')).toBe(8);
     const runner = await openRunner([{ slot: 1, past, count }]);
     const [k, v] = [1, 2].map((seed) => halves(count * heads * headDim, seed, 2)) as [Halves, Halves];
-    const table = Float32Array.from({ length: 16 * 16 }, (_, i) => {
-      const angle = Math.floor(i / 16) * rope.frequencies[Math.floor(i / 2) % 8]!;
-      return i % 2 === 0 ? Math.cos(angle) : Math.sin(angle);
-    });
-    const want = [...k.numbers].map((own, i) => {
-      const c = i % headDim;
-      if (c >= 16) return own;
-      const angle = (past + Math.floor(i / (heads * headDim))) * rope.frequencies[c % 8]!;
-      const other = k.numbers[c < 8 ? i + 8 : i - 8]!;
-      return own * Math.cos(angle) + (c < 8 ? -other : other) * Math.sin(angle);
+    const table = ropeTable(rope, 16);
+    const want = upTo(count * heads).flatMap((n) => {
+      return turned(k.numbers.subarray(n * headDim, (n + 1) * headDim), rope, past + Math.floor(n / heads));
     });
     const empty = () => runner.buffer(new Uint32Array(heads * capacity * headDim));
-    const [turned, keys, values] = [runner.buffer(new Uint32Array(k.words.length)), empty(), empty()];
+    const [y, keys, values] = [runner.buffer(new Uint32Array(k.words.length)), empty(), empty()];
     const [ks, ropes] = [runner.buffer(k.words), runner.buffer(table)];
     const type = { width: heads * headDim, type: 'f16' } as const;
-    await runner.run(rotate(rope, headDim, type, 'f16'), [ks, ropes, turned], [1, 1, 1]);
+    await runner.run(rotate(rope, headDim, type, 'f16'), [ks, ropes, y], [1, 1, 1]);
     const info = runner.buffer(new Uint32Array([capacity]));
     const buffers = [ks, runner.buffer(v.words), ropes, info, keys, values];
     await runner.run(append(heads, headDim, 'f16', rope), buffers, [1, 1, 1]);
     const read = async (buffer: GPUBuffer) => fromFloat16(new Uint16Array(await runner.read(buffer)));
-    expect(ratio(await read(turned), want)).toBeLessThan(5e-4);
+    expect(ratio(await read(y), want)).toBeLessThan(5e-4);
     const [allKeys, allValues] = [await read(keys), await read(values)];
     for (let t = 0; t < count; t++)
       for (let head = 0; head < heads; head++) {
@@ -206,14 +200,57 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     expect([...(await read(copied)).subarray(0, v.numbers.length)]).toEqual([...v.numbers]);
   });
 
-  it.each(['query', 'key'] as const)('features of a %s', async (of) => {
+  it('values that enter are copied eight at a time', async () => {
+    const [past, count, headDim, kvHeads, window, sinks] = [20, 70, 24, 2, 8, 2];
+    const form: DualForm = {
+      ...plain,
+      kvHeads,
+      headDim,
+      gate: 'scalar',
+      normaliser: true,
+      exact: { window, sinks, logWeight: '' },
+    };
+    const shape: DualShape = { heads: 2, form, width: headDim, type: 'f16' };
+    expect(valuesAThread(shape)).toBe(8);
+    const runner = await openRunner([{ slot: 0, past, count }]);
+    const [v, ring] = [halves(count * kvHeads * headDim, 1), halves(kvHeads * (sinks + window) * headDim, 2)];
+    const entered = runner.buffer(new Uint32Array(v.words.length));
+    const groups = Math.ceil((count * kvHeads * headDim) / 8 / 256);
+    await runner.run(
+      enteringValues(shape),
+      [runner.buffer(v.words), runner.buffer(ring.words), entered],
+      [groups, 1, 1],
+    );
+    const got = fromFloat16(new Uint16Array(await runner.read(entered)));
+    for (let t = 0; t < count; t++)
+      for (let head = 0; head < kvHeads; head++) {
+        const token = past + t - window;
+        const old = head * (sinks + window) + ringIndex(token, window, sinks);
+        const fresh = (token - past) * kvHeads + head;
+        const [from, at] = token < past ? [ring, old] : [v, fresh];
+        const own = (t * kvHeads + head) * headDim;
+        expect([...got.subarray(own, own + headDim)]).toEqual([
+          ...from.numbers.subarray(at * headDim, (at + 1) * headDim),
+        ]);
+      }
+  });
+
+  it.each([
+    ['query', false, false],
+    ['key', false, false],
+    ['query', true, true],
+    ['key', true, true],
+    ['key', true, false],
+  ] as const)('features of a %s, turned: %s, in the state: %s', async (of, turns, ropeInState) => {
     const [past, count, headDim, features, window, sinks] = [20, 70, 32, 64, 8, 2];
+    const rope: Rope = { rotaryDim: 32, frequencies: upTo(16).map((i) => 0.8 ** i) };
     const form: DualForm = {
       ...plain,
       headDim,
       gate: 'scalar',
       normaliser: true,
       exact: { window, sinks, logWeight: '' },
+      ...(turns && { rope, ropeInState }),
     };
     const shape: DualShape = { heads: 1, form, width: 2 * features, type: 'f16' };
     const runner = await openRunner([{ slot: 0, past, count }]);
@@ -223,6 +260,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const buffers = [
       runner.buffer(x.words),
       runner.buffer(w),
+      ...(turns ? [runner.buffer(ropeTable(rope, 128))] : []),
       ...(of === 'key' ? [runner.buffer(ring.words)] : []),
       phi,
     ];
@@ -230,8 +268,11 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const want = [...Array(count).keys()].flatMap((t) => {
       const token = of === 'query' ? past + t : past + t - window;
       if (of === 'key' && past + t < window + sinks) return Array(2 * features).fill(0);
-      const [from, at] = token < past ? [ring, ringIndex(token, window, sinks)] : [x, token - past];
-      const own = from.numbers.subarray(at * headDim, (at + 1) * headDim);
+      const kept = token < past; // in the ring, where keys are turned
+      const [from, at] = kept ? [ring, ringIndex(token, window, sinks)] : [x, token - past];
+      const found = from.numbers.subarray(at * headDim, (at + 1) * headDim);
+      const by = turns && kept !== ropeInState ? (kept ? -token : token) : 0;
+      const own = turned(found, rope, by);
       const y = [...Array(features).keys()].map((f) => own.reduce((sum, v, c) => sum + v * w[f * headDim + c]!, 0));
       const top = Math.max(...y.map(Math.abs));
       return [...y.map((v) => Math.exp(v - top)), ...y.map((v) => Math.exp(-v - top))];
@@ -334,6 +375,24 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     expect(ratio(gotState, wantState)).toBeLessThan(5e-4);
   });
 });
+
+/** Cosines and sines of a rope, as rope.ts has them. */
+function ropeTable({ frequencies }: Rope, positions: number): Float32Array<ArrayBuffer> {
+  return Float32Array.from({ length: positions * frequencies.length * 2 }, (_, i) => {
+    const angle = Math.floor(i / (2 * frequencies.length)) * frequencies[Math.floor(i / 2) % frequencies.length]!;
+    return i % 2 === 0 ? Math.cos(angle) : Math.sin(angle);
+  });
+}
+
+/** A head turned by its position; by a negative one turned back. */
+function turned(x: Float32Array, { rotaryDim, frequencies }: Rope, position: number): number[] {
+  const half = rotaryDim / 2;
+  return [...x].map((own, c) => {
+    if (c >= rotaryDim) return own;
+    const angle = position * frequencies[c % half]!;
+    return own * Math.cos(angle) + (c < half ? -x[c + half]! : x[c - half]!) * Math.sin(angle);
+  });
+}
 
 /** softmax(scale q K^T) V over the first `count` tokens of a cache that begins at `cache`. */
 function attend(
