@@ -282,7 +282,7 @@ function floors(all: readonly Line[], whole: readonly Line[]): string {
   });
   return `${table(['code', 'test', 'matrices', 'tokens', 'rows', 'floor', 'median', 'median / floor', 'in sessions / floor'], rows)}
 
-The floor is weights and cache read once at the rate of a device copy, timed in calls of the same commit where there is one
+The floor is weights (without the table of embeddings) and cache read once at the rate of a device copy, timed in calls of the same commit where there is one
 (${bandwidthsOf(all)} GB/s, read and write).`;
 }
 
@@ -294,7 +294,8 @@ function floorOf({ tokens, batch, code, weights: type }: Line, all: readonly Lin
       test === 'compile' && plan === 'default:0' && layers === 32 && (own ?? 'f16') === (type ?? 'f16'),
   )?.memory;
   const token = 2 * 32 * 4096 * 2; // bytes of keys and values in the Llama2-7B shape
-  return bandwidth && weights ? (weights + tokens! * batch! * token) / bandwidth / 1e6 : undefined;
+  const table = 32000 * 4096 * 2; // of embeddings, of which a token takes one row
+  return bandwidth && weights ? (weights - table + tokens! * batch! * token) / bandwidth / 1e6 : undefined;
 }
 
 function bandwidthOf(all: readonly Line[]): number | undefined {
