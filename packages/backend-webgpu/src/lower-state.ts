@@ -134,7 +134,7 @@ export function lowerWindow(
   emit(windowAttention(shape, window, type, join, tiled), buffers, some);
   if (!tiled) return;
   const turned = turnedQueries(builder, shape, q);
-  const kernel = tileWindow(shape, window, join !== undefined);
+  const kernel = tileWindow(shape, window, join !== undefined, traits.attention);
   emit(kernel, [turned, k, v, keys, values, ...joined, y.ref], ({ tiles }) => [tiles, heads, 1]);
 }
 

@@ -83,10 +83,12 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
   });
 
   const shapes: (AttentionShape & { readonly cut: string })[] = [
-    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries, loads before values' },
-    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries, loads before scores' },
-    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, cut: '16 queries, loads before values' },
-    { heads: 1, kvHeads: 1, headDim: 80, scale: 0.11, cut: '16 queries, loads before scores' },
+    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries' },
+    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries, in place' },
+    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, cut: '32 queries, 2 memories, in place' },
+    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, cut: '16 queries, in place' },
+    { heads: 1, kvHeads: 1, headDim: 128, scale: 0.09, cut: '16 queries, 2 memories, in place' },
+    { heads: 1, kvHeads: 1, headDim: 80, scale: 0.11, cut: '32 queries' },
     { heads: 2, kvHeads: 1, headDim: 144, scale: 0.08, cut: 'of wide heads' },
   ];
   it.each(shapes)('attention in tiles %o', async (shape) => {

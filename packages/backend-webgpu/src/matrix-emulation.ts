@@ -29,8 +29,8 @@ export function withoutMatrices(kernel: Kernel): Emulated {
     .replace(/^enable (f16|chromium_experimental_subgroup_matrix);\n/gm, '')
     .replace(/^diagnostic\(off, chromium.*\n/gm, '')
     .replace(/subgroup_matrix_\w+<f\d+, 16, 16>/g, 'u32')
-    .replace(/subgroupMatrixLoad<\w+, (row|col)_major>\(&(\w+), /g, (_, order, name) => {
-      return `${accessor(`load_${order}`, name)}${++places}u, `;
+    .replace(/subgroupMatrixLoad<(\w+), (row|col)_major>\(&(\w+), /g, (_, type, order, name) => {
+      return `${accessor(type === 'Sum' ? 'take' : `load_${order}`, name)}${++places}u, `;
     })
     .replace(/subgroupMatrixStore<row_major>\(&(\w+), /g, (_, name) => accessor('keep', name))
     .replace(/subgroupMatrixMultiplyAccumulate\(/g, () => `multiply(${++places}u, `)
@@ -123,12 +123,24 @@ function accesses({ code }: Kernel, name: string, staged: Staged | undefined): s
 }`;
   });
   if (!code.includes(`subgroupMatrixStore<row_major>(&${name},`)) return loads.join('\n');
+  // Sums are float32, whatever the memory holds else.
+  const unit = staged ? 4 : 1;
+  const sum = staged ? `number_at(matrix_start + ${staged.base}u + i)` : `f32(${name}[i])`;
   const target = staged ? `matrices[matrix_start + ${staged.base}u + i] = bitcast<u32>(value);` : `${name}[i] = value;`;
   return `${loads.join('\n')}
+fn take_${name}(to: u32, at: u32, pitch: u32) -> u32 {
+  storageBarrier();
+  for (var e = 0u; e < 8u; e++) {
+    ${element}
+    let i = (at + row * pitch) * ${unit}u + column;
+    matrices[matrix_base + to * 256u + e] = bitcast<u32>(${sum});
+  }
+  return to;
+}
 fn keep_${name}(at: u32, matrix: u32, pitch: u32) {
   for (var e = 0u; e < 8u; e++) {
     ${element}
-    let i = (at + row * pitch) * ${numbers}u + column;
+    let i = (at + row * pitch) * ${unit}u + column;
     let value = select(number_at(matrix_base + matrix * 256u + e), 0.0, matrix == 0u);
     ${target}
   }

@@ -78,18 +78,27 @@ export const decayedFunction = `fn decayed_eight(eight: vec4u, by: f32, low: vec
   return eight_of(low_of(eight) * (by * exp(low)), high_of(eight) * (by * exp(high)));
 }`;
 
-/** Values of 64 tokens and the ones of the normaliser; zeros from `count` on. */
-export function stageValues({ form }: DualShape, to: string, pitch: number, first: string, count: string): string {
+/** Values of `lines` tokens and the ones of the normaliser; zeros from `count` on. */
+export function stageValues(
+  { form }: DualShape,
+  to: string,
+  pitch: number,
+  first: string,
+  count: string,
+  lines: number = tileTokens,
+): string {
   const { kvHeads, headDim, normaliser } = form;
   const eights = headDim / 8;
   const value = (line: string, eight: string) =>
     `select(vec4u(), v[((${first} + min(${line}, ${count} - 1u)) * ${kvHeads}u + kv) * ${eights}u + ${eight}], ${line} < ${count})`;
   const ones = `
-    for (var e = lane; e < ${2 * tileTokens}u; e += ${size}u) {
+    for (var e = lane; e < ${2 * lines}u; e += ${size}u) {
       store_${to}(e / 2u * ${pitch}u + ${headDim}u + e % 2u * 8u, vec4u(select(0u, 0x3c00u, e % 2u == 0u), 0u, 0u, 0u));
     }`;
-  return stage(to, headDim, pitch, value) + (normaliser ? ones : '');
+  return stage(to, headDim, pitch, value, lines) + (normaliser ? ones : '');
 }
+
+const stateTokens = 32; // at a time: of more, fewer workgroups would fit the workgroup memory
 
 /** chunks = U: one workgroup a chunk, kv head, state and part of its channels. */
 export function chunkStates(shape: DualShape): Kernel {
@@ -117,8 +126,8 @@ export function chunkStates(shape: DualShape): Kernel {
     },
     matrices: true,
     module: `${matrixTypes}
-${halves('rows', tileTokens * pitch)}
-${halves('columns', tileTokens * valuePitch)}
+${halves('rows', stateTokens * pitch)}
+${halves('columns', stateTokens * valuePitch)}
 ${eightFunctions}
 ${decayedFunction}`,
     size,
@@ -132,14 +141,14 @@ ${decayedFunction}`,
   let end = row.z + tile.y + tokens - 1u;
   let own = lane / 32u * ${channels / 4}u; // channels of a subgroup
 ${down.flatMap((r) => across.map((c) => `  var u${r}_${c} = Sum();`)).join('\n')}
-  for (var t = 0u; t < tokens; t += ${tileTokens}u) {
+  for (var t = 0u; t < tokens; t += ${stateTokens}u) {
     let first = row.z + tile.y + t;
-    let count = min(${tileTokens}u, tokens - t);
+    let count = min(${stateTokens}u, tokens - t);
     workgroupBarrier();
-${stage('rows', channels, pitch, keys)}
-${stageValues(shape, 'columns', valuePitch, 'first', 'count')}
+${stage('rows', channels, pitch, keys, stateTokens)}
+${stageValues(shape, 'columns', valuePitch, 'first', 'count', stateTokens)}
     workgroupBarrier();
-${upTo(4)
+${upTo(stateTokens / 16)
   .map(
     (k) => `    {
 ${down.map((r) => `      let k${r} = ${load('Left', 'col', 'rows', `${16 * k * pitch}u + own + ${16 * r}u`, pitch)};`).join('\n')}

@@ -2,7 +2,6 @@ import { type DualShape, enteringToken, entriesOf, ringOf } from './dual-linear-
 import { type Kernel, kernel, tileTokens } from './kernel.js';
 import {
   eightFunctions,
-  fours,
   halves,
   load,
   matrixTypes,
@@ -65,8 +64,7 @@ export function featureTiles(shape: DualShape, of: 'query' | 'key'): Kernel {
     module: `${matrixTypes}
 ${turns ? turnEights(rope) : eightFunctions}
 ${entering ? ringOf(form) : ''}
-${halves('rows', tileTokens * pitch)} // tokens, then weights
-${fours('scores', tileTokens * scorePitch)} // [tokens, 64 features]
+${halves('rows', tileTokens * Math.max(pitch, 2 * scorePitch))} // tokens, weights, [tokens, 64 features] in float32
 ${sourceOf(shape, of)}`,
     size: stageSize,
     main: `  let first = group.x * ${tileTokens}u;
@@ -93,14 +91,15 @@ ${deep
     ),
   )
   .join('\n')}
-${four.map((k) => `    ${storeSums('scores', `subgroup * ${16 * scorePitch}u + ${16 * k}u`, `s${k}`, scorePitch)}`).join('\n')}
+    workgroupBarrier();
+${four.map((k) => `    ${storeSums('rows', `subgroup * ${16 * scorePitch}u + ${16 * k}u`, `s${k}`, scorePitch)}`).join('\n')}
   }
   workgroupBarrier();
 ${two
   .flatMap((r) =>
     quads.map(({ j, at }) => {
       const name = own(r, b, j);
-      return `  let ${name} = scores[(row${r} * ${scorePitch}u + member + ${at}u) / 4u];\n  highest${r} = max(highest${r}, abs(${name}));`;
+      return `  let ${name} = bitcast<vec4f>(rows[(row${r} * ${scorePitch}u + member + ${at}u) / 4u]);\n  highest${r} = max(highest${r}, abs(${name}));`;
     }),
   )
   .join('\n')}`,

@@ -39,12 +39,11 @@ fn eight_of(low: vec4f, high: vec4f) -> vec4u {
   return vec4u(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));
 }`;
 
-/** Lanes of a workgroup that stages, and lines that it stages at once. */
+/** Lanes of a workgroup that stages. */
 export const stageSize = 128;
-const stageLines = 64;
 
 /**
- * WGSL that brings 64 lines of `width` halves into rows of workgroup memory, up to nine loads before their stores. Values
+ * WGSL that brings `lines` of `width` halves into rows of workgroup memory, up to nine loads before their stores. Values
  * without branches: a load in a branch waits for the one before.
  */
 export function stage(
@@ -52,9 +51,10 @@ export function stage(
   width: number,
   pitch: number,
   value: (line: string, eight: string) => string,
+  lines = 64,
 ): string {
   const eights = width / 8;
-  const count = (stageLines * eights) / stageSize;
+  const count = (lines * eights) / stageSize;
   const together = [9, 8, 6, 5, 4, 3, 2, 1].find((n) => count % n === 0)!;
   // Where whole lines are loaded at once, a lane stays with its columns, and loads by column alone are shared.
   const whole = stageSize % eights === 0;
@@ -62,7 +62,7 @@ export function stage(
     whole ? `(e / ${eights}u + ${(n * stageSize) / eights}u)` : `((e + ${n * stageSize}u) / ${eights}u)`;
   const eight = (n: number) => (whole ? `(lane % ${eights}u)` : `((e + ${n * stageSize}u) % ${eights}u)`);
   const all = upTo(together);
-  return `    for (var e = lane; e < ${stageLines * eights}u; e += ${together * stageSize}u) {
+  return `    for (var e = lane; e < ${lines * eights}u; e += ${together * stageSize}u) {
 ${all.map((n) => `      let value${n} = ${value(line(n), eight(n))};`).join('\n')}
 ${all.map((n) => `      store_${to}(${line(n)} * ${pitch}u + ${eight(n)} * 8u, value${n});`).join('\n')}
     }`;

@@ -2,7 +2,6 @@ import { ringFunction, type Window } from './cache.js';
 import { float, type Kernel, type KernelParts, kernel, tileTokens } from './kernel.js';
 import {
   eightFunctions,
-  fours,
   halves,
   load,
   loadSums,
@@ -23,20 +22,24 @@ const keys = 32; // of a block; of 64 the loads would take the registers of the 
 export interface AttentionCut {
   /** Of a subgroup: 32 with half of the keys of a block and half of the columns of the result, or 16 with all. */
   readonly queries: 32 | 16;
-  /** Products of a block before which the next keys and values are loaded. */
-  readonly loadsBefore: 'values' | 'scores';
+  /** Memories that keys and values have: two save barriers. */
+  readonly memories: 1 | 2;
+  /** Whether the weights take the place of the scores. */
+  readonly inPlace: boolean;
 }
 
-/** The cuts among which a device chooses (see tune.ts). */
-export const attentionCuts: Readonly<Record<string, AttentionCut>> = {
-  '32 queries, loads before values': { queries: 32, loadsBefore: 'values' },
-  '32 queries, loads before scores': { queries: 32, loadsBefore: 'scores' },
-  '16 queries, loads before values': { queries: 16, loadsBefore: 'values' },
-  '16 queries, loads before scores': { queries: 16, loadsBefore: 'scores' },
-};
-
 /** What a device takes that has not been asked. */
-export const attentionCut: AttentionCut = { queries: 32, loadsBefore: 'values' };
+export const attentionCut: AttentionCut = { queries: 32, memories: 1, inPlace: false };
+
+/** The cuts among which a device chooses (see tune.ts): with less memory more workgroups may run beside each other. */
+export const attentionCuts: Readonly<Record<string, AttentionCut>> = {
+  '32 queries': attentionCut,
+  '32 queries, in place': { ...attentionCut, inPlace: true },
+  '32 queries, 2 memories, in place': { queries: 32, memories: 2, inPlace: true },
+  '16 queries': { ...attentionCut, queries: 16 },
+  '16 queries, in place': { queries: 16, memories: 1, inPlace: true },
+  '16 queries, 2 memories, in place': { queries: 16, memories: 2, inPlace: true },
+};
 
 /** Head widths whose tiles fit the workgroup memory. */
 export function tileable({ headDim }: AttentionShape): boolean {
@@ -91,11 +94,16 @@ export function tileAttention(shape: AttentionShape, cut: AttentionCut = attenti
  * As windowAttention of softmax-attention.ts, for long rows: of a tile the window is two or three blocks, the sinks are one
  * more. With `join` also joined with the sums of a dual state.
  */
-export function tileWindow(shape: AttentionShape, window: Window, join: boolean): Kernel {
+export function tileWindow(
+  shape: AttentionShape,
+  window: Window,
+  join: boolean,
+  cut: AttentionCut = attentionCut,
+): Kernel {
   const { heads, kvHeads, headDim } = shape;
   const entries = window.sinks + window.size;
   const eights = headDim / 8;
-  return tiles(shape, {
+  const source: Source = {
     name: join ? 'tile-window-join' : 'tile-window',
     buffers: {
       k: ['vec4u', 'read'],
@@ -142,16 +150,20 @@ ${join ? '  let share = exp(log_weight[head]);' : ''}`,
       const four = upTo(4).map((e) => `sums[${at} + ${e}u]`);
       return join ? `vec4f(${four.join(', ')}) * shares[${r}]` : 'vec4f()';
     },
-  });
+  };
+  return tiles(shape, source, cut);
 }
 
 function tiles(
   { heads, kvHeads, headDim, scale }: AttentionShape,
   source: Source,
-  { queries: together, loadsBefore }: AttentionCut = attentionCut,
+  { queries: together, memories, inPlace }: AttentionCut,
 ): Kernel {
   const eights = headDim / 8;
-  const [pitch, scorePitch, weightPitch] = [pitchOf(headDim), scorePitchOf(keys), pitchOf(keys)];
+  const [pitch, scorePitch] = [pitchOf(headDim), scorePitchOf(keys)];
+  const [weights, weightPitch] = inPlace ? ['scores', 2 * scorePitch] : ['weights', pitchOf(keys)];
+  const apart = memories === 2;
+  const held = apart ? 'held' : 'rows'; // values
   const queryPitch = pitchOf(Math.min(headDim, queryPass));
   const [two, deep] = [upTo(2), upTo(headDim / 16)];
   const halved = together === 32 && headDim % 32 === 0;
@@ -168,13 +180,13 @@ function tiles(
         return `    ${of}${n} = ${source.eight(of, key, `${place(n)} % ${eights}u`)};`;
       })
       .join('\n');
-  // At the end in vain.
+  // At the end in vain: a branch would wait for its loads.
   const next = (b: string) => `${fetch('keys', `(${b} + 1u)`)}\n${fetch('values', b)}`;
   const put = (of: 'keys' | 'values') =>
     loads
       .map(
         (n) =>
-          `    store_${of === 'keys' ? 'rows' : 'held'}(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, ${of}${n});`,
+          `    store_${of === 'keys' ? 'rows' : held}(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, ${of}${n});`,
       )
       .join('\n');
   const out = tall.flatMap((r) => wide.map((c) => ({ r, c, name: `o${r}_${c}` })));
@@ -183,10 +195,10 @@ function tiles(
     buffers: { q: ['vec4u', 'read'], ...source.buffers, y: ['vec4u', 'write'] },
     matrices: true,
     module: `${matrixTypes}
-${halves('rows', Math.max(keys * pitch, tileTokens * queryPitch))} // some columns of the queries, then keys
-${halves('held', keys * pitch)} // values
-${fours('scores', tileTokens * scorePitch)} // and tiles of the result
-${halves('weights', tileTokens * weightPitch)}
+${halves('rows', Math.max(keys * pitch, tileTokens * queryPitch))} // some columns of the queries, then keys${apart ? '' : ' and values'}
+${apart ? halves('held', keys * pitch) : ''}
+${halves('scores', 2 * tileTokens * scorePitch)} // in float32; beside them tiles of the result
+${inPlace ? '' : halves('weights', tileTokens * weightPitch)}
 ${eightFunctions}
 var<workgroup> shrink: array<f32, ${tileTokens}>;
 var<workgroup> moved: array<u32, 2>; // of even and of odd blocks
@@ -209,7 +221,7 @@ ${upTo(Math.ceil(headDim / queryPass))
   .map(queries)
   .join('\n')}
 ${out.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
-  let mine = subgroup * 256u;
+  let mine = subgroup * ${16 * scorePitch}u + 16u;
   let member = own % 4u * 8u;
 ${two
   .map(
@@ -221,14 +233,10 @@ ${two
   .join('\n')}
 ${loads.map((n) => `  var keys${n} = vec4u();\n  var values${n} = vec4u();`).join('\n')}
 ${fetch('keys', '0u')}
-  workgroupBarrier();
-${put('keys')}
   if (lane < 2u) { moved[lane] = 0u; }
-${loadsBefore === 'values' ? next('0u') : ''}
-  workgroupBarrier();
-  // Between two barriers: scores of a block; its weights, with its values and the next keys; its part of the result.
+${apart ? `  workgroupBarrier();\n${put('keys')}\n${next('0u')}\n  workgroupBarrier();` : ''}
   for (var b = 0u; b < blocks; b++) {
-${loadsBefore === 'scores' ? next('b') : ''}
+${apart ? '' : `    workgroupBarrier();\n${put('keys')}\n    workgroupBarrier();\n${fetch('values', 'b')}`}
     {
 ${tall.flatMap((r) => blocks.map((_, c) => `      var s${r}_${c} = Sum();`)).join('\n')}
 ${deep
@@ -247,19 +255,24 @@ ${tall.flatMap((r) => blocks.map((block, c) => `      ${storeSums('scores', `(${
     workgroupBarrier();
     // Values beyond the last token are the last one's, with a weight of 0.
 ${put('values')}
-${put('keys')}
+${apart ? put('keys') : ''}
     if (lane == 0u) { moved[(b + 1u) % 2u] = 0u; }
 ${two.map(softmax).join('\n')}
     let rescale = workgroupUniformLoad(&moved[b % 2u]); // with barriers
-${loadsBefore === 'values' ? next('(b + 1u)') : ''}
+${apart ? next('(b + 1u)') : fetch('keys', '(b + 1u)')}
     if (rescale > 0u) {
 ${out
   .map(({ r, name }) =>
     through(
       name,
-      `      for (var e = own; e < 64u; e += 32u) { scores[mine / 4u + e] *= shrink[${base} + ${16 * r}u + e / 4u]; }
+      `      for (var e = own; e < 64u; e += 32u) {
+        let at = (mine + e / 4u * ${scorePitch}u) / 4u + e % 4u;
+        let scaled = bitcast<vec4f>(scores[at]) * shrink[${base} + ${16 * r}u + e / 4u];
+        store_scores(8u * at, bitcast<vec4u>(scaled));
+      }
       workgroupBarrier();
-      ${name} = ${loadSums('scores', 'mine', 16)};`,
+      ${name} = ${loadSums('scores', 'mine', scorePitch)};`,
+      scorePitch,
     ),
   )
   .join('\n')}
@@ -267,10 +280,10 @@ ${out
 ${upTo(keys / 16)
   .map(
     (k) => `    {
-${tall.map((r) => `      let p${r} = ${load('Left', 'row', 'weights', `(${base} + ${16 * r}u) * ${weightPitch}u + ${16 * k}u`, weightPitch)};`).join('\n')}
+${tall.map((r) => `      let p${r} = ${load('Left', 'row', weights, `(${base} + ${16 * r}u) * ${weightPitch}u + ${16 * k}u`, weightPitch)};`).join('\n')}
 ${wide
   .map(
-    (c) => `      let v${c} = ${load('Right', 'row', 'held', `${16 * k * pitch + 16 * c}u + ${columns}`, pitch)};
+    (c) => `      let v${c} = ${load('Right', 'row', held, `${16 * k * pitch + 16 * c}u + ${columns}`, pitch)};
 ${tall.map((r) => `      ${multiply(`o${r}_${c}`, `p${r}`, `v${c}`)}`).join('\n')}`,
   )
   .join('\n')}
@@ -292,14 +305,15 @@ ${out
       name,
       `      {
         let r = ${base} + ${16 * r}u + own / 2u;
-        let at = mine / 4u + own * 2u;
+        let at = (mine + own / 2u * ${scorePitch}u) / 4u + own % 2u * 2u;
         if (r < tile.z) {
           let c = ${columns} + ${16 * c}u + own % 2u * 8u;
-          let low = scores[at] * shrink[r] + ${source.added('r', 'c')};
-          let high = scores[at + 1u] * shrink[r] + ${source.added('r', 'c + 4u')};
+          let low = bitcast<vec4f>(scores[at]) * shrink[r] + ${source.added('r', 'c')};
+          let high = bitcast<vec4f>(scores[at + 1u]) * shrink[r] + ${source.added('r', 'c + 4u')};
           y[(((first + r) * ${heads}u + head) * ${headDim}u + c) / 8u] = eight_of(low, high);
         }
       }`,
+      scorePitch,
     ),
   )
   .join('\n')}`,
@@ -332,8 +346,8 @@ ${places.map(({ r, d }) => `  let q${r}_${from / 16 + d} = ${load('Left', 'row',
     return `    {
       let line = (query${r} * ${scorePitch}u + member) / 4u;
       let at_query = position + query${r};
-      var lower = scores[line];
-      var upper = scores[line + 1u];
+      var lower = bitcast<vec4f>(scores[line]);
+      var upper = bitcast<vec4f>(scores[line + 1u]);
       if (${source.masked}) {
         let here = vec4u(0u, 1u, 2u, 3u) + ${source.first('b')} + member;
         lower = select(vec4f(-1e30), lower, ${source.seen('here', 'at_query')});
@@ -350,7 +364,7 @@ ${places.map(({ r, d }) => `  let q${r}_${from / 16 + d} = ${load('Left', 'row',
       top${r} = next;
       lower = exp2(lower * ${factor} - top${r});
       upper = exp2(upper * ${factor} - top${r});
-      store_weights(query${r} * ${weightPitch}u + member, eight_of(lower, upper));
+      store_${weights}(query${r} * ${weightPitch}u + member, eight_of(lower, upper));
       let sum = lower + upper;
       total${r} = total${r} * factor + (sum.x + sum.y) + (sum.z + sum.w);
       if (moves && b > 0u) { moved[b % 2u] = 1u; }
@@ -359,8 +373,8 @@ ${places.map(({ r, d }) => `  let q${r}_${from / 16 + d} = ${load('Left', 'row',
   }
 }
 
-function through(name: string, change: string): string {
-  return `      ${storeSums('scores', 'mine', name, 16)}
+function through(name: string, change: string, pitch: number): string {
+  return `      ${storeSums('scores', 'mine', name, pitch)}
       workgroupBarrier();
 ${change}
       workgroupBarrier();`;
