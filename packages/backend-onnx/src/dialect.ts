@@ -14,15 +14,23 @@ export interface Dialect {
   readonly fusedHead: number;
   /** It never holds the scores of more than a few queries. */
   readonly flash: boolean;
+  /** The only size, features and values alike, of states that LinearAttention is fast at: others take ten times its parts. 0: it always is. */
+  readonly fastState: number;
   /** Sizes that operators read on the host do not change from one decode step to the next, so that a step can be replayed. */
   readonly replays: boolean;
 }
 
-export const onCpu: Dialect = { compute: 'float', fusedHead: Number.POSITIVE_INFINITY, flash: false, replays: false };
+export const onCpu: Dialect = {
+  compute: 'float',
+  fusedHead: Number.POSITIVE_INFINITY,
+  flash: false,
+  fastState: 0,
+  replays: false,
+};
 
 /** ONNX Runtime's CUDA provider has GroupQueryAttention in half precision only, its fast kernels up to a head width of 256. */
 export function onCuda(compute: Dialect['compute']): Dialect {
-  return { compute, fusedHead: compute === 'float16' ? 256 : 0, flash: true, replays: true };
+  return { compute, fusedHead: compute === 'float16' ? 256 : 0, flash: true, fastState: 128, replays: true };
 }
 
 /** The compute type as a backend tells it. */

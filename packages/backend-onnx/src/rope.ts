@@ -1,6 +1,7 @@
 import type { Rope } from '@dsla/spec';
 import type { Ref } from './emit.js';
 import type { Control, Lowering, Table } from './lowering.js';
+import { ints } from './nodes/blocks.js';
 import type { ElementType } from './protobuf.js';
 
 /** cos and sin by position and pair, [positions, rotaryDim / 2]: angles in float64, rounded once. `back` undoes a rotation. */
@@ -26,10 +27,7 @@ const positions: Control = {
   key: 'positions',
   type: 'int64',
   dims: [1, 'count'],
-  make: ({ past, count }) => ({
-    dims: [1, count],
-    data: BigInt64Array.from({ length: count }, (_, t) => BigInt(past + t)),
-  }),
+  make: ({ past, count }) => ints([1, count], (t) => past + t),
 };
 
 /** Rotates the heads of a row's tokens: x [1, T, heads*headDim] of a type -> the same. */

@@ -47,26 +47,19 @@ export function dualDecode(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Re
     const flat = graph.reshape(x, [-1, 1, width]);
     return states === 1 ? flat : graph.reshape(graph.op('Expand', [flat, graph.ints([1, states, 1])]), [-1, 1, width]);
   };
+  const sizes = { heads, kvHeads, features, columns, scale: memory || normaliser ? 1 : scale };
+  const streams = {
+    q: graph.reshape(weighted, [-1, 1, heads * features]),
+    k: forAll(entering, kvHeads * features),
+    v: forAll(normaliser ? withOne(lowering, values) : values, kvHeads * columns),
+    decays: graph.reshape(token.decays, [-1, 1, form.gate === 'vector' ? kvHeads * features : kvHeads]),
+  };
   const dims = [lowering.rows(states), kvHeads, features, columns];
-  const [out, next] = graph.msOps(
-    'LinearAttention',
-    [
-      graph.reshape(weighted, [-1, 1, heads * features]),
-      forAll(entering, kvHeads * features),
-      forAll(normaliser ? withOne(lowering, values) : values, kvHeads * columns),
-      lowering.past(node.state, 0, dims),
-      graph.reshape(token.decays, [-1, 1, form.gate === 'vector' ? kvHeads * features : kvHeads]),
-    ],
-    2,
-    {
-      q_num_heads: heads,
-      kv_num_heads: kvHeads,
-      update_rule: 'gated',
-      scale: float(memory || normaliser ? 1 : scale),
-    },
-  );
-  lowering.present(node.state, 0, next!, dims);
-  let total = graph.reshape(out!, [-1, states, heads * columns]);
+  const { fastState } = lowering.dialect;
+  const update = fastState === 0 || (features === fastState && columns === fastState) ? byOperator : byParts;
+  const [out, next] = update(lowering, streams, lowering.past(node.state, 0, dims), sizes);
+  lowering.present(node.state, 0, next, dims);
+  let total = graph.reshape(out, [-1, states, heads * columns]);
   if (states > 1) total = graph.op('ReduceSum', [total, graph.ints([1])], { keepdims: 0 });
   total = graph.reshape(total, [-1, kvHeads, group, columns]);
   if (memory) {
@@ -78,6 +71,42 @@ export function dualDecode(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Re
   }
   const result = normaliser ? divided(lowering, total, headDim) : total; // [B, g, G, hd]
   return graph.reshape(outputNorm(node, lowering, result), [-1, 1, heads * headDim]);
+}
+
+/** Of B*St states and a token: q [B*St, 1, heads*F], k [B*St, 1, g*F], v [B*St, 1, g*V], decays [B*St, 1, g or g*F]. */
+interface Token {
+  readonly q: Ref;
+  readonly k: Ref;
+  readonly v: Ref;
+  readonly decays: Ref;
+}
+
+interface Sizes {
+  readonly heads: number;
+  readonly kvHeads: number;
+  readonly features: number;
+  readonly columns: number;
+  readonly scale: number;
+}
+
+/** What the states [B*St, g, F, V] give with the token, [B*St, 1, heads*V], and what they become. */
+function byOperator(
+  { graph }: Lowering,
+  { q, k, v, decays }: Token,
+  past: Ref,
+  { heads, kvHeads, scale }: Sizes,
+): [Ref, Ref] {
+  const attributes = { q_num_heads: heads, kv_num_heads: kvHeads, update_rule: 'gated', scale: float(scale) };
+  return graph.msOps('LinearAttention', [q, k, v, past, decays], 2, attributes) as [Ref, Ref];
+}
+
+function byParts({ graph }: Lowering, { q, k, v, decays }: Token, past: Ref, sizes: Sizes): [Ref, Ref] {
+  const { heads, kvHeads, features, columns, scale } = sizes;
+  const added = graph.matmul(graph.reshape(k, [-1, kvHeads, features, 1]), graph.reshape(v, [-1, kvHeads, 1, columns]));
+  const kept = graph.op('Mul', [past, graph.op('Exp', [graph.reshape(decays, [0, kvHeads, -1, 1])])]);
+  const next = graph.op('Add', [kept, added]);
+  const queries = graph.reshape(q, [-1, kvHeads, heads / kvHeads, features]);
+  return [graph.reshape(graph.matmul(queries, next, { alpha: scale }), [-1, 1, heads * columns]), next];
 }
 
 /** One more column, of ones. */

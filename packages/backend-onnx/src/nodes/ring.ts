@@ -1,7 +1,7 @@
 import { ringIndex } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
-import { blocksOf, ints, reshapeTo, tokenControl } from './blocks.js';
+import { blocksOf, floats, ints, reshapeTo, tokenControl } from './blocks.js';
 
 // A ring of sinks + window entries, laid out as kvState says, and the exact attention over what it holds. Indices and masks
 // are made on the host: layers of equal window and sinks share them. Where an index has no token it names one that exists,
@@ -77,7 +77,10 @@ export function exactScores(
   // Equal batches: CUDA's products of others cannot be recorded.
   const scores = graph.matmul(graph.reshape(q, [0, 0, -1, headDim]), keys, { transB: true, alpha: scale });
   const byQuery = reshapeTo(lowering, scores, [kvHeads, 'blocks', group, 'size', -1]);
-  return graph.op('Reshape', [graph.op('Add', [byQuery, control(seenMask(ring))]), graph.op('Shape', [scores])]);
+  const apart = graph.op('Abs', [graph.op('Sub', [control(seenTokens(ring)), control(oldestTokens(ring))])]);
+  const sees = graph.op('LessOrEqual', [apart, control(seenReach(ring))]); // [n, 1, C, seen]
+  const masked = graph.op('Where', [sees, byQuery, graph.floats(Number.NEGATIVE_INFINITY)]);
+  return graph.op('Reshape', [masked, graph.op('Shape', [scores])]);
 }
 
 export interface Heads {
@@ -119,25 +122,51 @@ function seenIndices(ring: Ring): Control {
   };
 }
 
-/** float [n, 1, C, sinks + C + window - 1]: 0 where a query sees a token, -inf elsewhere. */
-function seenMask(ring: Ring): Control {
+// A query sees of the window the tokens from the oldest one on, and of the sinks those before: what is at most `reach` away from the
+// middle of such an interval, `middle` after the oldest token. So the host need not make a mask of all queries and columns.
+
+const far = 1 << 22; // tokens; twice as many are whole numbers in float
+const half = ({ window }: Ring): number => (window - 1) / 2;
+
+/** float [n, 1, 1, sinks + C + window - 1]: the token of a column, less the middle; beyond all reach where there is none. */
+function seenTokens(ring: Ring): Control {
   return {
-    key: named(ring, 'mask'),
+    key: named(ring, 'seen tokens'),
     type: 'float',
-    dims: ['blocks', 1, 'size', 'seen'],
+    dims: ['blocks', 1, 1, 'seen'],
     make(row) {
       const { blocks, size } = blocksOf(row.count);
-      const width = ring.sinks + size + ring.window - 1;
-      const data = new Float32Array(blocks * size * width).fill(Number.NEGATIVE_INFINITY);
-      for (let at = 0; at < blocks * size; at++) {
-        const query = row.past + Math.min(at, row.count - 1);
-        const oldest = query - ring.window + 1; // in the window
-        const first = row.past + Math.floor(at / size) * size - ring.window + 1; // in the block's columns
-        const column = at * width + ring.sinks - first; // of token 0
-        data.fill(0, at * width, at * width + Math.max(0, Math.min(ring.sinks, oldest)));
-        data.fill(0, column + Math.max(0, oldest), column + query + 1);
-      }
-      return { dims: [blocks, 1, size, width], data };
+      const all = Array.from({ length: blocks }, (_, block) => seen(ring, row, block, size));
+      const width = all[0]!.length;
+      const place = (token: number, column: number): number =>
+        token < 0 ? 4 * far : token - (column < ring.sinks ? -far - 1 : half(ring));
+      return floats([blocks, 1, 1, width], (at) => place(all[Math.floor(at / width)]![at % width]!, at % width));
+    },
+  };
+}
+
+/** float [n, 1, C, 1]: the first token in the window of a query */
+function oldestTokens({ window, sinks }: Ring): Control {
+  return {
+    key: named({ window, sinks }, 'oldest'),
+    type: 'float',
+    dims: ['blocks', 1, 'size', 1],
+    make({ past, count }) {
+      const { blocks, size } = blocksOf(count);
+      return floats([blocks, 1, size, 1], (t) => past + t - window + 1);
+    },
+  };
+}
+
+/** float [sinks + C + window - 1] */
+function seenReach(ring: Ring): Control {
+  return {
+    key: named(ring, 'reach'),
+    type: 'float',
+    dims: ['seen'],
+    make({ count }) {
+      const width = ring.sinks + blocksOf(count).size + ring.window - 1;
+      return floats([width], (column) => (column < ring.sinks ? far : half(ring)));
     },
   };
 }
