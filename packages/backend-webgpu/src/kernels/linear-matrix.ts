@@ -1,6 +1,6 @@
 import type { Shape } from './elementwise.js';
 import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
-import { eightFunctions, fours, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
+import { eightFunctions, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
 
 /** How a product is cut: tiles of a workgroup, features a round (16, 32 or 64), tiles of a subgroup. */
 export interface MatrixShape {
@@ -18,7 +18,7 @@ const square = { items: 128, outputs: 128, depth: 32, subgroupItems: 64, subgrou
 /** The cuts among which a device chooses (see tune.ts), all within its 48 KiB of workgroup memory. */
 export const matrixShapes: Readonly<Record<string, MatrixShape>> = {
   '128x128, 32 deep': square,
-  '128x128, 32 deep, 2 held': { ...square, held: 2 },
+  '128x128, 16 deep': { ...square, depth: 16 },
   '128x128, 16 deep, 2 held': { ...square, depth: 16, held: 2 },
   '256x128, 32 deep': { ...square, items: 256 },
   '256x128, 16 deep, 2 held': { ...square, items: 256, depth: 16, held: 2 },
@@ -45,6 +45,7 @@ export function linearMatrix(
   const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, held } = shape;
   const pitch = pitchOf(depth);
   const side = columns / subgroupOutputs;
+  const stage = rows >= columns ? 'xs0' : 'ws0'; // at last a tile of 16 by 16 of float32 for every subgroup
   const subgroups = (rows / subgroupItems) * side;
   const [eights, width] = [depth / 8, x.width / 8]; // of eight features: in a round, and in a row of x
   const lines = (32 * subgroups) / eights; // rows that all lanes load at once
@@ -107,7 +108,6 @@ ${products(from)}
     matrices: true,
     module: `${matrixTypes}
 ${memories.map((n) => `${halves(`xs${n}`, rows * pitch)}\n${halves(`ws${n}`, columns * pitch)}`).join('\n')}
-${fours('stage', subgroups * 256)} // a tile of 16 by 16 for every subgroup
 ${eightFunctions}`,
     size: 32 * subgroups,
     main: `  let last = ${items[domain]} - 1u;
@@ -143,9 +143,9 @@ ${memories.map(round).join('\n')}
   let mine = subgroup * 256u;
 ${sums
   .map(
-    ({ r, c, name }) => `  ${storeSums('stage', 'mine', name, 16)}
+    ({ r, c, name }) => `  ${storeSums(stage, 'mine', name, 16)}
   workgroupBarrier();
-${finish(domain, y, bias, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`)}
+${finish(stage, domain, y, bias, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`)}
   workgroupBarrier();`,
   )
   .join('\n')}`,
@@ -163,18 +163,18 @@ function isWide(y: Shape): boolean {
 }
 
 /** Writes the staged tile: eight neighbours a lane, or one by one. */
-function finish(domain: Domain, y: Shape, bias: boolean, item: string, output: string): string {
+function finish(stage: string, domain: Domain, y: Shape, bias: boolean, item: string, output: string): string {
   if (!isWide(y))
     return `  for (var e = own; e < 256u; e += 32u) {
     let i = ${item} + e / 16u;
     let o = ${output} + e % 16u;
     if (i <= last && o < ${y.width}u) {
-      y[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(stage[(mine + e) / 4u][e % 4u]${bias ? ' + bias[o]' : ''});
+      y[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(bitcast<vec4f>(${stage}[(mine + e) / 4u])[e % 4u]${bias ? ' + bias[o]' : ''});
     }
   }`;
   const value = (n: number) => {
     const four = upTo(4).map((e) => `bias[o + ${4 * n + e}u]`);
-    return `stage[mine / 4u + own * 2u + ${n}u]${bias ? ` + vec4f(${four.join(', ')})` : ''}`;
+    return `bitcast<vec4f>(${stage}[mine / 4u + own * 2u + ${n}u])${bias ? ` + vec4f(${four.join(', ')})` : ''}`;
   };
   return `  {
     let i = ${item} + own / 2u;
