@@ -8,7 +8,7 @@ import type { Statistics } from './synthetic.js';
 interface Line {
   readonly shape: string;
   readonly mixer: string;
-  readonly level: string;
+  readonly level: string | number;
   readonly weights?: string;
   readonly tokens: number;
   readonly batch: number;

@@ -24,11 +24,9 @@ const { values: options } = parseArgs({
   options: {
     shape: { type: 'string', default: 'llama2-7b' },
     layers: { type: 'string' },
-    /** Context and batch of each run. */
+    /** Context and batch of each run; with `@n` the first n layers take the mixer, the others softmax attention. */
     runs: { type: 'string', default: '512x1,4096x1,16384x1,4096x32' },
-    mixer: { type: 'string', default: 'default' },
-    /** The first layers take the mixer, the others softmax attention. */
-    level: { type: 'string', default: '999' },
+    mixer: { type: 'string', default: 'foldable' },
     weights: { type: 'string', default: 'f16' },
     rounds: { type: 'string', default: '50' },
     /** Seconds of work before the clock starts, in which the device's own clocks rise. */
@@ -41,25 +39,39 @@ const rounds = Number(options.rounds);
 const warm = 5;
 const type = options.software ? 'f32' : 'f16';
 const format = (options.weights === 'f16' ? type : options.weights) as Format;
-const runs = options.runs.split(',').map((run) => run.split('x').map(Number) as [tokens: number, batch: number]);
+const runs = options.runs.split(',').map((run) => {
+  const [tokens, batch, level = 0] = run.split(/[x@]/).map(Number) as [number, number, number?];
+  return { tokens, batch, level };
+});
 const { device, time } = await openTimed({
   computeType: type,
   extra: { weights: format, ...(options.software && { software: 'allow' }) },
 });
 const model = synthetic(options.shape, options.layers ? Number(options.layers) : undefined);
-const graphs: LayerGraph[] = [
-  ...model.segments.map(({ versions, layer }) => {
-    const mixer = layer !== undefined && layer < Number(options.level) ? options.mixer : 'default';
-    return versions[mixer] ?? versions.default;
-  }),
-  model.head,
-];
 const source = randomWeights(model);
-const layers: AttentionLayer[] = [];
-for (const graph of graphs) layers.push(await device.compile(graph, source));
+/** The tapes of a step, and their layers; levels share their weights. */
+let graphs: LayerGraph[] = [];
+let layers: AttentionLayer[] = [];
+
+async function compile(level: number): Promise<void> {
+  const before = layers;
+  graphs = [
+    ...model.segments.map(({ versions, layer }) => {
+      const mixer = layer !== undefined && layer < level ? options.mixer : 'default';
+      return versions[mixer] ?? versions.default;
+    }),
+    model.head,
+  ];
+  layers = [];
+  for (const graph of graphs) layers.push(await device.compile(graph, source));
+  for (const layer of before) layer[Symbol.dispose]();
+}
 
 let settled = false;
-for (const [tokens, batch] of runs) {
+let compiled: number | undefined;
+for (const { tokens, batch, level } of runs) {
+  if (level !== compiled) await compile(level);
+  compiled = level;
   const stores: Record<string, StateStore> = {};
   for (const spec of graphs.flatMap(({ states }) => states))
     stores[spec.name] ??= device.createState(spec, batch, tokens + rounds + warm);
@@ -70,7 +82,8 @@ for (const [tokens, batch] of runs) {
   const { milliseconds, host } = await timeLogits(rowsOf, stores);
   const drawn = await timeDrawn(rowsOf, stores);
   const gpu = await timeDevice();
-  const { shape, mixer, level, weights } = options;
+  const { shape, weights } = options;
+  const mixer = level > 0 ? options.mixer : 'default';
   const bytes = { weights: weightBytes(), states: batch * stateBytes(tokens) };
   const line = { test: 'decode', shape, mixer, level, weights, tokens, batch, bytes, milliseconds, host, drawn, gpu };
   console.log(JSON.stringify({ ...line, device: device.description, node: process.version }));

@@ -69,7 +69,8 @@ function* cuts(format: Format, { gated = false, width }: Case): Iterable<VectorS
   if (options.chosen) return;
   for (const size of [128, 256])
     for (const rows of items > 2 ? [1, 2] : [1, 2, 4])
-      for (const team of [1, 2, 4, 8]) if (team * lanes <= size) yield { size, items, rows, team, lanes };
+      for (const team of [1, 2, 4, 8])
+        for (const places of [1, 4, 8, 16]) if (team * lanes <= size) yield { size, items, rows, team, lanes, places };
 }
 
 async function timeCase(one: Case, format: Format): Promise<void> {
@@ -112,7 +113,8 @@ async function timeCase(one: Case, format: Format): Promise<void> {
       const entries = list.map((buffer, binding) => ({ binding, resource: { buffer } }));
       return device.createBindGroup({ layout, entries });
     });
-    const grid = outputs.reduce((sum, count) => sum + vectorGroups(count, shape), 0);
+    const parts = outputs.map((width) => ({ y: { width, type: traits.type } }));
+    const grid = vectorGroups(parts, shape);
     const run = async (times: number): Promise<number> => {
       const encoder = device.createCommandEncoder();
       const pass = encoder.beginComputePass();

@@ -30,6 +30,8 @@ export interface Traits {
   readonly type: Element;
   /** Lanes of every subgroup; 0 where there are no subgroups or their size varies. */
   readonly lanes: number;
+  /** Most of a workgroup; 256 when absent. */
+  readonly threads?: number | undefined;
   /** Subgroup matrices of 16x16x16, float16 to float32, and workgroup memory for tiles of them. */
   readonly matrices: boolean;
   /** The cut of products by subgroup matrices that was chosen for the device. */

@@ -86,7 +86,8 @@ function traitsOf({ features, info, limits }: GPUAdapter, type: Element): Traits
       componentType === 'f16' && resultComponentType === 'f32' && M === 16 && N === 16 && K === 16,
   );
   const roomy = limits.maxComputeWorkgroupStorageSize >= 49152; // a product takes all of it
-  return { type, lanes, matrices: product && type === 'f16' && lanes === 32 && roomy };
+  const threads = limits.maxComputeInvocationsPerWorkgroup;
+  return { type, lanes, threads, matrices: product && type === 'f16' && lanes === 32 && roomy };
 }
 
 /** Dawn's description of a product of subgroup matrices. */

@@ -147,9 +147,9 @@ function emitVectors(
   let least = 1;
   const all = vectorItems(format, x.width);
   for (const items of all) {
-    const shape = vectorShape(format, items, traits.lanes, parts[0]!.gate !== undefined, x.width);
+    const shape = vectorShape(format, items, traits.lanes, parts[0]!.gate !== undefined, x.width, traits.threads);
     const [low, most] = [least, items === all.at(-1) ? fewItems(builder) : items];
-    const groups = parts.reduce((sum, { y }) => sum + vectorGroups(y.width, shape), 0);
+    const groups = vectorGroups(parts, shape);
     const grid = (view: View): Grid => {
       const count = countOf(view, domain);
       return count < low || count > most ? none : [groups, Math.ceil(count / items), 1];

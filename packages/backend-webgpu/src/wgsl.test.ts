@@ -37,7 +37,7 @@ const mixers: Mixers = {
 };
 
 const devices: Record<string, Traits> = {
-  'float16 with matrices': { type: 'f16', lanes: 32, matrices: true },
+  'float16 with matrices': { type: 'f16', lanes: 32, matrices: true, threads: 1024 },
   'float16 with matrices, 8 bits': { type: 'f16', lanes: 32, matrices: true, weights: 'q8' },
   'float16 with matrices, 4 bits': { type: 'f16', lanes: 32, matrices: true, weights: 'q4' },
   'float16 with subgroups': { type: 'f16', lanes: 16, matrices: false },
@@ -108,14 +108,14 @@ describe('emitted WGSL', () => {
         x: half(128),
         format: 'f16',
         parts: [{ y: half(64), bias: true }],
-        shape: { size: 128, items: 2, rows: 1, team: 2, lanes: 32 },
+        shape: { size: 128, items: 2, rows: 1, team: 2, lanes: 32, places: 8 },
       }),
       linearVector({
         domain: 'token',
         x: half(128),
         format: 'q4',
         parts: [{ y: half(64), bias: false, gate: 'silu' }],
-        shape: { size: 128, items: 1, rows: 2, team: 1, lanes: 32 },
+        shape: { size: 128, items: 1, rows: 2, team: 1, lanes: 32, places: 1 },
         eps: 1e-5,
       }),
       linearMatrix('token', half(64), half(128), false),

@@ -96,7 +96,7 @@ export const chunkTokens = 'batch[2].z';
 /** A row of at most as many tokens is short. */
 export const shortRow = 8;
 /** Keys of a split: a power of two between these, so that a token has up to `splits` of them until it needs more. */
-export const splitKeys = { least: 64, most: 256, splits: 64 } as const;
+export const splitKeys = { least: 64, most: 512, splits: 64 } as const;
 
 /** log1p and what is built on it: log(1 + e) loses all digits of a small e. */
 export const logFunctions = `fn log1p(e: f32) -> f32 {

@@ -19,7 +19,7 @@ export const thinItems = 64;
 
 /** For at most `items` items. */
 export function thinShape(items: number): ThinShape {
-  const shape = { outputs: 32, subgroups: 8, ahead: 2 };
+  const shape = { outputs: 32, subgroups: 8, ahead: 1 };
   if (items > 32) return { ...shape, items: 64, depth: 16 };
   return { ...shape, items: items > 16 ? 32 : 16, depth: 32 };
 }

@@ -23,13 +23,14 @@ export function linearVector(options: VectorOptions): Kernel {
     ...(add && add !== 'own' ? [[`z${p}`, [add.type, 'read']] as const] : []),
     [`y${p}`, [y.type, 'write']] as const,
   ]);
-  const { size } = shape;
+  const { size, places } = shape;
+  const place = places === 1 ? 'group.x' : `group.x % ${places}u * ${placeOf(parts, shape)}u + group.x / ${places}u`;
   const branch = (body: (part: VectorPart, p: number, begin: number) => string) => {
     let first = 0;
     return parts.map((part, p) => {
       const begin = first;
-      first += vectorGroups(part.y.width, shape);
-      return `if (group.x < ${first}u) {\n${body(part, p, begin)}\n  }`;
+      first += groupsOf(part.y, shape);
+      return `if (place < ${first}u) {\n${body(part, p, begin)}\n  }`;
     });
   };
   const ahead = isQuantised(format)
@@ -56,16 +57,26 @@ ${isQuantised(format) ? blocksModule(x.width, shape.items) : ''}
 ${parts.some(({ gate }) => gate) ? logFunctions + activationFunctions : ''}`,
     size,
     subgroups: true,
-    main: `${shape.items > 1 ? `  let last = ${items[domain]} - 1u;\n` : ''}  let team = lane / ${shape.lanes * shape.team}u;
+    main: `${shape.items > 1 ? `  let last = ${items[domain]} - 1u;\n` : ''}  let place = ${place};
+  let team = lane / ${shape.lanes * shape.team}u;
   let step = lane / ${shape.lanes}u % ${shape.team}u * ${shape.lanes}u + sub_lane;
 ${ahead}
   ${branch((part, p, begin) => product(options, part, p, begin)).join(' else ')}`,
   });
 }
 
-/** Workgroups along the outputs. */
-export function vectorGroups(width: number, { size, lanes, team, rows }: VectorShape): number {
+function groupsOf({ width }: Shape, { size, lanes, team, rows }: VectorShape): number {
   return Math.ceil(width / ((size / lanes / team) * rows));
+}
+
+/** Workgroups of a place. */
+function placeOf(parts: readonly Pick<VectorPart, 'y'>[], shape: VectorShape): number {
+  return Math.ceil(parts.reduce((sum, { y }) => sum + groupsOf(y, shape), 0) / shape.places);
+}
+
+/** Workgroups along the outputs. */
+export function vectorGroups(parts: readonly Pick<VectorPart, 'y'>[], shape: VectorShape): number {
+  return placeOf(parts, shape) * shape.places;
 }
 
 /** Sums that a subgroup hands over: [items, rows, factors], then the squares of every item. */
@@ -81,7 +92,7 @@ function rowsOf({ x, format, shape }: VectorOptions, { y }: VectorPart, begin: n
   const each = [...Array(rows).keys()].map(
     (r) => `  let row${r} = min(base + team * ${rows}u + ${r}u, ${y.width - 1}u) * ${loads}u;`,
   );
-  return `  let base = (group.x - ${begin}u) * ${outputs}u;\n${each.join('\n')}`;
+  return `  let base = (place - ${begin}u) * ${outputs}u;\n${each.join('\n')}`;
 }
 
 function product(options: VectorOptions, part: VectorPart, p: number, begin: number): string {
@@ -106,7 +117,7 @@ function product(options: VectorOptions, part: VectorPart, p: number, begin: num
 ${add ? `  var old = 0.0;\n  if (inside) { old = f32(${old}); }` : ''}
 ${[...Array(count).keys()].map((b) => `  let i${b} = ${itemOf(options, b)};`).join('\n')}
 ${names.map((name) => `  var ${name} = 0.0;`).join('\n')}
-${isQuantised(format) ? blocksLoop(options, part, p, format) : loop(options, part, p, x.width / loadWidth[x.type])}
+${isQuantised(format) ? blocksLoop(options, part, p, format) : rounds(options, part, p, x.width / loadWidth[x.type])}
 ${sums.map((name, n) => `  { let sum = subgroupAdd(${name}); if (sub_lane == 0u) { partial[lane / ${lanes}u * ${sums.length}u + ${n}u] = sum; } }`).join('\n')}
   workgroupBarrier();
 ${finish(options, part, p, sums)}`;
@@ -120,8 +131,33 @@ function sumNames({ shape: { items: count, rows }, eps }: VectorOptions, { gate 
   return eps === undefined ? each : [...each, ...[...Array(count).keys()].map((b) => `squares${b}`)];
 }
 
-/** The loop over the loads of the rows; adds to the sums. */
-function loop(options: VectorOptions, { x: own, gate }: VectorPart, p: number, loads: number): string {
+/** The loads of the rows, in rounds; adds to the sums. */
+function rounds(options: VectorOptions, part: VectorPart, p: number, loads: number): string {
+  const { lanes, team, straight } = options.shape;
+  const stride = lanes * team;
+  if (!straight)
+    return `  for (var k = step; k < ${loads}u; k += ${stride}u) {
+${roundOf(options, part, p, 'k').flat().join('\n')}
+  }`;
+  // One after the other, all loads before any use. Beyond the end, the last load comes again, for zeros of x.
+  const all = [...Array(Math.ceil(loads / stride)).keys()].map((n) => {
+    const whole = (n + 1) * stride <= loads;
+    const at = `step + ${n * stride}u`;
+    const [before, after] = roundOf(options, part, p, `k${n}`, `r${n}_`, whole ? undefined : `${at} < ${loads}u`);
+    return { before: [`    let k${n} = ${whole ? at : `min(${at}, ${loads - 1}u)`};`, ...before], after };
+  });
+  return [...all.flatMap(({ before }) => before), ...all.flatMap(({ after }) => ['  {', ...after, '  }'])].join('\n');
+}
+
+/** A round at load `k` of the rows: its loads, their names with a prefix, and what is done with them; `inside`: x counts. */
+function roundOf(
+  options: VectorOptions,
+  { x: own, gate }: VectorPart,
+  p: number,
+  k: string,
+  prefix = '',
+  inside?: string,
+): readonly [loads: string[], uses: string[]] {
   const { x, shape, eps } = options;
   const chunks = [...Array(loadWidth[x.type] / 4).keys()];
   const batch = [...Array(shape.items).keys()];
@@ -131,28 +167,32 @@ function loop(options: VectorOptions, { x: own, gate }: VectorPart, p: number, l
     x.type === 'f32'
       ? load
       : `vec4f(unpack2x16float(${load}.${c ? 'z' : 'x'}), unpack2x16float(${load}.${c ? 'w' : 'y'}))`;
-  const lines = [
-    // Before any use, so that all are on their way.
-    ...outputs.flatMap((r) => factors.map((f) => `let ${f}_${r} = ${f}${p}[row${r} + k];`)),
-    ...batch.map((b) => `let x_${b} = ${own ? `x${p}` : 'x'}[${firstOf(own ?? x, `i${b}`, loadWidth[x.type])} + k];`),
-    ...batch.flatMap((b) => chunks.map((c) => `var x${b}_${c} = ${four(`x_${b}`, c)};`)),
+  const first = (b: number) => firstOf(own ?? x, `i${b}`, loadWidth[x.type]);
+  const loads = [
+    ...outputs.flatMap((r) => factors.map((f) => `let ${prefix}${f}_${r} = ${f}${p}[row${r} + ${k}];`)),
+    ...batch.map((b) => `let ${prefix}x_${b} = ${own ? `x${p}` : 'x'}[${first(b)} + ${k}];`),
+    ...(eps === undefined ? [] : chunks.map((c) => `let ${prefix}norm${c} = norm[${k} * ${chunks.length}u + ${c}u];`)),
   ];
+  const uses = batch.flatMap((b) =>
+    chunks.map((c) => {
+      const value = four(`${prefix}x_${b}`, c);
+      return `var x${b}_${c} = ${inside ? `select(vec4f(), ${value}, ${inside})` : value};`;
+    }),
+  );
   if (eps !== undefined)
-    for (const c of chunks) {
-      lines.push(`let norm${c} = norm[k * ${chunks.length}u + ${c}u];`);
-      for (const b of batch) lines.push(`squares${b} += dot(x${b}_${c}, x${b}_${c});`, `x${b}_${c} *= norm${c};`);
-    }
+    for (const c of chunks)
+      for (const b of batch)
+        uses.push(`squares${b} += dot(x${b}_${c}, x${b}_${c});`, `x${b}_${c} *= ${prefix}norm${c};`);
   for (const r of outputs)
     for (const f of factors) {
-      const values = chunks.map((c) => `let ${f}${r}_${c} = ${four(`${f}_${r}`, c)};`);
+      const values = chunks.map((c) => `let ${f}${r}_${c} = ${four(`${prefix}${f}_${r}`, c)};`);
       const sums = batch.map(
         (b) => `s${f}${b}_${r} += ${chunks.map((c) => `dot(x${b}_${c}, ${f}${r}_${c})`).join(' + ')};`,
       );
-      lines.push(...values, ...sums);
+      uses.push(...values, ...sums);
     }
-  return `  for (var k = step; k < ${loads}u; k += ${shape.lanes * shape.team}u) {
-${lines.map((line) => `    ${line}`).join('\n')}
-  }`;
+  const indent = (lines: readonly string[]) => lines.map((line) => `    ${line}`);
+  return [indent(loads), indent(uses)];
 }
 
 /** Adds what the subgroups of a team hold, one thread an item and output. */
@@ -184,12 +224,31 @@ ${gate ? `${sum('other', 'index + 1u')}\n` : ''}${eps === undefined ? '' : `${su
   }`;
 }
 
-/** The cut that was fastest on an H200 (docs/results/webgpu-decode.md). */
-export function vectorShape(format: Format, items: number, lanes: number, gated: boolean, width: number): VectorShape {
-  if (isQuantised(format)) return { size: 256, items, rows: gated ? 1 : 2, team: 1, lanes };
-  // As many subgroups share the width as leave few of them without a load at its end.
-  const [size, team] = width % (8 * 8 * lanes) === 0 ? [256, 8] : [128, 4];
-  return { size, items, rows: gated || items > 4 ? 1 : 2, team: Math.min(team, size / lanes), lanes };
+/** The cut that was fastest on an H200 (docs/results/webgpu-decode.md), where a workgroup may have `threads`. */
+export function vectorShape(
+  format: Format,
+  items: number,
+  lanes: number,
+  gated: boolean,
+  width: number,
+  threads = 256,
+): VectorShape {
+  if (isQuantised(format)) return { size: 256, items, rows: gated ? 1 : 2, team: 1, lanes, places: 1 };
+  const shape = { items, rows: gated || items > 4 ? 1 : 2, lanes, places: 8 };
+  if (width % (8 * 8 * lanes) === 0) return { ...shape, size: 256, team: Math.min(8, 256 / lanes) };
+  const team = items <= 2 ? teamOf(format, lanes, width, threads) : undefined;
+  if (team) return { ...shape, size: team * lanes * Math.max(1, Math.floor(128 / team / lanes)), team, straight: true };
+  return { ...shape, size: 128, team: Math.min(4, 128 / lanes) };
+}
+
+/** As many subgroups as take the width in at most four rounds and leave few of their lanes idle in the last. */
+function teamOf(format: Element, lanes: number, width: number, threads: number): number | undefined {
+  const loads = width / loadWidth[format];
+  const most = Math.min(16, Math.floor(threads / lanes));
+  return [...Array(most + 1).keys()].find((team) => {
+    const turns = Math.ceil(loads / lanes / team);
+    return team >= 4 && turns <= 4 && turns * team * lanes <= 1.05 * loads;
+  });
 }
 
 /** How many items a kernel may take at a time: quantised ones lie in workgroup memory. */

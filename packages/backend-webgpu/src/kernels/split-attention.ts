@@ -6,17 +6,13 @@ import type { AttentionShape } from './softmax-attention.js';
 // Attention of the tokens of short rows, split over the cache so that a few queries fill the machine; the parts are joined by
 // `joinSplits`. A workgroup goes through its keys in blocks, whose loads are all on their way before any is used.
 
-/** How attention over a cache is cut. */
-export interface SplitShape {
-  /** Lanes of a workgroup. */
-  readonly size: number;
-  /** Loads of keys a lane has on its way, and about as many of values. */
-  readonly loadsAtOnce: number;
-  /** A workgroup goes through all keys of its token, and writes y. */
-  readonly whole: boolean;
-}
+/** Loads of keys a lane has on its way, and about as many of values. */
+const loadsAtOnce = 8;
 
-export const splitShape: SplitShape = { size: 128, loadsAtOnce: 8, whole: false };
+/** Lanes of a workgroup: as few as a head needs took the least time on an H200 (docs/results/webgpu-decode.md). */
+function sizeOf(vectors: number): number {
+  return vectors <= 16 ? 64 : 128;
+}
 
 /** Query heads of one kv head that a workgroup serves together, so that keys and values are read once for them. */
 export function headsTogether({ heads, kvHeads }: AttentionShape): number {
@@ -26,7 +22,7 @@ export function headsTogether({ heads, kvHeads }: AttentionShape): number {
 
 /** Whether the kernels can be used: 16-byte loads, and every lane of a workgroup has a column at most. */
 export function splittable({ headDim }: AttentionShape, type: Element, lanes: number): boolean {
-  return lanes >= 4 && headDim % loadWidth[type] === 0 && headDim / loadWidth[type] <= splitShape.size;
+  return lanes >= 4 && headDim % loadWidth[type] === 0 && headDim / loadWidth[type] <= 128;
 }
 
 /** Numbers of a part: weighted values, then maximum and sum. */
@@ -44,7 +40,8 @@ interface Cut {
   readonly subsets: number;
 }
 
-function cutOf(vectors: number, lanes: number, { size, loadsAtOnce }: SplitShape): Cut {
+function cutOf(vectors: number, lanes: number): Cut {
+  const size = sizeOf(vectors);
   let team = 4;
   while (vectors / team > loadsAtOnce && team < Math.min(lanes, 32)) team *= 2;
   const loads = Math.ceil(vectors / team);
@@ -60,29 +57,19 @@ function fours(type: Element, load: string): string[] {
   return ['xy', 'zw'].map(([a, b]) => `vec4f(unpack2x16float(${load}.${a}), unpack2x16float(${load}.${b}))`);
 }
 
-/** WGSL of four numbers as y has them. */
-function ofFour(type: Element, four: string): string {
-  return type === 'f16' ? `vec2u(pack2x16float(${four}.xy), pack2x16float(${four}.zw))` : four;
-}
-
 /**
  * parts [splits, heads, headDim + 4]: weighted values, maximum and sum over the keys of a split. q [tokens, heads*headDim], k and
  * v [tokens, kvHeads*headDim] of the step, which the cache [slots, kvHeads, tokens, headDim] of turned keys takes in: tokens of
  * the step are read from k and v, those before from the cache. One workgroup a split and group of heads.
  */
-export function splitAttention(
-  shape: AttentionShape,
-  type: Element,
-  lanes: number,
-  work: SplitShape = splitShape,
-): Kernel {
-  const { size, whole } = work;
+export function splitAttention(shape: AttentionShape, type: Element, lanes: number): Kernel {
   const { heads, kvHeads, headDim, rope } = shape;
   const width = loadWidth[type];
   const vectors = headDim / width;
   const together = headsTogether(shape);
   const load = type === 'f16' ? 'vec4u' : 'vec4f';
-  const cut = cutOf(vectors, lanes, work);
+  const cut = cutOf(vectors, lanes);
+  const { size } = cut;
   const blocks = blockOf(vectors, kvHeads, load, cut);
   const turned = (of: string) =>
     rope ? `turn(f32(${of}[base + c]), f32(${of}[base + partner(c)]), c, position, 1.0)` : `f32(${of}[base + c])`;
@@ -95,7 +82,7 @@ export function splitAttention(
     let a = vec4u(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));`
       : `let a = ${four('k')};`;
   return kernel({
-    name: whole ? 'whole-attention' : 'split-attention',
+    name: 'split-attention',
     buffers: {
       q: [type, 'read'],
       k: [type, 'read'],
@@ -104,9 +91,7 @@ export function splitAttention(
       info: ['u32', 'read'],
       keys: [load, 'write'],
       values: [load, 'write'],
-      ...(whole
-        ? { y: [type === 'f16' ? 'vec2u' : 'vec4f', 'write'] as const }
-        : { parts: ['vec4f', 'write'] as const }),
+      parts: ['vec4f', 'write'],
     },
     subgroups: true,
     module: `${rope ? ropeFunctions(rope) : ''}
@@ -117,7 +102,8 @@ var<workgroup> sums: array<vec4f, ${(cut.subsets * headDim) / 4}>;
 fn q_at(base: u32, c: u32, position: u32) -> f32 { return ${turned('q')}; }
 fn k_at(base: u32, c: u32, position: u32) -> f32 { return ${turned('k')}; }`,
     size,
-    main: `  ${whole ? 'let token = token_at(single_at(group.x).x);\n  let split = vec4u(0u, 0u, token.z + 1u, 0u);' : 'let split = split_at(group.x);\n  let token = token_at(split.x);'}
+    main: `  let split = split_at(group.x);
+  let token = token_at(split.x);
   let row = row_at(token.y);
   let kv = group.y / ${heads / kvHeads / together}u;
   let head = group.y * ${together}u;
@@ -175,7 +161,7 @@ ${blocks.values}
     workgroupBarrier();
   }
 ${list(together)
-  .map((h) => finish(shape, type, whole, cut, h))
+  .map((h) => finish(shape, type, cut, h))
   .join('\n')}`,
   });
 }
@@ -269,14 +255,11 @@ ${values.join('\n')}
 }
 
 /** Adds what the lanes have of a column. */
-function finish(shape: AttentionShape, type: Element, whole: boolean, { size, subsets }: Cut, h: number): string {
+function finish(shape: AttentionShape, type: Element, { size, subsets }: Cut, h: number): string {
   const fourths = shape.headDim / 4;
   const each = loadWidth[type] / 4;
   const out = `(group.x * ${shape.heads}u + head + ${h}u) * ${partWidth(shape) / 4}u`;
-  const target = `(token.x * ${shape.heads}u + head + ${h}u) * ${fourths}u`;
   const puts = list(each).map((i) => `    sums[subset * ${fourths}u + column * ${each}u + ${i}u] = o${h}_${i};`);
-  const put = whole ? `sum /= total${h};\n    y[${target} + c] = ${ofFour(type, 'sum')};` : `parts[${out} + c] = sum;`;
-  const rest = `  if (lane == 0u) { parts[${out} + ${fourths}u] = vec4f(top${h}, total${h}, 0.0, 0.0); }\n`;
   return `  if (subset < ${subsets}u) {
 ${puts.join('\n')}
   }
@@ -284,9 +267,10 @@ ${puts.join('\n')}
   for (var c = lane; c < ${fourths}u; c += ${size}u) {
     var sum = vec4f();
     for (var n = 0u; n < ${subsets}u; n++) { sum += sums[n * ${fourths}u + c]; }
-    ${put}
+    parts[${out} + c] = sum;
   }
-${whole ? '' : rest}  workgroupBarrier();`;
+  if (lane == 0u) { parts[${out} + ${fourths}u] = vec4f(top${h}, total${h}, 0.0, 0.0); }
+  workgroupBarrier();`;
 }
 
 const joinSize = 256;
@@ -296,6 +280,7 @@ export function joinSplits(shape: AttentionShape, type: Element): Kernel {
   const { heads, headDim } = shape;
   const fourths = headDim / 4;
   const subsets = Math.max(1, Math.floor(joinSize / fourths));
+  const y = type === 'f16' ? 'vec2u(pack2x16float(sum.xy), pack2x16float(sum.zw))' : 'sum';
   const part = `((single.y + n) * ${heads}u + group.y) * ${fourths + 1}u`;
   return kernel({
     name: 'join-splits',
@@ -331,7 +316,7 @@ var<workgroup> totals: array<f32, ${subsets}>;`,
       sum += sums[n * ${fourths}u + c];
     }
     sum /= total;
-    y[(token.x * ${heads}u + group.y) * ${fourths}u + c] = ${ofFour(type, 'sum')};
+    y[(token.x * ${heads}u + group.y) * ${fourths}u + c] = ${y};
   }`,
   });
 }

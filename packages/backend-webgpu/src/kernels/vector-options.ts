@@ -7,7 +7,8 @@ type Activation = NodeOf<'activate'>['fn'];
 
 /**
  * How the work is cut: `items` at a time; `rows` outputs a team of `team` subgroups of `lanes`, which share the width of x;
- * workgroups of `size`, at least as many as a workgroup has items and outputs.
+ * workgroups of `size`, at least as many as a workgroup has items and outputs. Neighbouring workgroups read in `places` places of
+ * the matrices: what runs at the same time then meets several pages of memory, which takes less time than one after the other.
  */
 export interface VectorShape {
   readonly size: number;
@@ -15,6 +16,9 @@ export interface VectorShape {
   readonly rows: number;
   readonly team: number;
   readonly lanes: number;
+  readonly places: number;
+  /** All rounds of loads begin at once, instead of one after the other. */
+  readonly straight?: boolean | undefined;
 }
 
 /** A product of the kernel: its output, and whether it has a bias. */
