@@ -1,7 +1,7 @@
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { blocksOf, floats, ints } from './blocks.js';
-import { bounded, differences, narrow } from './precision.js';
+import { bounded, differences, narrow, wide } from './precision.js';
 import type { Sizes, StatePart } from './streams.js';
 
 // From what every block of tokens adds to the states to the states that enter every block, in one product with the decays from
@@ -11,22 +11,23 @@ import type { Sizes, StatePart } from './streams.js';
 export const stateScale: number = 1 / 64;
 
 /**
- * `added` [g, n, St * F, V], times `stateScale`, and the log decays of whole blocks in float, [g, n, St] or [g, n, St * F] ->
- * the states that enter, likewise scaled, [g, n, St * F, V]. The states after the last block are written.
+ * What the tokens of every block add to the states, k^T v: keys [g, n, C, St * F], weighted with the decays to the end of the block,
+ * and v [g, n, C, V]; and the log decays of whole blocks in float, [g, n, St] or [g, n, St * F] -> the states that enter every block,
+ * times `stateScale`, [g, n, St * F, V]. The states after the last block are written.
  */
-export function carry(lowering: Lowering, added: Ref, decays: Ref, sizes: Sizes, state: StatePart): Ref {
+export function carry(lowering: Lowering, keys: Ref, v: Ref, decays: Ref, sizes: Sizes, state: StatePart): Ref {
   const { graph, control } = lowering;
   const { states, kvHeads, features, columns, type, gate } = sizes;
   const total = bounded(graph, decays, type);
-  const wide = (x: Ref): Ref => (type === 'float' ? x : graph.cast(x, 'float'));
   const last = (x: Ref): Ref => graph.slice(x, 1, -1, Number.MAX_SAFE_INTEGER);
+  const product = (a: Ref, b: Ref): Ref => graph.matmul(a, b, { transA: true, alpha: stateScale });
 
-  // No block comes after the last one: the states of before take its place in the product.
+  // No block comes after the last one: the states of before take its place in the product, written into it, since nothing else reads
+  // `added`.
+  const added = product(keys, v); // [g, n, St * F, V]
   const past = graph.op('Mul', [graph.transpose(state.past, [1, 0, 2, 3]), graph.floats(stateScale)]);
-  const size = states * features * columns;
-  const place = graph.op('Expand', [control(lastBlock), graph.ints([kvHeads, 1, size])]);
-  const updates = [place, graph.reshape(narrow(graph, past, type), [kvHeads, 1, size])];
-  const all = graph.op('ScatterElements', [graph.reshape(added, [0, 0, size]), ...updates], { axis: 1 });
+  const updates = graph.reshape(narrow(graph, past, type), [-1, columns]);
+  const all = graph.op('ScatterND', [added, control(lastRows(kvHeads, states * features)), updates]);
   const starts = graph.op('CumSum', [total, graph.ints(1)], { exclusive: 1 });
   const ends = graph.op('Mul', [graph.op('Add', [starts, total]), control(notLast)]);
   const rows =
@@ -35,8 +36,8 @@ export function carry(lowering: Lowering, added: Ref, decays: Ref, sizes: Sizes,
 
   const shape = [kvHeads, states, features, columns];
   const decay = graph.op('Exp', [graph.reshape(last(total), [kvHeads, states, -1, 1])]);
-  const kept = graph.op('Mul', [graph.reshape(wide(last(entering)), shape), decay]);
-  const after = graph.op('Add', [kept, graph.reshape(wide(last(added)), shape)]);
+  const kept = graph.op('Mul', [graph.reshape(wide(graph, last(entering), type), shape), decay]);
+  const after = graph.op('Add', [kept, graph.reshape(wide(graph, product(last(keys), last(v)), type), shape)]);
   state.next(graph.transpose(graph.op('Mul', [after, graph.floats(1 / stateScale)]), [1, 0, 2, 3]));
   return entering;
 }
@@ -57,28 +58,30 @@ function byState(
 }
 
 /** With one a feature: rows [g, n, St * F, V] in one product a feature. */
-function byFeature(
-  lowering: Lowering,
-  all: Ref,
-  starts: Ref,
-  ends: Ref,
-  { states, features, columns, type }: Sizes,
-): Ref {
+function byFeature(lowering: Lowering, all: Ref, starts: Ref, ends: Ref, { type }: Sizes): Ref {
   const { graph, control } = lowering;
   const [to, from] = [starts, ends].map((x) => graph.transpose(x, [0, 2, 1])) as [Ref, Ref]; // [g, St * F, n]
   const mask = narrow(graph, control(reach(1)), type);
   const decays = graph.op('Exp', [graph.op('Add', [differences(graph, to, from, type), mask])]); // [g, St * F, n, n]
-  const byRow = graph.transpose(graph.reshape(all, [0, 0, states * features, columns]), [0, 2, 1, 3]);
+  const byRow = graph.transpose(all, [0, 2, 1, 3]);
   return graph.transpose(graph.matmul(decays, byRow), [0, 2, 1, 3]);
 }
 
-/** int64 [1, 1, 1] */
-const lastBlock: Control = {
-  key: 'last block',
-  type: 'int64',
-  dims: [1, 1, 1],
-  make: ({ count }) => ints([1, 1, 1], () => blocksOf(count).blocks - 1),
-};
+/** int64 [g * rows, 3]: the place of every row of the last block in [g, n, rows, V] */
+function lastRows(kvHeads: number, rows: number): Control {
+  return {
+    key: `rows of the last block ${kvHeads}x${rows}`,
+    type: 'int64',
+    dims: [kvHeads * rows, 3],
+    make({ count }) {
+      const block = blocksOf(count).blocks - 1;
+      return ints([kvHeads * rows, 3], (at) => {
+        const row = Math.floor(at / 3);
+        return [Math.floor(row / rows), block, row % rows][at % 3]!;
+      });
+    },
+  };
+}
 
 /** float [n, 1]: 0 for the last block, 1 for the others */
 const notLast: Control = {

@@ -17,8 +17,8 @@ import { chunkedVector } from './vector-gates.js';
 type Dual = NodeOf<'dualLinearAttention'>;
 
 /**
- * Many tokens of one row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] of the compute type, gates [1, T, gate width] in float ->
- * [1, T, heads*hd] of the compute type.
+ * Many tokens of one row: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] of the compute type, gates [1, T, gate width], all of the compute
+ * type -> [1, T, heads*hd] of the compute type.
  */
 export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref {
   const { graph } = lowering;
@@ -32,10 +32,11 @@ export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: R
   const forState = (x: Ref, of: number): Ref => (form.ropeInState ? turned(x, of) : x);
   const inBlocks = (x: Ref): Ref => toBlocks(lowering, x, kvHeads, headDim, group);
 
-  const memory = form.exact && remember(node, form.exact, lowering, turned(keys, kvHeads), values, gates);
+  const logits = typed(lowering, gates, gateType(form, sizes));
+  const memory = form.exact && remember(node, form.exact, lowering, turned(keys, kvHeads), values, logits);
   const tokens = memory
     ? leaving(form, memory, lowering, type)
-    : arriving(form, lowering, forState(keys, kvHeads), values, gates);
+    : arriving(form, lowering, forState(keys, kvHeads), values, logits, gateType(form, sizes));
   const streams: Streams = {
     q: featureMap(lowering, inBlocks(forState(queries, heads)), map?.query, sizes, group),
     k: masked(lowering, featureMap(lowering, tokens.k, map?.key, sizes), tokens.mask, type),
@@ -114,13 +115,13 @@ interface Tokens {
 }
 
 /** The tokens of the step themselves. */
-function arriving(form: DualForm, lowering: Lowering, k: Ref, v: Ref, gates: Ref): Tokens {
+function arriving(form: DualForm, lowering: Lowering, k: Ref, v: Ref, gates: Ref, type: Sizes['type']): Tokens {
   const { kvHeads, headDim } = form;
   const logits = reshapeTo(lowering, gates, ['blocks', 'size', gateWidth(form)]);
   return {
     k: toBlocks(lowering, k, kvHeads, headDim),
     v: toBlocks(lowering, v, kvHeads, headDim),
-    decays: decaysOf(form, lowering, logits),
+    decays: decaysOf(form, lowering, logits, type),
   };
 }
 
@@ -173,17 +174,22 @@ function leaving(
         ? rotateBack(lowering, keys.leaving(), where(), kvHeads, headDim, rope, type)
         : keys.leaving(),
     v: values.leaving(),
-    decays: decaysOf(form, lowering, gates.leaving(), mask),
+    decays: decaysOf(form, lowering, gates.leaving(), 'float', mask),
     mask,
   };
 }
 
-/** Gate logits [n, C, gate width] in float -> log decays [g, n, C, St, hd or 1], 0 where the mask says that no token enters. */
-export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, mask?: Ref): Ref {
+/** What the gates of a form are computed with: many, one a feature, with the other numbers. */
+export function gateType({ gate }: DualForm, { type }: Sizes): Sizes['type'] {
+  return gate === 'vector' ? type : 'float';
+}
+
+/** Gate logits [n, C, gate width] of a type -> log decays [g, n, C, St, hd or 1], 0 where the mask says that no token enters. */
+export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, type: Sizes['type'], mask?: Ref): Ref {
   const width = form.gate === 'vector' ? form.headDim : 1;
   const soft = graph.op('Softplus', [graph.op('Neg', [logits])]); // -logSigmoid
   const rate = graph.floats(-1 / form.temperature);
-  const held = graph.op('Mul', [soft, mask ? graph.op('Mul', [mask, rate]) : rate]);
+  const held = graph.op('Mul', [soft, narrow(graph, mask ? graph.op('Mul', [mask, rate]) : rate, type)]);
   return graph.transpose(graph.reshape(held, [0, 0, form.states, form.kvHeads, width]), [3, 0, 1, 2, 4]);
 }
 

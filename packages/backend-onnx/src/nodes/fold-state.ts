@@ -3,7 +3,7 @@ import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { rotateBack } from '../rope.js';
 import { blockSize, flat, ints, reshapeTo } from './blocks.js';
-import { decaysOf, sizesOf, withOnes } from './dual-linear-attention.js';
+import { decaysOf, gateType, sizesOf, withOnes } from './dual-linear-attention.js';
 import { featureMap } from './feature-map.js';
 import { narrow, typed } from './precision.js';
 import type { Ring } from './ring.js';
@@ -34,11 +34,12 @@ export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
     return chosen(typed(lowering, gathered, type));
   }) as [Ref, Ref];
   const plain = unrotated(node, lowering, keys, flat(tokens), type);
-  const logits = reshapeTo(blocks, gatesOf(node, lowering, plain, values, type), ['blocks', 'size', gateWidth(form)]);
+  const gates = typed(lowering, gatesOf(node, lowering, plain, values, type), gateType(form, sizes));
+  const logits = reshapeTo(blocks, gates, ['blocks', 'size', gateWidth(form)]);
   const streams = {
     k: chosen(featureMap(blocks, form.ropeInState ? keys : plain, form.featureMap?.key, sizes)),
     v: form.normaliser ? withOnes(lowering, values, sizes, headDim) : values,
-    decays: decaysOf(form, lowering, logits, graph.cast(inside, 'float')),
+    decays: decaysOf(form, lowering, logits, gateType(form, sizes), graph.cast(inside, 'float')),
   };
   const shape = [states, kvHeads, sizes.features, sizes.columns];
   const held = headDim + Number(form.normaliser);
@@ -65,7 +66,7 @@ function foldRing(node: NodeOf<'foldState'>, ring: Ring, lowering: Lowering, cac
   lowering.present(node.to, 2, graph.reshape(values, dims), dims);
   const { compute } = lowering.dialect;
   const gates = gatesOf(node, lowering, unrotated(node, lowering, keys, tokens, compute), values, compute);
-  lowering.present(node.to, 3, gates, [entries, gateWidth(node.form)]);
+  lowering.present(node.to, 3, lowering.float(gates), [entries, gateWidth(node.form)]);
 }
 
 /** Keys [g, ...tokens, hd] of a type, of the tokens that a control names, [1, tokens], with their rotation undone. */
@@ -80,7 +81,7 @@ function unrotated(
   return rotateBack(lowering, keys, lowering.control(tokens), form.kvHeads, form.headDim, form.rope, type);
 }
 
-/** Gate logits W u + b in float, [tokens, gate width], of keys (plain) and values of a type, [g, ...tokens, hd]: computed as in a prompt. */
+/** Gate logits W u + b of the compute type, [tokens, gate width], of keys (plain) and values of a type, [g, ...tokens, hd]: computed as in a prompt. */
 function gatesOf(node: NodeOf<'foldState'>, lowering: Lowering, keys: Ref, values: Ref, type: Sizes['type']): Ref {
   const { graph } = lowering;
   const { kvHeads, headDim } = node.form;
@@ -88,7 +89,7 @@ function gatesOf(node: NodeOf<'foldState'>, lowering: Lowering, keys: Ref, value
   const rows = graph.reshape(source, [-1, kvHeads * headDim]);
   const logits = lowering.product(type === lowering.dialect.compute ? rows : lowering.compute(rows), node.gateWeight);
   const { gateBias } = node;
-  return lowering.float(gateBias === undefined ? logits : graph.op('Add', [logits, lowering.weight(gateBias)]));
+  return gateBias === undefined ? logits : graph.op('Add', [logits, lowering.weight(gateBias)]);
 }
 
 /** The tokens that have entered the states, in whole blocks. */

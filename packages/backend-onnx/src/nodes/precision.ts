@@ -19,9 +19,9 @@ export function typed(lowering: Lowering, x: Ref, type: Type): Ref {
   return type === lowering.dialect.compute ? x : lowering.float(x);
 }
 
-/** Log decays, none below what a number of the type holds beside 1, so that sums of 128 of them are at least -2048 in float16. */
+/** Log decays, none below what hardly counts beside 1, so that in float16 eight are above -88 and 128 above -2048. */
 export function bounded(graph: GraphBuilder, decays: Ref, type: Type): Ref {
-  return graph.op('Max', [decays, graph.floats(type === 'float' ? -104 : -16)]);
+  return graph.op('Max', [decays, graph.floats(type === 'float' ? -104 : -10.5)]);
 }
 
 /** x_i - y_j: x [a, b, X], y [a, b, Y], in float, above -2048 -> [a, b, X, Y] of a type. */

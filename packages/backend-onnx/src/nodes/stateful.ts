@@ -37,7 +37,7 @@ export function lowerStateful(node: Stateful, lowering: Lowering, value: (index:
       return softmaxAttention(node, lowering, value(node.q), value(node.k), value(node.v));
     case 'dualLinearAttention':
       if (!lowering.decode)
-        return dualLinearAttention(node, lowering, value(node.q), value(node.k), value(node.v), own(node.gates));
+        return dualLinearAttention(node, lowering, value(node.q), value(node.k), value(node.v), value(node.gates));
       return compute(dualDecode(node, lowering, own(node.q), own(node.k), own(node.v), own(node.gates)));
     case 'causalConv':
       return causalConv(node, lowering, value(node.x));

@@ -2,7 +2,7 @@ import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { blockSize, blocksOf, floats, ints } from './blocks.js';
 import { carry, stateScale } from './carry.js';
-import { bounded, narrow } from './precision.js';
+import { narrow, wide } from './precision.js';
 import type { Entering, Sizes, StatePart, Streams } from './streams.js';
 
 // What the states contribute where every feature has a decay of its own: sum_i gamma_i q^T S_i, where S_i <- diag(exp(a_i)) S_i + k v^T,
@@ -17,17 +17,17 @@ export function chunkedVector(lowering: Lowering, streams: Streams, sizes: Sizes
   // Whole blocks, also of a run that is shorter than one: what is filled up decays nothing and adds nothing.
   const filled = (x: Ref, axis: number): Ref => graph.op('Pad', [x, control(missing), '', graph.ints([axis])]);
   const [q, k, v] = [filled(streams.q, 3), filled(streams.k, 2), filled(streams.v, 2)];
-  const decays = bounded(graph, filled(streams.decays, 2), type); // [g, n, C, St, F]
-  const a = flatDecays(lowering, decays, sizes);
+  const a = graph.reshape(filled(streams.decays, 2), [-1, blockSize, width]);
   const weights = narrow(graph, graph.op('Exp', [streams.logGamma]), type); // [1 or g, 1, G, 1, St]
   const weighted = graph.op('Mul', [
-    graph.op('Unsqueeze', [q, graph.ints([4])]),
+    graph.reshape(q, [kvHeads, -1, group, blockSize, 1, features]),
     graph.op('Unsqueeze', [weights, graph.ints([5])]),
   ]);
 
-  const entering = carried(lowering, { k, v, decays }, a, sizes, state);
-  const fromStart = graph.reshape(decayed(lowering, a, soFar, sizes), [kvHeads, -1, 1, blockSize, states, features]);
-  const queries = graph.reshape(graph.op('Mul', [weighted, fromStart]), [kvHeads, -1, group * blockSize, width]);
+  const entering = carried(lowering, { k, v, decays: a }, sizes, state);
+  const fromStart = graph.reshape(decayed(lowering, a, soFar, sizes), [-1, 1, blockSize, width]);
+  const product = graph.op('Mul', [graph.reshape(weighted, [-1, group, blockSize, width]), fromStart]);
+  const queries = graph.reshape(product, [kvHeads, -1, group * blockSize, width]);
   const earlier = graph.matmul(queries, entering, { alpha: 1 / stateScale }); // [g, n, G * C, V]
 
   const inside = insideBlocks(lowering, { q, weighted, k, v, a }, sizes);
@@ -37,27 +37,22 @@ export function chunkedVector(lowering: Lowering, streams: Streams, sizes: Sizes
 
 /** The states alone, of whole blocks. */
 export function absorbVector(lowering: Lowering, tokens: Entering, sizes: Sizes, state: StatePart): void {
-  const decays = bounded(lowering.graph, tokens.decays, sizes.type);
-  carried(lowering, { ...tokens, decays }, flatDecays(lowering, decays, sizes), sizes, state);
+  const { states, features } = sizes;
+  const decays = lowering.graph.reshape(tokens.decays, [-1, blockSize, states * features]);
+  carried(lowering, { ...tokens, decays }, sizes, state);
 }
 
-/** [g, n, C, St, F] in float -> [g * n, C, St * F] as the products read them. */
-function flatDecays({ graph }: Lowering, decays: Ref, { states, features, type }: Sizes): Ref {
-  return graph.reshape(narrow(graph, decays, type), [-1, blockSize, states * features]);
-}
-
-/** The states that enter every block, [g, n, St * F, V]; `a`: the decays once more, flat. */
-function carried(lowering: Lowering, { k, v, decays }: Entering, a: Ref, sizes: Sizes, state: StatePart): Ref {
+/** The states that enter every block, [g, n, St * F, V]; decays [g * n, C, St * F]. */
+function carried(lowering: Lowering, { k, v, decays }: Entering, sizes: Sizes, state: StatePart): Ref {
   const { graph } = lowering;
-  const { states, kvHeads, features } = sizes;
+  const { states, kvHeads, features, type } = sizes;
   const keys = graph.op('Mul', [
-    graph.reshape(k, [-1, blockSize, 1, features]),
-    graph.reshape(decayed(lowering, a, toEnd, sizes), [-1, blockSize, states, features]),
+    graph.reshape(k, [-1, 1, features]),
+    graph.reshape(decayed(lowering, decays, toEnd, sizes), [-1, states, features]),
   ]);
   const flat = graph.reshape(keys, [kvHeads, -1, blockSize, states * features]);
-  const added = graph.matmul(flat, v, { transA: true, alpha: stateScale });
-  const total = graph.op('ReduceSum', [decays, graph.ints([2])], { keepdims: 0 }); // [g, n, St, F]
-  return carry(lowering, added, graph.reshape(total, [0, 0, -1]), sizes, state);
+  const total = graph.reshape(summed(lowering, decays, all, sizes), [kvHeads, -1, states * features]);
+  return carry(lowering, flat, v, wide(graph, total, type), sizes, state);
 }
 
 /** Of full blocks: q [g, n, G, C, F], times the gammas [g, n, G, C, St, F], k [g, n, C, F], v [g, n, C, V], log decays [g * n, C, St * F]. */
@@ -95,68 +90,83 @@ function insideBlocks(lowering: Lowering, { q, weighted, k, v, a }: Blocks, size
   );
   const scaled = graph.op('Mul', [own, narrow(graph, graph.floats(scale), type)]); // gamma sums to 1
   let sum = graph.op('Mul', [scaled, values]);
-  for (let half = blockSize / 2; half >= 1; half /= 2) {
-    /** Earlier (0) or later (half) halves: [.., C, size] -> [blocks, half, size] */
+  const late = blockSize / 2;
+  for (let half = late; half >= 1; half /= 2) {
+    /** Earlier (0) or later (half) halves: [.., C, size] -> [g * n * G, C / 2, size] */
     const halves = (x: Ref, size: number, from: number): Ref =>
-      graph.slice(graph.reshape(x, [-1, 2 * half, size]), 1, from, from + half);
-    const pairs = graph.reshape(decays, [-1, 2 * half, width]);
-    const later = graph.op('Mul', [halves(queries, width, half), decayed(lowering, pairs, fromMiddle(half), sizes)]);
-    const toMiddleOf = graph.reshape(decayed(lowering, pairs, toMiddle(half), sizes), [-1, half, states, features]);
-    const early = graph.op('Mul', [graph.reshape(halves(keys, features, 0), [-1, half, 1, features]), toMiddleOf]);
-    const scores = graph.matmul(later, graph.reshape(early, [-1, half, width]), { transB: true }); // [blocks, half, half]
-    const late = graph.matmul(scores, halves(values, columns, 0));
-    const both = graph.op('Pad', [late, graph.ints([half, 0]), '', graph.ints([1])]);
+      graph.reshape(graph.slice(graph.reshape(x, [-1, 2 * half, size]), 1, from, from + half), [-1, late, size]);
+    const later = graph.op('Mul', [halves(queries, width, half), decayed(lowering, decays, fromMiddle(half), sizes)]);
+    const toMiddleOf = graph.reshape(decayed(lowering, decays, toMiddle(half), sizes), [-1, states, features]);
+    const early = graph.op('Mul', [graph.reshape(halves(keys, features, 0), [-1, 1, features]), toMiddleOf]);
+    // All halves of a block in one product, of which those of one pair count: many small ones take longer.
+    const scores = graph.matmul(later, graph.reshape(early, [-1, late, width]), { transB: true });
+    const own =
+      half === late ? scores : graph.op('Mul', [scores, narrow(graph, lowering.control(pairsOf(half)), type)]);
+    const out = graph.reshape(graph.matmul(own, halves(values, columns, 0)), [-1, half, columns]);
+    const both = graph.op('Pad', [out, graph.ints([half, 0]), '', graph.ints([1])]);
     sum = graph.op('Add', [sum, graph.reshape(both, [-1, blockSize, columns])]);
   }
   return graph.reshape(sum, [kvHeads, -1, group * blockSize, columns]);
 }
 
-/** Which of the `columns` decays of a block count for the row-th token. */
+/** float [C / 2, C / 2]: 1 where two halves are of one pair */
+function pairsOf(half: number): Control {
+  const size = blockSize / 2;
+  const pair = (at: number): number => Math.floor(at / half);
+  return {
+    key: `pairs of halves of ${half}`,
+    type: 'float',
+    dims: [size, size],
+    make: () => floats([size, size], (at) => Number(pair(Math.floor(at / size)) === pair(at % size))),
+  };
+}
+
+/** Which decays of a block count for each of some rows. */
 interface Reach {
   readonly name: string;
   readonly rows: number;
-  readonly columns: number;
-  counts(row: number, column: number): boolean;
+  counts(row: number, token: number): boolean;
 }
 
-const toEnd: Reach = { name: 'to end', rows: blockSize, columns: blockSize, counts: (row, column) => column > row };
-const soFar: Reach = { name: 'so far', rows: blockSize, columns: blockSize, counts: (row, column) => column <= row };
+const all: Reach = { name: 'all', rows: 1, counts: () => true };
+const toEnd: Reach = { name: 'to end', rows: blockSize, counts: (row, token) => token > row };
+const soFar: Reach = { name: 'so far', rows: blockSize, counts: (row, token) => token <= row };
+/** First token of the pair that holds the row-th token of all halves. */
+const pairAt = (half: number, row: number): number => Math.floor(row / half) * 2 * half;
 const fromMiddle = (half: number): Reach => ({
   name: `from middle ${half}`,
-  rows: half,
-  columns: 2 * half,
-  counts: (row, column) => column >= half && column <= half + row,
+  rows: blockSize / 2,
+  counts: (row, token) => token >= pairAt(half, row) + half && token <= pairAt(half, row) + half + (row % half),
 });
 const toMiddle = (half: number): Reach => ({
   name: `to middle ${half}`,
-  rows: half,
-  columns: 2 * half,
-  counts: (row, column) => column > row && column < half,
+  rows: blockSize / 2,
+  counts: (row, token) => token > pairAt(half, row) + (row % half) && token < pairAt(half, row) + half,
 });
 
-/** exp of sums of log decays, by a product with a constant: a [blocks, columns, width] -> [blocks, rows, width]. */
-function decayed({ graph, control }: Lowering, a: Ref, reach: Reach, { type, kvHeads, group }: Sizes): Ref {
-  const { name, rows, columns, counts } = reach;
-  const heads = columns === blockSize && rows === blockSize ? kvHeads : kvHeads * group;
+function decayed(lowering: Lowering, a: Ref, reach: Reach, sizes: Sizes): Ref {
+  return lowering.graph.op('Exp', [summed(lowering, a, reach, sizes)]);
+}
+
+/** Sums of log decays by a product with a constant: a [blocks, C, width] -> [blocks, rows, width]. */
+function summed({ graph, control }: Lowering, a: Ref, reach: Reach, { type, kvHeads, group }: Sizes): Ref {
+  const { name, rows, counts } = reach;
+  const heads = rows === blockSize / 2 ? kvHeads * group : kvHeads;
   const ones: Control = {
     key: `decays ${name}`,
     type: 'float',
-    dims: [1, rows, columns],
-    make: () => floats([1, rows, columns], (at) => Number(counts(Math.floor(at / columns), at % columns))),
+    dims: [1, rows, blockSize],
+    make: () => floats([1, rows, blockSize], (at) => Number(counts(Math.floor(at / blockSize), at % blockSize))),
   };
   const shape: Control = {
-    key: `shape of decays ${name} ${heads}`,
+    key: `shape of decays of ${rows} and ${heads}`,
     type: 'int64',
     dims: [3],
     onHost: true,
-    make: ({ count }) => {
-      const blocks = (Math.ceil(count / blockSize) * heads * blockSize) / columns;
-      return ints([3], (axis) => [blocks, rows, columns][axis]!);
-    },
+    make: ({ count }) => ints([3], (axis) => [Math.ceil(count / blockSize) * heads, rows, blockSize][axis]!),
   };
   // Equal batches, because CUDA's products of others cannot be recorded.
-  const left = graph.op('Expand', [narrow(graph, control(ones), type), control(shape)]);
-  return graph.op('Exp', [graph.matmul(left, a)]);
+  return graph.matmul(graph.op('Expand', [narrow(graph, control(ones), type), control(shape)]), a);
 }
 
 /** int64 [2]: tokens that a block lacks, before and after */
