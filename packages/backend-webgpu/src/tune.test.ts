@@ -54,7 +54,7 @@ describe('choices', () => {
   it('mean cuts of kernels; unknown names mean nothing', () => {
     expect(tunedTraits(choices)).toMatchObject({
       product: { items: 256, outputs: 128, depth: 32 },
-      attention: { queries: 16, memories: 1, inPlace: true },
+      attention: { queries: 16, memories: 1, inPlace: true, early: false },
     });
     expect(tunedTraits([{ kernel: 'linear-matrix', chosen: 'of old', milliseconds: {} }])).toEqual({});
   });

@@ -9,20 +9,33 @@ export interface MatrixShape {
   readonly depth: number;
   readonly subgroupItems: number;
   readonly subgroupOutputs: number;
-  /** Rounds that workgroup memory holds: with two, one is stored while the other is multiplied. */
+  /** Rounds that workgroup memory holds: with two, one is stored while others multiply the one before. */
   readonly held: 1 | 2;
+  /** Whether the next round is loaded before a barrier, behind which the compiler cannot put the loads off. */
+  readonly early: boolean;
 }
 
-const square = { items: 128, outputs: 128, depth: 32, subgroupItems: 64, subgroupOutputs: 64, held: 1 } as const;
+const square = {
+  items: 128,
+  outputs: 128,
+  depth: 32,
+  subgroupItems: 64,
+  subgroupOutputs: 64,
+  held: 1,
+  early: false,
+} as const;
 
 /** The cuts among which a device chooses (see tune.ts), all within its 48 KiB of workgroup memory. */
 export const matrixShapes: Readonly<Record<string, MatrixShape>> = {
   '128x128, 32 deep': square,
-  '128x128, 16 deep': { ...square, depth: 16 },
-  '128x128, 16 deep, 2 held': { ...square, depth: 16, held: 2 },
   '256x128, 32 deep': { ...square, items: 256 },
-  '256x128, 16 deep, 2 held': { ...square, items: 256, depth: 16, held: 2 },
-  '128x256, 16 deep, 2 held': { ...square, outputs: 256, depth: 16, held: 2 },
+  '128x128, 32 deep, early': { ...square, early: true },
+  '128x128, 64 deep, early': { ...square, depth: 64, early: true },
+  '256x128, 32 deep, early': { ...square, items: 256, early: true },
+  '128x256, 32 deep, early': { ...square, outputs: 256, early: true },
+  '128x128, 16 deep, 2 held, early': { ...square, depth: 16, held: 2, early: true },
+  '128x128, 32 deep, 2 held, early': { ...square, held: 2, early: true },
+  '256x128, 16 deep, 2 held, early': { ...square, items: 256, depth: 16, held: 2, early: true },
 };
 
 /** What a device takes that has not been asked. */
@@ -42,7 +55,7 @@ export function linearMatrix(
   bias: boolean,
   shape: MatrixShape = matrixShape,
 ): Kernel {
-  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, held } = shape;
+  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, held, early } = shape;
   const pitch = pitchOf(depth);
   const side = columns / subgroupOutputs;
   const stage = rows >= columns ? 'xs0' : 'ws0'; // at last a tile of 16 by 16 of float32 for every subgroup
@@ -84,19 +97,18 @@ ${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`
       .map((d) => step(d, from))
       .join('\n');
   const memories = upTo(held);
-  const round = (from: number) =>
-    held === 1
-      ? `    at += ${eights}u;
+  const late = `    at += ${eights}u;
 ${fetch}
 ${products(0)}
     workgroupBarrier();
 ${store(0)}
-    workgroupBarrier();`
-      : `${store(1 - from)}
+    workgroupBarrier();`;
+  const round = (memory: number) => `${store(memory)}
     at += ${eights}u;
 ${fetch}
-${products(from)}
-    workgroupBarrier();`;
+    workgroupBarrier();
+${products(memory)}
+${held === 1 ? '    workgroupBarrier();' : ''}`;
   return kernel({
     name: 'linear-matrix',
     buffers: {
@@ -135,11 +147,11 @@ ${loads
 ${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
   var at = lane % ${eights}u;
 ${fetch}
-${store(0)}
-${held === 1 ? '' : `  at += ${eights}u;\n${fetch}\n`}  workgroupBarrier();
+${early ? '' : `${store(0)}\n  workgroupBarrier();`}
   for (var k = 0u; k < ${Math.ceil(x.width / depth / held)}u; k++) {
-${memories.map(round).join('\n')}
+${early ? memories.map(round).join('\n') : late}
   }
+${held === 1 ? '' : '  workgroupBarrier();'}
   let mine = subgroup * 256u;
 ${sums
   .map(

@@ -26,19 +26,24 @@ export interface AttentionCut {
   readonly memories: 1 | 2;
   /** Whether the weights take the place of the scores. */
   readonly inPlace: boolean;
+  /** Whether keys and values are loaded before a barrier, behind which the compiler cannot put the loads off. */
+  readonly early: boolean;
 }
 
 /** What a device takes that has not been asked. */
-export const attentionCut: AttentionCut = { queries: 32, memories: 1, inPlace: false };
+export const attentionCut: AttentionCut = { queries: 32, memories: 1, inPlace: false, early: false };
 
 /** The cuts among which a device chooses (see tune.ts): with less memory more workgroups may run beside each other. */
 export const attentionCuts: Readonly<Record<string, AttentionCut>> = {
   '32 queries': attentionCut,
   '32 queries, in place': { ...attentionCut, inPlace: true },
-  '32 queries, 2 memories, in place': { queries: 32, memories: 2, inPlace: true },
-  '16 queries': { ...attentionCut, queries: 16 },
-  '16 queries, in place': { queries: 16, memories: 1, inPlace: true },
-  '16 queries, 2 memories, in place': { queries: 16, memories: 2, inPlace: true },
+  '32 queries, 2 memories, in place': { ...attentionCut, memories: 2, inPlace: true },
+  '32 queries, early': { ...attentionCut, early: true },
+  '32 queries, in place, early': { ...attentionCut, inPlace: true, early: true },
+  '32 queries, 2 memories, in place, early': { queries: 32, memories: 2, inPlace: true, early: true },
+  '16 queries, in place': { ...attentionCut, queries: 16, inPlace: true },
+  '16 queries, in place, early': { queries: 16, memories: 1, inPlace: true, early: true },
+  '16 queries, 2 memories, in place, early': { queries: 16, memories: 2, inPlace: true, early: true },
 };
 
 /** Head widths whose tiles fit the workgroup memory. */
@@ -157,7 +162,7 @@ ${join ? '  let share = exp(log_weight[head]);' : ''}`,
 function tiles(
   { heads, kvHeads, headDim, scale }: AttentionShape,
   source: Source,
-  { queries: together, memories, inPlace }: AttentionCut,
+  { queries: together, memories, inPlace, early }: AttentionCut,
 ): Kernel {
   const eights = headDim / 8;
   const [pitch, scorePitch] = [pitchOf(headDim), scorePitchOf(keys)];
@@ -182,6 +187,7 @@ function tiles(
       .join('\n');
   // At the end in vain: a branch would wait for its loads.
   const next = (b: string) => `${fetch('keys', `(${b} + 1u)`)}\n${fetch('values', b)}`;
+  const following = apart ? next('(b + 1u)') : fetch('keys', '(b + 1u)');
   const put = (of: 'keys' | 'values') =>
     loads
       .map(
@@ -189,6 +195,12 @@ function tiles(
           `    store_${of === 'keys' ? 'rows' : held}(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, ${of}${n});`,
       )
       .join('\n');
+  const values = fetch('values', 'b');
+  const top = `    workgroupBarrier();
+${put('keys')}
+${early ? values : ''}
+    workgroupBarrier();
+${early ? '' : values}`;
   const out = tall.flatMap((r) => wide.map((c) => ({ r, c, name: `o${r}_${c}` })));
   return kernel({
     name: source.name,
@@ -236,7 +248,7 @@ ${fetch('keys', '0u')}
   if (lane < 2u) { moved[lane] = 0u; }
 ${apart ? `  workgroupBarrier();\n${put('keys')}\n${next('0u')}\n  workgroupBarrier();` : ''}
   for (var b = 0u; b < blocks; b++) {
-${apart ? '' : `    workgroupBarrier();\n${put('keys')}\n    workgroupBarrier();\n${fetch('values', 'b')}`}
+${apart ? '' : top}
     {
 ${tall.flatMap((r) => blocks.map((_, c) => `      var s${r}_${c} = Sum();`)).join('\n')}
 ${deep
@@ -257,9 +269,10 @@ ${tall.flatMap((r) => blocks.map((block, c) => `      ${storeSums('scores', `(${
 ${put('values')}
 ${apart ? put('keys') : ''}
     if (lane == 0u) { moved[(b + 1u) % 2u] = 0u; }
+${early ? following : ''}
 ${two.map(softmax).join('\n')}
     let rescale = workgroupUniformLoad(&moved[b % 2u]); // with barriers
-${apart ? next('(b + 1u)') : fetch('keys', '(b + 1u)')}
+${early ? '' : following}
     if (rescale > 0u) {
 ${out
   .map(({ r, name }) =>
