@@ -6,9 +6,11 @@ import { workgroupMemory } from './kernel-runner.js';
 import type { Kernel } from './kernels/kernel.js';
 import { linearMatrix } from './kernels/linear-matrix.js';
 import { linearVector } from './kernels/linear-vector.js';
+import type { Format } from './kernels/quantise.js';
 import { splitAttention } from './kernels/split-attention.js';
 import { tileAttention } from './kernels/tile-attention.js';
 import { lower } from './lower.js';
+import type { Op } from './program.js';
 
 // WGSL that needs float16 or subgroup matrices runs on no driver without a GPU; Dawn's null backend validates it.
 
@@ -46,14 +48,34 @@ const devices: Record<string, Traits> = {
   'plain float32': { type: 'f32', lanes: 0, matrices: false },
 };
 
-/** The different kernels of a model. */
-function kernelsOf(config: ModelConfig, traits: Traits): Kernel[] {
+/** All dispatches of a model. */
+function opsOf(config: ModelConfig, traits: Traits): Op[] {
   const options = config.architecture === 'llama' ? { mixers } : {};
   const model = describeModel(config, options);
-  const kernels = tapesOf(model).flatMap((graph) =>
-    lower(graph, (name) => model.weights[name]!.shape, traits).ops.map(({ kernel }) => kernel),
-  );
-  return [...new Map(kernels.map((kernel) => [kernel.code, kernel])).values()];
+  return tapesOf(model).flatMap((graph) => [...lower(graph, (name) => model.weights[name]!.shape, traits).ops]);
+}
+
+/** The different kernels of a model. */
+function kernelsOf(ops: readonly Op[]): Kernel[] {
+  return [...new Map(ops.map(({ kernel }) => [kernel.code, kernel])).values()];
+}
+
+/** What a kernel may take the numbers of a buffer for. */
+const readAs: Readonly<Record<Format, readonly string[]>> = {
+  f32: ['f32', 'vec2f', 'vec4f'],
+  f16: ['f16', 'u32', 'vec2u', 'vec4u'],
+  q8: ['vec4u'],
+  q4: ['vec4u'],
+};
+
+/** Buffers of a dispatch that its kernel takes for something else. */
+function misread({ kernel, buffers }: Op): string[] {
+  return buffers.flatMap((ref, index) => {
+    const declared = new RegExp(`@group\\(1\\) @binding\\(${index}\\) [^:]*: array<(\\w+)>`).exec(kernel.code)?.[1];
+    const type = ref.kind === 'weight' ? ref.type : ref.kind === 'temp' ? ref.temp.type : undefined;
+    const known = ref.kind === 'value' ? ref.value.type : type;
+    return known && !readAs[known].includes(declared!) ? [`${kernel.name} ${index}: ${known} as ${declared}`] : [];
+  });
 }
 
 async function nullDevice(): Promise<GPUDevice> {
@@ -79,7 +101,9 @@ describe('emitted WGSL', () => {
       ['Zamba-7B', zamba],
     ] as const)(`is valid on ${label}: %s`, async (_, config) => {
       const device = await nullDevice();
-      const kernels = kernelsOf(config, traits);
+      const ops = opsOf(config, traits);
+      expect(ops.flatMap(misread)).toEqual([]);
+      const kernels = kernelsOf(ops);
       const complaints = (await Promise.all(kernels.map((one) => complaint(device, one)))).flat();
       expect(complaints).toEqual([]);
       expect(kernels.length).toBeGreaterThan(10);
