@@ -27,14 +27,28 @@ export interface Table {
   entry(position: number, index: number): number;
 }
 
-/** A weight as a kernel wants it, in float, made from the one of the checkpoint when it is loaded. */
-export interface Derivation {
+/** A weight as a kernel wants it, made from the one of the checkpoint when it is loaded. */
+export type Derivation = FloatDerivation | PartDerivation;
+
+interface Derived {
   /** Equal names mean equal functions. */
   readonly name: string;
   shape(from: readonly number[]): readonly number[];
-  apply(data: Float32Array, from: readonly number[]): Float32Array | Uint8Array;
-  /** It is a part, of another type, of what `apply` makes of the weight as the device would hold it; in bytes. */
-  readonly view?: { readonly type: ElementType; offset(from: readonly number[]): number };
+}
+
+export interface FloatDerivation extends Derived {
+  apply(data: Float32Array, from: readonly number[]): Float32Array;
+  readonly view?: undefined;
+}
+
+/** A part, of another type, of what is made of the weight as the device would hold it. */
+export interface PartDerivation extends Derived {
+  readonly view: {
+    readonly type: ElementType;
+    make(data: Float32Array | Uint16Array): Uint8Array;
+    /** In bytes. */
+    offset(from: readonly number[]): number;
+  };
 }
 
 /** Where a graph input comes from or a graph output goes to. */

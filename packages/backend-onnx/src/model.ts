@@ -2,7 +2,7 @@ import { type Node, type NodeOf, operandsOf, type StatePart, type Weight } from 
 import { type Dialect, partType } from './dialect.js';
 import { type Dims, GraphBuilder, ofRows, type Ref } from './emit.js';
 import { invalid } from './errors.js';
-import type { Control, Derivation, Lowering, Port, Source, Table } from './lowering.js';
+import type { Control, Derivation, Lowering, PartDerivation, Port, Source, Table } from './lowering.js';
 import { isStateful, joinsRows, lowerStateful } from './nodes/stateful.js';
 import { lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
 import { float } from './protobuf.js';
@@ -106,8 +106,8 @@ class ModelWriter implements Lowering {
 
   finish(name: string): Model {
     for (const { name: input, type, dims } of this.#inputs.values()) this.graph.input(input, type, dims);
-    for (const { name: matrix, dims } of this.#matrices.values())
-      this.graph.elsewhere(matrix, dims as readonly number[], this.#standIn!);
+    for (const { name: matrix, dims, type } of this.#matrices.values())
+      this.graph.elsewhere(matrix, dims as readonly number[], this.#standIn!, type);
     return {
       name,
       inputs: [...this.#inputs.values()],
@@ -147,13 +147,14 @@ class ModelWriter implements Lowering {
     const { weights, compute } = this.dialect;
     if (weights === undefined || !hasBlocks(shape)) return this.graph.matmul(x, this.#matrix(weight), { transB: true });
     const { codes, scales } = blocksOf(weights, compute);
-    const part = (derivation: Derivation, what: string): Ref =>
-      this.#bring({
-        name: `${what} ${weight}`,
-        source: { kind: 'weight', weight, derivation },
-        type: derivation.view!.type,
-        dims: derivation.shape(shape),
-      });
+    // On CUDA a session that decodes keeps a copy, rearranged for few rows, which is faster for 8 bits only.
+    const constant = this.decode && weights === 'q8' && compute === 'float16' && this.#standIn !== undefined;
+    const part = (derivation: PartDerivation, what: string): Ref => {
+      const source: Source = { kind: 'weight', weight, derivation };
+      const { type } = derivation.view;
+      const port: Port = { name: `${what} ${weight}`, source, type, dims: derivation.shape(shape) };
+      return constant ? this.#constant(port) : this.#bring(port);
+    };
     const [N, K] = shape as [number, number];
     const options = { K, N, bits: bitsOf(weights), block_size: blockSize };
     return this.graph.msOp('MatMulNBits', [x, part(codes, 'codes'), part(scales, 'scales')], options);
@@ -161,10 +162,14 @@ class ModelWriter implements Lowering {
 
   #matrix(weight: Weight): Ref {
     if (this.#standIn === undefined) return this.weight(weight);
-    const name = `matrix ${weight}`;
     const { compute: type } = this.dialect;
-    this.#matrices.set(name, { name, source: { kind: 'weight', weight }, type, dims: this.shapeOf(weight) });
-    return name;
+    const source: Source = { kind: 'weight', weight };
+    return this.#constant({ name: `matrix ${weight}`, source, type, dims: this.shapeOf(weight) });
+  }
+
+  #constant(port: Port): Ref {
+    this.#matrices.set(port.name, port);
+    return port.name;
   }
 
   readonly control = (control: Control): Ref => {

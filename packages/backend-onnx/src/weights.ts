@@ -113,7 +113,7 @@ export class WeightTable {
         rule: `must be read as ${elementCount(shape)} ${type === 'float' ? 'float32' : 'float16'} numbers`,
         got: `${host.data.length} of ${host.dtype}`,
       });
-    const data = derivation ? derivation.apply(inFloat(host.data), shape) : host.data;
+    const data = derived(host.data as Float32Array | Uint16Array, derivation, shape);
     const memory = this.#pool.take(data.byteLength, `weight ${weight}`);
     memory.write(data);
     return derivation
@@ -122,8 +122,14 @@ export class WeightTable {
   }
 }
 
-function inFloat(data: HostTensor['data']): Float32Array {
-  return data instanceof Uint16Array ? fromFloat16(data) : (data as Float32Array);
+function derived(
+  data: Float32Array | Uint16Array,
+  derivation: Derivation | undefined,
+  shape: readonly number[],
+): ArrayBufferView {
+  if (!derivation) return data;
+  if (derivation.view) return derivation.view.make(data);
+  return derivation.apply(data instanceof Uint16Array ? fromFloat16(data) : data, shape);
 }
 
 function checkShape(weight: Weight, got: readonly number[], want: readonly number[]): void {

@@ -135,7 +135,7 @@ class CApi implements Binding {
     this.dialect = dialect;
     this.lost = Promise.race([thread.lost, this.#broken.promise]);
     void thread.lost.then(() => cuda?.leave());
-    this.standIn = options.packs && !cuda ? basename(path) : undefined;
+    this.standIn = options.packs && (!cuda || options.weights === 'q8') ? basename(path) : undefined;
     this.#cuda = cuda;
     this.#folder = dirname(path);
     this.#library = library;
@@ -191,6 +191,8 @@ class CApi implements Binding {
     const library = this.#library;
     const { handle: env } = this.#environment;
     const options = this.#sessionOptions();
+    // MatMulNBits with constants, for few rows.
+    if (this.#cuda && constants.size > 0) library.call('AddSessionConfigEntry', options, 'ep.cuda.fpa_intb_gemm', '1');
     // The options keep pointers to these values, and nobody says when they are last read: they go with the session.
     const values: Handle[] = [];
     try {
