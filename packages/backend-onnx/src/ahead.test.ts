@@ -1,3 +1,4 @@
+import { setTimeout as later } from 'node:timers/promises';
 import { f32, type HostTensor, type LayerGraph, type Step, type WeightSource } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import type { OnnxDevice } from './device.js';
@@ -43,6 +44,12 @@ describe.each(['c-api', 'node'])(
       device.binding.commands = () => {
         plans += 1;
         return make();
+      };
+      // As long as a device takes: the next step is there before this one is done.
+      const execute = device.binding.execute.bind(device.binding);
+      device.binding.execute = async (...args) => {
+        await execute(...args);
+        await later(4);
       };
       const first = Int32Array.from({ length: rows }, (_, row) => 4 * row);
       const begin = (past: number, last?: Drawn): Drawn => {

@@ -2,6 +2,7 @@ import { bytesPerElement, type DeviceBuffer, elementCount, f32, type HostTensor 
 import type { Memory } from './binding/binding.js';
 import { disposed, invalid } from './errors.js';
 import { unpacked } from './numbers.js';
+import type { Pool } from './pool.js';
 
 /** A tensor of the device's compute type, or ids: an upload, or a named value of a step, which gets its memory when the step computes. */
 export class OnnxBuffer implements DeviceBuffer {
@@ -9,6 +10,8 @@ export class OnnxBuffer implements DeviceBuffer {
   readonly shape: readonly number[];
   readonly #name: string;
   readonly #giveBack: (memory: Memory) => void;
+  /** Where a named value's memory comes from. */
+  readonly pool: Pool | undefined;
   #memory: Memory | undefined;
   #gone = false;
   /** Steps that read it and are not done. */
@@ -20,7 +23,9 @@ export class OnnxBuffer implements DeviceBuffer {
     shape: readonly number[],
     giveBack: (memory: Memory) => void,
     memory?: Memory,
+    pool?: Pool,
   ) {
+    this.pool = pool;
     this.#name = name;
     this.dtype = dtype;
     this.shape = shape;

@@ -24,7 +24,7 @@ import { compileLayer } from './layer.js';
 import { packed } from './numbers.js';
 import { Order } from './order.js';
 import { Plans } from './plan.js';
-import { Pool } from './pool.js';
+import { NamedPools, Pool } from './pool.js';
 import { unsupportedNodes } from './program.js';
 import { OnnxStore } from './state.js';
 import { OnnxStep } from './step.js';
@@ -38,6 +38,7 @@ export class OnnxDevice implements Device {
   readonly lost: Promise<Error>;
   readonly binding: Binding;
   readonly pool: Pool;
+  readonly valuePools: NamedPools;
   readonly inputPool: Pool;
   readonly sizePool: Pool;
   readonly weights: WeightTable;
@@ -59,6 +60,7 @@ export class OnnxDevice implements Device {
       ...(binding.dialect.flash && { stepTokens: 2048 }),
     };
     this.pool = new Pool(binding);
+    this.valuePools = new NamedPools(binding);
     this.inputPool = new Pool(binding);
     this.sizePool = new Pool(binding, true);
     this.weights = new WeightTable(this.pool, binding.dialect.compute);
@@ -94,7 +96,13 @@ export class OnnxDevice implements Device {
   async download(buffer: DeviceBuffer): Promise<HostTensor> {
     this.#check();
     if (!(buffer instanceof OnnxBuffer)) throw invalid('download', 'must be a buffer of this backend', typeof buffer);
-    return await this.order.read(() => buffer.read());
+    buffer.check();
+    buffer.hold();
+    try {
+      return await this.order.read(() => buffer.read());
+    } finally {
+      buffer.letGo();
+    }
   }
 
   beginStep(batch: StepBatch, values: Named<DeviceBuffer> = {}): Step {
@@ -104,7 +112,9 @@ export class OnnxDevice implements Device {
   }
 
   memory(): { readonly buffers: number; readonly bytes: number } {
-    return this.pool.usage;
+    const used = [this.pool, ...this.valuePools.all].map(({ usage }) => usage);
+    const sum = (of: 'buffers' | 'bytes'): number => used.reduce((total, { [of]: number }) => total + number, 0);
+    return { buffers: sum('buffers'), bytes: sum('bytes') };
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

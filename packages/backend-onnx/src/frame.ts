@@ -39,6 +39,10 @@ export class Frame {
   /** Values that are read and written: memory that takes the place of theirs. */
   readonly #moves: [NamedValue, Memory][] = [];
 
+  /** Blocks of named values that the run leaves for others. */
+  readonly left: (readonly [Pool, Memory])[] = [];
+
+  /** `pool`: of temporary memory. */
   constructor(recorded: Recorded, pool: Pool) {
     this.#recorded = recorded;
     this.#pool = pool;
@@ -72,7 +76,10 @@ export class Frame {
   /** Gives back what the next run may use. */
   release(): void {
     for (const memory of [...this.#held].reverse()) this.#pool.giveBack(memory);
-    for (const [{ buffer }, memory] of this.#moves) buffer.memory = memory;
+    for (const [{ buffer }, memory] of this.#moves) {
+      this.left.push([buffer.pool!, buffer.memory]);
+      buffer.memory = memory;
+    }
   }
 
   #placeInputs(): void {
@@ -96,13 +103,13 @@ export class Frame {
       const { to, from } = outputs[at]!;
       const { buffer } = to;
       if (!buffer.filled) {
-        buffer.memory = this.#borrow(buffer.bytes);
+        buffer.memory = this.#borrow(buffer.pool!, buffer.bytes);
         if (from && !served.all) this.before.push([from.buffer.memory, 0, buffer.memory, 0, buffer.bytes]);
       }
       const free = served.together && !this.#storages.has(value);
       if (free && !inputs.includes(to)) this.#storages.set(value, within(to, buffer.memory, served));
       else if (free && served.all) {
-        const memory = this.#borrow(buffer.bytes);
+        const memory = this.#borrow(buffer.pool!, buffer.bytes);
         this.#storages.set(value, within(to, memory, served));
         this.#moves.push([to, memory]);
       } else {
@@ -117,14 +124,14 @@ export class Frame {
   #temporary(place: Place, width: number): Storage {
     const { served } = this.#recorded;
     const stride = width * elementBytes[this.#recorded.layer.program.dialect.compute];
-    const memory = this.#borrow(stride * (place === 'token' ? served.tokens : served.rows.length));
+    const memory = this.#borrow(this.#pool, stride * (place === 'token' ? served.tokens : served.rows.length));
     this.temporary.add(memory);
     this.#held.add(memory);
     return { memory, offset: 0, width, stride, place };
   }
 
-  #borrow(bytes: number): Memory {
-    return this.#pool.borrow(bytes, this.#recorded.layer.program.graph.name);
+  #borrow(pool: Pool, bytes: number): Memory {
+    return pool.borrow(bytes, this.#recorded.layer.program.graph.name);
   }
 }
 

@@ -18,7 +18,6 @@ export class Order {
   /** What the next execution waits for. */
   #next: Promise<unknown> = Promise.resolve();
   #pending = 0;
-  #reading = 0;
 
   /** Runs `work` after everything before it; what comes later waits for it. */
   async run<T>(work: () => Promise<T>): Promise<T> {
@@ -30,10 +29,7 @@ export class Order {
   /** The same for what executions do not touch that come later: they do not wait for it. */
   async read<T>(work: () => Promise<T>): Promise<T> {
     const result = this.#executed.then(work);
-    this.#reading += 1;
-    void this.#add(result).then(() => {
-      this.#reading -= 1;
-    });
+    void this.#add(result);
     return await result;
   }
 
@@ -52,12 +48,6 @@ export class Order {
   after(work: () => void): void {
     if (this.#pending === 0) work();
     else void this.run(async () => work());
-  }
-
-  /** The same where only reads stand in its way. */
-  afterReads(work: () => void): void {
-    if (this.#reading === 0) work();
-    else this.after(work);
   }
 
   /** Resolves once everything so far is done. */

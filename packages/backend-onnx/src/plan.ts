@@ -6,7 +6,7 @@ import { HostInputs } from './host-inputs.js';
 import { identityOf, type Launch, lastUses, launchesOf, type Supplies, tensorOf } from './launch.js';
 import type { Table } from './lowering.js';
 import type { Order } from './order.js';
-import type { Pool } from './pool.js';
+import type { NamedPools, Pool } from './pool.js';
 import type { Recorded } from './record.js';
 import type { Tables } from './tables.js';
 
@@ -14,6 +14,8 @@ import type { Tables } from './tables.js';
 export interface StepDevice {
   readonly binding: Binding;
   readonly pool: Pool;
+  /** For named values, which may outlive their step: no plan uses their blocks for anything else. */
+  readonly valuePools: NamedPools;
   /** For what the host writes before a step runs: the blocks of `pool` pass from run to run within it. */
   readonly inputPool: Pool;
   /** The same for sizes, which operators read on the host. */
@@ -84,8 +86,10 @@ class WorkingPlan implements Plan {
   #positions = Number.POSITIVE_INFINITY;
   /** Blocks that hold something while the commands run. */
   readonly #temporary: Memory[] = [];
+  /** Blocks that named values had for a while. */
+  readonly #left: (readonly [Pool, Memory])[] = [];
   /** Blocks of the named values, as the step leaves them. */
-  readonly #named: readonly Memory[];
+  readonly #named: readonly (readonly [Pool, Memory])[];
 
   constructor(
     device: StepDevice,
@@ -111,7 +115,7 @@ class WorkingPlan implements Plan {
     } finally {
       this.#host.keep();
     }
-    this.#named = made.map(({ memory }) => memory);
+    this.#named = made.map(({ pool, memory }) => [pool!, memory]);
   }
 
   renew(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): boolean {
@@ -123,14 +127,15 @@ class WorkingPlan implements Plan {
       positions <= this.#positions &&
       this.#bounds.every(({ alive }) => alive) &&
       this.#temporary.every((memory) => pool.isIdle(memory)) &&
-      this.#named.every((memory) => pool.isIdle(memory)) &&
+      [...this.#named, ...this.#left].every(([own, memory]) => own.isIdle(memory)) &&
       this.#host.renew(runs);
     if (!fits) return false;
     if (this.#host.resized) this.commands.resized();
     for (const memory of this.#temporary) pool.use(memory);
     for (const [index, buffer] of made.entries()) {
-      buffer.memory = this.#named[index]!;
-      pool.reborrow(this.#named[index]!);
+      const [own, memory] = this.#named[index]!;
+      buffer.memory = memory;
+      own.reborrow(memory);
     }
     return true;
   }
@@ -157,6 +162,7 @@ class WorkingPlan implements Plan {
     } finally {
       this.#temporary.push(...frame.temporary);
       frame.release();
+      this.#left.push(...frame.left);
     }
   }
 }

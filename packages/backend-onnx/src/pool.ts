@@ -111,3 +111,23 @@ export class Pool {
     this.#bytes += bytes;
   }
 }
+
+/** A pool for every name, so that a value gets the block that a value of its name had before. */
+export class NamedPools {
+  readonly #binding: Binding;
+  readonly #pools = new Map<string, Pool>();
+
+  constructor(binding: Binding) {
+    this.#binding = binding;
+  }
+
+  of(name: string): Pool {
+    const pool = this.#pools.get(name) ?? new Pool(this.#binding);
+    this.#pools.set(name, pool);
+    return pool;
+  }
+
+  get all(): Iterable<Pool> {
+    return this.#pools.values();
+  }
+}

@@ -12,7 +12,7 @@ import { OnnxBuffer } from './buffer.js';
 import { invalid } from './errors.js';
 import type { OnnxLayer } from './layer.js';
 import type { Place } from './places.js';
-import type { Pool } from './pool.js';
+import type { NamedPools } from './pool.js';
 import { Choices, type Served } from './rows.js';
 import { OnnxStore } from './state.js';
 
@@ -59,7 +59,7 @@ export interface Recorded {
 /** Checks and keeps what a step is to do, and its named values. */
 export class Recorder {
   readonly #batch: StepBatch;
-  readonly #pool: Pool;
+  readonly #pools: NamedPools;
   readonly #dtype: 'f32' | 'f16';
   readonly #choices: Choices;
   readonly #values = new Map<string, NamedValue>();
@@ -70,9 +70,9 @@ export class Recorder {
   readonly made: OnnxBuffer[] = [];
 
   /** `dtype`: of the values that it makes. */
-  constructor(batch: StepBatch, values: Named<DeviceBuffer>, pool: Pool, dtype: 'f32' | 'f16') {
+  constructor(batch: StepBatch, values: Named<DeviceBuffer>, pools: NamedPools, dtype: 'f32' | 'f16') {
     this.#batch = batch;
-    this.#pool = pool;
+    this.#pools = pools;
     this.#dtype = dtype;
     this.#choices = new Choices(batch);
     const total = batch.ids.length;
@@ -152,7 +152,9 @@ export class Recorder {
     if (same && !old.given) return { to: old };
     const vectors = place === 'token' ? this.#batch.ids.length : this.#batch.rows.length;
     const stride = width * bytesPerElement[dtype];
-    const buffer = new OnnxBuffer(`value ${name}`, dtype, [vectors, width], (memory) => this.#pool.giveBack(memory));
+    const pool = this.#pools.of(name);
+    const giveBack = (memory: Memory): void => pool.giveBack(memory);
+    const buffer = new OnnxBuffer(`value ${name}`, dtype, [vectors, width], giveBack, undefined, pool);
     this.made.push(buffer);
     const to: NamedValue = { place, width, stride, buffer, given: false };
     this.#values.set(name, to);

@@ -12,7 +12,7 @@ import { computeType } from './dialect.js';
 import { disposed, invalid } from './errors.js';
 import { OnnxLayer } from './layer.js';
 import type { Progress } from './order.js';
-import { planFor, type StepDevice } from './plan.js';
+import { type Plan, planFor, type StepDevice } from './plan.js';
 import { type Recorded, Recorder } from './record.js';
 
 /** `run` checks and records; `submit` has everything computed, with one message to the computing thread. */
@@ -21,14 +21,12 @@ export class OnnxStep implements Step {
   readonly #batch: StepBatch;
   readonly #values: Recorder;
   #recorded: Recorded[] | undefined = [];
-  /** It is being computed, or will be. */
-  #computing = false;
   #gone = false;
 
   constructor(batch: StepBatch, values: Named<DeviceBuffer>, device: StepDevice) {
     this.#device = device;
     this.#batch = batch;
-    this.#values = new Recorder(batch, values, device.pool, computeType(device.binding.dialect));
+    this.#values = new Recorder(batch, values, device.valuePools, computeType(device.binding.dialect));
   }
 
   run(layer: AttentionLayer, states: Named<StateStore>, rows?: readonly number[]): void {
@@ -57,14 +55,12 @@ export class OnnxStep implements Step {
     if (!this.#recorded) throw invalid('step', 'must be submitted once', 'a second submit');
     const recorded = this.#recorded;
     this.#recorded = undefined;
-    const { order } = this.#device;
-    this.#computing = true;
-    for (const buffer of this.#values.given) buffer.hold();
+    const { given, made } = this.#values;
+    for (const buffer of [...given, ...made]) buffer.hold();
     try {
-      await order.execute((progress) => this.#execute(recorded, progress));
+      await this.#device.order.execute((progress) => this.#execute(recorded, progress));
     } finally {
-      this.#computing = false;
-      for (const buffer of this.#values.given) buffer.letGo();
+      for (const buffer of [...made].reverse()) buffer.letGo();
     }
   }
 
@@ -72,29 +68,36 @@ export class OnnxStep implements Step {
     if (this.#gone) return;
     this.#gone = true;
     this.#recorded = undefined;
-    const { order } = this.#device;
-    const dispose = (): void => this.#values.dispose();
-    if (this.#computing) order.after(dispose);
-    else order.afterReads(dispose);
+    this.#values.dispose();
   }
 
   async #execute(runs: readonly Recorded[], { idle, begun }: Progress): Promise<void> {
-    const { binding, plans, pool } = this.#device;
-    const { made } = this.#values;
-    const positions = this.#positions(runs);
-    let plan = plans.renewed(runs, made, positions);
-    if (!plan) {
-      await idle();
-      plan = await planFor(this.#device, runs, made, positions);
-      plans.add(plan);
-    }
+    const { binding, pool, valuePools } = this.#device;
+    const plan = await this.#prepared(runs, idle);
     plan.busy = true;
     try {
       await binding.execute(plan.commands, begun);
     } finally {
       plan.busy = false;
     }
-    pool.trim();
+    for (const each of [pool, ...valuePools.all]) each.trim();
+  }
+
+  async #prepared(runs: readonly Recorded[], idle: () => Promise<void>): Promise<Plan> {
+    const { plans } = this.#device;
+    const { made, given } = this.#values;
+    try {
+      const positions = this.#positions(runs);
+      const known = plans.renewed(runs, made, positions);
+      if (known) return known;
+      await idle();
+      const plan = await planFor(this.#device, runs, made, positions);
+      plans.add(plan);
+      return plan;
+    } finally {
+      // What is executed later writes to their memory later.
+      for (const buffer of given) buffer.letGo();
+    }
   }
 
   /** Tokens that tables must serve: of the longest row after this step, or of every cache where steps may be replayed. */

@@ -274,6 +274,7 @@ function openCuda(koffi, { runtime, stream, runOptions, turn, own }) {
       if (event !== undefined) destroyEvent(event);
     },
     execute({ issue }) {
+      cells[cell.replayed] = 0;
       hold();
       try {
         finished(issue);
