@@ -222,13 +222,14 @@ ${conformance
   )
   .join('\n')}
 
-## Long runs, 2 layers
+## Long runs
 
 ${table(
-  ['code', 'done', 'number', 'free on the device, MB', 'process on the host, MB'],
-  all.flatMap(({ code, test, at, deviceFree, rss }) =>
-    at === undefined ? [] : [[code, test, at, megabytes(deviceFree!), megabytes(rss!)]],
-  ),
+  ['code', 'model', 'done', 'number', 'free on the device, MB', 'process on the host, MB'],
+  all.flatMap(({ code, shape, layers, test, at, deviceFree, rss }) => {
+    const model = `${shape}, layers: ${layers}`;
+    return at === undefined ? [] : [[code, model, test, at, megabytes(deviceFree!), megabytes(rss!)]];
+  }),
 )}
 
 ## Faults

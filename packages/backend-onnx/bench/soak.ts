@@ -119,5 +119,5 @@ async function failure(work: () => unknown): Promise<Record<string, unknown>> {
 }
 
 function print(line: Readonly<Record<string, unknown>>): void {
-  console.log(JSON.stringify({ ...line, layers: options.layers }));
+  console.log(JSON.stringify({ ...line, shape: options.shape, layers: Number(options.layers) }));
 }
