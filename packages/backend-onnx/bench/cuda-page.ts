@@ -266,7 +266,7 @@ function floors(all: readonly Line[], whole: readonly Line[]): string {
   const rows = decodes.flatMap((run) => {
     const floor = floorOf(run, all);
     if (floor === undefined) return [];
-    const [ours, inside] = [median(run) / floor, run.inSessions! / floor].map((x) => x.toFixed(2));
+    const [ours, inside] = [median(run), run.inSessions].map((x) => (x === undefined ? '-' : (x / floor).toFixed(2)));
     return [
       [
         run.code,

@@ -164,7 +164,6 @@ async function ahead(
   const states = stores(layers, batch, tokens + spare);
   try {
     const samples: number[] = [];
-    const computed: number[] = [];
     let last: { readonly step: Step; readonly ids: Promise<HostTensor> } | undefined;
     let before = performance.now();
     for (let round = 0; round < rounds + warmUpAhead; round++) {
@@ -180,17 +179,13 @@ async function ahead(
       if (known && !known.every((id) => id >= 0)) throw new Error('logits are not finite');
       last = { step, ids };
       const now = performance.now();
-      if (round >= warmUpAhead) {
-        samples.push(now - before);
-        computed.push(device.binding.computed / 1000);
-      }
+      if (round >= warmUpAhead) samples.push(now - before);
       before = now;
     }
     await last!.ids;
     last!.step[Symbol.dispose]();
-    const inSessions = statistics(computed).median;
     const { replayed } = device.binding;
-    print({ test, plan, tokens, batch, milliseconds: statistics(samples), inSessions, replayed });
+    print({ test, plan, tokens, batch, milliseconds: statistics(samples), replayed });
   } catch (error) {
     print({ test, plan, tokens, batch, error: String(error).slice(0, 300) });
   } finally {
