@@ -104,8 +104,9 @@ ${fetch('0u')}
       store_rows(to + ${32 * slicePitch}u, next_q1);
       store_rows(to + ${tileTokens * slicePitch}u, next_k);
       if (lane < 8u) { moved[lane] = 0u; }
-      workgroupBarrier();
+      // Before a barrier, behind which the compiler cannot put the loads off.
 ${fetch(`min(part + 1u, ${slices - 1}u)`)}
+      workgroupBarrier();
 ${upTo(slice / 16)
   .map(step)
   .join('\n')}
