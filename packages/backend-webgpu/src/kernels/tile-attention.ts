@@ -177,7 +177,8 @@ function tiles(
   const columns = halved ? `side * ${headDim / 2}u` : '0u';
   const blocks = halved ? ['side * 16u'] : ['0u', '16u']; // of 16 keys
   const loads = upTo(Math.ceil((keys * eights) / size));
-  const place = (n: number) => `min(lane + ${n * size}u, ${keys * eights - 1}u)`;
+  const even = (keys * eights) % size === 0; // else the last lanes load what others do
+  const place = (n: number) => (even ? `(lane + ${n * size}u)` : `min(lane + ${n * size}u, ${keys * eights - 1}u)`);
   const fetch = (of: 'keys' | 'values', b: string) =>
     loads
       .map((n) => {
