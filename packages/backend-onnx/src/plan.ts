@@ -34,6 +34,8 @@ export interface Plan {
   readonly commands: Commands;
   /** It is being executed. */
   busy: boolean;
+  /** Blocks of the named values, as the step leaves them. */
+  readonly named: readonly (readonly [Pool, Memory])[];
   /** Makes it serve another step; false, with nothing changed, where that step is not like the one it was made for. */
   renew(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): boolean;
   dispose(): void;
@@ -51,8 +53,20 @@ export class Plans {
     return found;
   }
 
-  /** Nothing is being executed. */
-  add(plan: Plan): void {
+  /** Makes one whose values do not lie where those of the last one do, so that both can be in use. Nothing is being executed. */
+  make(make: () => Plan): Plan {
+    const others = this.#kept.at(-1)?.named.filter(([pool, memory]) => pool.isIdle(memory)) ?? [];
+    for (const [pool, memory] of others) pool.reborrow(memory);
+    try {
+      const plan = make();
+      this.#add(plan);
+      return plan;
+    } finally {
+      for (const [pool, memory] of others) pool.giveBack(memory);
+    }
+  }
+
+  #add(plan: Plan): void {
     if (this.#kept.length === 2) this.#kept.shift()!.dispose();
     this.#kept.push(plan);
   }
@@ -72,7 +86,7 @@ export async function planFor(
   const kernels = new Set(launches.flat().map(({ kernel }) => kernel));
   for (const kernel of kernels) if (!kernel.ready) await kernel.prepare();
   for (const kernel of kernels) kernel.trim();
-  return new WorkingPlan(device, runs, launches, made, positions);
+  return device.plans.make(() => new WorkingPlan(device, runs, launches, made, positions));
 }
 
 class WorkingPlan implements Plan {
@@ -88,8 +102,7 @@ class WorkingPlan implements Plan {
   readonly #temporary: Memory[] = [];
   /** Blocks that named values had for a while. */
   readonly #left: (readonly [Pool, Memory])[] = [];
-  /** Blocks of the named values, as the step leaves them. */
-  readonly #named: readonly (readonly [Pool, Memory])[];
+  readonly named: readonly (readonly [Pool, Memory])[];
 
   constructor(
     device: StepDevice,
@@ -115,7 +128,7 @@ class WorkingPlan implements Plan {
     } finally {
       this.#host.keep();
     }
-    this.#named = made.map(({ pool, memory }) => [pool!, memory]);
+    this.named = made.map(({ pool, memory }) => [pool!, memory]);
   }
 
   renew(runs: readonly Recorded[], made: readonly OnnxBuffer[], positions: number): boolean {
@@ -127,13 +140,13 @@ class WorkingPlan implements Plan {
       positions <= this.#positions &&
       this.#bounds.every(({ alive }) => alive) &&
       this.#temporary.every((memory) => pool.isIdle(memory)) &&
-      [...this.#named, ...this.#left].every(([own, memory]) => own.isIdle(memory)) &&
+      [...this.named, ...this.#left].every(([own, memory]) => own.isIdle(memory)) &&
       this.#host.renew(runs);
     if (!fits) return false;
     if (this.#host.resized) this.commands.resized();
     for (const memory of this.#temporary) pool.use(memory);
     for (const [index, buffer] of made.entries()) {
-      const [own, memory] = this.#named[index]!;
+      const [own, memory] = this.named[index]!;
       buffer.memory = memory;
       own.reborrow(memory);
     }

@@ -91,9 +91,7 @@ export class OnnxStep implements Step {
       const known = plans.renewed(runs, made, positions);
       if (known) return known;
       await idle();
-      const plan = await planFor(this.#device, runs, made, positions);
-      plans.add(plan);
-      return plan;
+      return await planFor(this.#device, runs, made, positions);
     } finally {
       // What is executed later writes to their memory later.
       for (const buffer of given) buffer.letGo();
