@@ -44,6 +44,8 @@ interface Line {
   readonly computeType?: string;
   readonly passed?: number;
   readonly failed?: readonly { readonly name: string; readonly message: string }[];
+  /** RMS of a difference over the RMS of what it is compared with. */
+  readonly ratio?: number;
   readonly gbps?: number;
   readonly driver?: string;
   readonly date?: string;
@@ -158,13 +160,14 @@ function render(all: readonly Line[]): string {
   const whole = runs.filter(({ layers, test }) => layers === most && test !== 'fold');
   const parts = runs.filter((run) => !whole.includes(run));
   const conformance = all.filter(({ test }) => test === 'conformance');
+  const blocks = all.filter(({ test }) => test === 'blocks');
   return `# ONNX Runtime on CUDA
 
 Rendered from onnx-cuda.json by packages/backend-onnx/bench/cuda-page.ts. ${first?.device}, Node ${first?.node}. ${first?.shape} shape,
 random weights. Milliseconds from recording a step on the host to the logits on the host; "in sessions" is the part on the computing
 thread. Bytes are what one step copies between host and device. "decode, ahead" is the time from token to token where a step draws its
-token and the next one is handed over before that is known, as text is generated. A plan is a mixer and how many of the first layers take it; "level 0" is
-softmax attention throughout, in the same call.
+token and the next one is handed over before that is known, as text is generated. A plan is a mixer and how many of the first layers take it, then the type of the matrices, if
+not float16; "level 0" is softmax attention throughout, in the same call.
 
 ${hosts.map(({ code, date, driver, note }) => `- Code of commit ${code}, ${date}, driver ${driver}. ${note ?? ''}`).join('\n')}
 
@@ -221,6 +224,7 @@ ${conformance
       `- ${computeType}: ${passed} passed, ${failed!.length} failed${failed!.map(({ name, message }) => `\n  - ${name}: ${message}`).join('')}`,
   )
   .join('\n')}
+${blocks.map(({ weights, ratio: off }) => `- a small model with matrices in ${weights}, against the CPU: RMS ratio of the logits ${off?.toExponential(2)}`).join('\n')}
 
 ## Long runs
 
@@ -254,7 +258,8 @@ ${[...new Set(runs.map(({ command }) => command))].map((command) => `- \`${comma
 }
 
 function cells(run: Line, runs: readonly Line[]): (string | number | undefined)[] {
-  const { code, test, plan, tokens, batch, error, inSessions, copied } = run;
+  const { code, test, tokens, batch, error, inSessions, copied, weights = 'f16' } = run;
+  const plan = weights === 'f16' ? run.plan : `${run.plan}, ${weights}`;
   if (error) return [code, test, plan, tokens, batch, error, '', '', '', '', '', ''];
   const more = [inSessions?.toFixed(2) ?? '-', copied?.toDevice ?? '-', copied?.toHost ?? '-', ratio(run, runs)];
   return [code, test, plan, tokens, batch, ...figures(run), ...more];
