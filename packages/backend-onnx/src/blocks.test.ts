@@ -47,6 +47,7 @@ const forms: readonly (readonly [string, DualForm])[] = [
   ['vector gates, two queries a head', { ...plain, gate: 'vector', kvHeads: heads / 2 }],
   ['vector gates that close', { ...plain, gate: 'vector', temperature: 0.1 }],
   ['foldable', foldable],
+  ['foldable, states outweigh the window', { ...foldable, exact: { ...foldable.exact!, logWeight: 'heavy' } }],
   ['foldable, two queries a head', { ...foldable, kvHeads: heads / 2 }],
 ];
 
@@ -81,6 +82,7 @@ function weightsOf(form: DualForm) {
   const shapes: Record<string, readonly number[]> = {
     mix: [1, states],
     logWeight: [heads],
+    heavy: [heads],
     'query features': [heads, headDim, headDim],
     'key features': [kvHeads, headDim, headDim],
     gate: [gateWidth(form), kvHeads * headDim],
@@ -91,7 +93,7 @@ function weightsOf(form: DualForm) {
     read: async (name: string, as: 'f32' | 'f16'): Promise<HostTensor> => {
       const shape = shapes[name]!;
       const length = shape.reduce((a, b) => a * b, 1);
-      const data = noise(length, name.length, [0, 0.5]);
+      const data = noise(length, name.length, [name === 'heavy' ? 12 : 0, 0.5]);
       return as === 'f32' ? f32(shape, data) : { dtype: as, shape, data: toFloat16(data) };
     },
   };

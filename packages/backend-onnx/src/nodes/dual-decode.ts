@@ -1,9 +1,9 @@
 import type { NodeOf } from '@dsla/spec';
 import type { Ref } from '../emit.js';
-import type { Lowering } from '../lowering.js';
+import type { Derivation, Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
 import { rotateTokens, rotateTokensBack } from '../rope.js';
-import { divided, gamma, outputNorm, shareOf } from './dual-linear-attention.js';
+import { divided, gamma, outputNorm } from './dual-linear-attention.js';
 import { featuresOf, featuresOfTokens } from './feature-map.js';
 import {
   joinOne,
@@ -63,10 +63,10 @@ export function dualDecode(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Re
   if (states > 1) total = graph.op('ReduceSum', [total, graph.ints([1])], { keepdims: 0 });
   total = graph.reshape(total, [-1, kvHeads, group, columns]);
   if (memory) {
-    const share = graph.reshape(lowering.weight(exact!.logWeight, shareOf(kvHeads, group)), [kvHeads, group, 1]);
+    const weight = graph.reshape(lowering.weight(exact!.logWeight, share), [kvHeads, group, 1]);
     total = graph.op('Add', [
       exactPart(memory, lowering, graph.reshape(turned(q, heads), [-1, kvHeads, group, headDim]), node),
-      graph.op('Mul', [total, share]),
+      graph.op('Mul', [total, weight]),
     ]);
   }
   const result = normaliser ? divided(lowering, total, headDim) : total; // [B, g, G, hd]
@@ -113,6 +113,9 @@ function byParts({ graph }: Lowering, { q, k, v, decays }: Token, past: Ref, siz
 function withOne({ graph }: Lowering, x: Ref): Ref {
   return graph.op('Pad', [x, graph.ints([0, 1]), graph.floats(1), graph.ints([-1])]);
 }
+
+/** Weights of the states against the exact part, [heads]. */
+const share: Derivation = { name: 'share', shape: (heads) => heads, apply: (logWeight) => logWeight.map(Math.exp) };
 
 /** Gate logits [B, 1, gate width] -> log decays of the same shape. */
 function decaysOf({ form }: Dual, { graph }: Lowering, gates: Ref): Ref {

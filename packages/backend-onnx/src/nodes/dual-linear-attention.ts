@@ -9,7 +9,6 @@ import { narrow, typed, wide } from './precision.js';
 import { exactScores, type Heads, type Kept, keep, leavesAt, leavingPositions, type Ring } from './ring.js';
 import { chunkedScalar } from './scalar-gates.js';
 import type { Sizes, StatePart, Streams } from './streams.js';
-
 import { chunkedVector } from './vector-gates.js';
 
 // In the comments: St states, g kv heads, G query heads a kv head, n blocks of C tokens, F features of phi.
@@ -47,14 +46,11 @@ export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: R
   const chunked = form.gate === 'scalar' ? chunkedScalar : chunkedVector;
   let total = chunked(lowering, streams, sizes, statePart(node.state, form, lowering, sizes)); // [g, n, G, C, V]
   if (memory) {
-    const share = narrow(graph, lowering.weight(form.exact!.logWeight, shareOf(kvHeads, group, sizes.scale)), type);
-    const exact = exactPart(
-      memory,
-      lowering,
-      inBlocks(turned(queries, heads)),
-      { kvHeads, group, headDim, scale },
-      sizes,
-    );
+    const { logWeight } = form.exact!;
+    const share = narrow(graph, lowering.weight(logWeight, shareOf(kvHeads, group, sizes)), type);
+    const excess = lowering.weight(logWeight, excessOf(kvHeads, group, sizes));
+    const rotated = inBlocks(turned(queries, heads));
+    const exact = exactPart(memory, lowering, rotated, excess, { kvHeads, group, headDim, scale }, sizes);
     total = graph.op('Add', [exact, graph.op('Mul', [total, share])]);
   }
   const out = normaliser ? divided(lowering, total, headDim) : total;
@@ -193,13 +189,25 @@ export function decaysOf(form: DualForm, { graph }: Lowering, logits: Ref, type:
   return graph.transpose(graph.reshape(held, [0, 0, form.states, form.kvHeads, width]), [3, 0, 1, 2, 4]);
 }
 
-/** sum over the exact set of e^(s - m) [v, 1]: [g, n, G, C, V]. Scores are in float, which their exponentials need. */
-function exactPart({ ring, keys, values }: Memory, lowering: Lowering, q: Ref, heads: Heads, sizes: Sizes): Ref {
+/**
+ * sum over the exact set of e^(s - m - excess) [v, 1]: [g, n, G, C, V]; excess [g, 1, G, 1, 1]. Scores are in float, which their
+ * exponentials need.
+ */
+function exactPart(
+  { ring, keys, values }: Memory,
+  lowering: Lowering,
+  q: Ref,
+  excess: Ref,
+  heads: Heads,
+  sizes: Sizes,
+): Ref {
   const { graph } = lowering;
-  const { type } = sizes;
+  const { kvHeads, group, type } = sizes;
   const scores = exactScores(lowering, ring, wide(graph, q, type), wide(graph, keys.seen(), type), heads);
   const max = graph.op('ReduceMax', [scores, graph.ints([-1])], { keepdims: 1 });
-  const weights = narrow(graph, graph.op('Exp', [graph.op('Sub', [scores, max])]), type);
+  const byHead = reshapeTo(lowering, max, [kvHeads, 'blocks', group, 'size', 1]);
+  const bound = graph.reshape(graph.op('Add', [byHead, excess]), [0, 0, -1, 1]);
+  const weights = narrow(graph, graph.op('Exp', [graph.op('Sub', [scores, bound])]), type);
   const sums = graph.matmul(weights, withOnes(lowering, values.seen(), sizes, heads.headDim));
   return graph.reshape(sums, [0, 0, heads.group, -1, sizes.columns]);
 }
@@ -271,11 +279,22 @@ function logGammaOf(kvHeads: number, group: number, scale: number): Derivation {
   };
 }
 
-/** Weight of the states against the exact part, over a scale that they have: [g, 1, G, 1, 1]. */
-export function shareOf(kvHeads: number, group: number, scale: number = 1): Derivation {
+/** Weight of the states against the exact part over the scale that they have, as far as float16 holds it: [g, 1, G, 1, 1]. */
+export function shareOf(kvHeads: number, group: number, { scale }: Pick<Sizes, 'scale'>): Derivation {
   return {
     name: `share ${kvHeads}x${group} over ${scale}`,
     shape: () => [kvHeads, 1, group, 1, 1],
-    apply: (logWeight) => logWeight.map((log) => Math.exp(log) / scale),
+    apply: (logWeight) => logWeight.map((log) => Math.exp(Math.min(log - Math.log(scale), largest))),
   };
 }
+
+/** By how much the logarithm of that weight is larger: the exact part is so much smaller. */
+function excessOf(kvHeads: number, group: number, { scale }: Sizes): Derivation {
+  return {
+    name: `excess ${kvHeads}x${group} over ${scale}`,
+    shape: () => [kvHeads, 1, group, 1, 1],
+    apply: (logWeight) => logWeight.map((log) => Math.max(0, log - Math.log(scale) - largest)),
+  };
+}
+
+const largest = 10;
