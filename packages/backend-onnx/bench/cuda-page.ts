@@ -220,11 +220,11 @@ ${table(
 
 ${conformance
   .map(
-    ({ computeType, passed, failed }) =>
-      `- ${computeType}: ${passed} passed, ${failed!.length} failed${failed!.map(({ name, message }) => `\n  - ${name}: ${message}`).join('')}`,
+    ({ code, computeType, passed, failed }) =>
+      `- ${code}, ${computeType}: ${passed} passed, ${failed!.length} failed${failed!.map(({ name, message }) => `\n  - ${name}: ${message}`).join('')}`,
   )
   .join('\n')}
-${blocks.map(({ weights, ratio: off }) => `- a small model with matrices in ${weights}, against the CPU: RMS ratio of the logits ${off?.toExponential(2)}`).join('\n')}
+${blocks.map(({ code, weights, ratio: off }) => `- ${code}, a small model with matrices in ${weights}, against the CPU: RMS ratio of the logits ${off?.toExponential(2)}`).join('\n')}
 
 ## Long runs
 
