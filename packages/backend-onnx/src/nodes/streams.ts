@@ -9,7 +9,7 @@ export interface Entering {
   readonly k: Ref;
   /** [g, n, C, V] */
   readonly v: Ref;
-  /** log decays in float, [g, n, C, St, D], all <= 0; 0 where no token enters */
+  /** log decays [g, n, C, St, D], in float where D is 1, else of the type; all <= 0, and 0 where no token enters */
   readonly decays: Ref;
 }
 
