@@ -38,7 +38,7 @@ const weights: WeightSource = {
 
 interface Drawn {
   readonly step: Step;
-  readonly ids: Promise<HostTensor>;
+  readonly ids: Promise<readonly [HostTensor, void]>;
 }
 
 describe.each(['c-api', 'node'])(
@@ -70,7 +70,7 @@ describe.each(['c-api', 'node'])(
         for (const layer of [embed, draw]) step.run(layer, {});
         step.draw!(batch.rows.map(() => ({ temperature: 0, uniform: 0 })));
         const submitted = step.submit();
-        const ids = Promise.all([device.download(step.value('ids')), submitted]).then(([drawn]) => drawn);
+        const ids = Promise.all([device.download(step.value('ids')), submitted]);
         return { step, ids };
       };
       let expected = [...first];
@@ -78,7 +78,8 @@ describe.each(['c-api', 'node'])(
       for (let past = 1; past < 24; past++) {
         const next = begin(past, last);
         expected = expected.map(after);
-        expect([...(await last.ids).data]).toEqual(expected);
+        const [drawn] = await last.ids;
+        expect([...drawn.data]).toEqual(expected);
         last.step[Symbol.dispose]();
         last = next;
       }

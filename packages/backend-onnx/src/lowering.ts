@@ -36,7 +36,7 @@ interface Derived {
   shape(from: readonly number[]): readonly number[];
 }
 
-export interface FloatDerivation extends Derived {
+interface FloatDerivation extends Derived {
   apply(data: Float32Array, from: readonly number[]): Float32Array;
   readonly view?: undefined;
 }
