@@ -56,10 +56,8 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
   const variants: [shape: MatrixShape, type: Element, width: number][] = [
     [small, 'f16', 88],
     [small, 'f32', 88],
-    [{ ...small, early: true }, 'f16', 96],
-    [{ ...small, held: 2, early: true }, 'f16', 96],
-    [{ ...small, held: 2, early: true }, 'f16', 128],
-    [{ ...small, subgroupItems: 32, depth: 16, held: 2, early: true }, 'f32', 88],
+    [small, 'f16', 96],
+    [{ ...small, subgroupItems: 32, depth: 16 }, 'f32', 88],
     [matrixShape, 'f16', 64],
   ];
   it.each(variants)('products %o to %s of width %i', async (shape, type, width) => {
@@ -85,11 +83,11 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
 
   const shapes: (AttentionShape & { readonly cut: string })[] = [
     { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries' },
-    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries, in place' },
-    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, cut: '32 queries, 2 memories, in place, early' },
-    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, cut: '16 queries, in place, early' },
-    { heads: 1, kvHeads: 1, headDim: 128, scale: 0.09, cut: '16 queries, 2 memories, in place, early' },
-    { heads: 1, kvHeads: 1, headDim: 80, scale: 0.11, cut: '32 queries, early' },
+    { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '16 queries' },
+    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, cut: '32 queries' },
+    { heads: 1, kvHeads: 1, headDim: 64, scale: 0.125, cut: '16 queries' },
+    { heads: 1, kvHeads: 1, headDim: 128, scale: 0.09, cut: '32 queries' },
+    { heads: 1, kvHeads: 1, headDim: 80, scale: 0.11, cut: '32 queries' },
     { heads: 2, kvHeads: 1, headDim: 144, scale: 0.08, cut: 'of wide heads' },
   ];
   it.each(shapes)('attention in tiles %o', async (shape) => {

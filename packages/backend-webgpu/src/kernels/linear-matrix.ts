@@ -9,10 +9,6 @@ export interface MatrixShape {
   readonly depth: number;
   readonly subgroupItems: number;
   readonly subgroupOutputs: number;
-  /** Rounds that workgroup memory holds: with two, one is stored while others multiply the one before. */
-  readonly held: 1 | 2;
-  /** Whether the next round is loaded before a barrier, behind which the compiler cannot put the loads off. */
-  readonly early: boolean;
 }
 
 const square = {
@@ -21,21 +17,14 @@ const square = {
   depth: 32,
   subgroupItems: 64,
   subgroupOutputs: 64,
-  held: 1,
-  early: false,
 } as const;
 
 /** The cuts among which a device chooses (see tune.ts), all within its 48 KiB of workgroup memory. */
 export const matrixShapes: Readonly<Record<string, MatrixShape>> = {
   '128x128, 32 deep': square,
+  '128x128, 64 deep': { ...square, depth: 64 },
   '256x128, 32 deep': { ...square, items: 256 },
-  '128x128, 32 deep, early': { ...square, early: true },
-  '128x128, 64 deep, early': { ...square, depth: 64, early: true },
-  '256x128, 32 deep, early': { ...square, items: 256, early: true },
-  '128x256, 32 deep, early': { ...square, outputs: 256, early: true },
-  '128x128, 16 deep, 2 held, early': { ...square, depth: 16, held: 2, early: true },
-  '128x128, 32 deep, 2 held, early': { ...square, held: 2, early: true },
-  '256x128, 16 deep, 2 held, early': { ...square, items: 256, depth: 16, held: 2, early: true },
+  '128x256, 32 deep': { ...square, outputs: 256 },
 };
 
 /** What a device takes that has not been asked. */
@@ -55,10 +44,10 @@ export function linearMatrix(
   bias: boolean,
   shape: MatrixShape = matrixShape,
 ): Kernel {
-  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, held, early } = shape;
+  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs } = shape;
   const pitch = pitchOf(depth);
   const side = columns / subgroupOutputs;
-  const stage = rows >= columns ? 'xs0' : 'ws0'; // at last a tile of 16 by 16 of float32 for every subgroup
+  const stage = rows >= columns ? 'xs' : 'ws'; // at last a tile of 16 by 16 of float32 for every subgroup
   const subgroups = (rows / subgroupItems) * side;
   const [eights, width] = [depth / 8, x.width / 8]; // of eight features: in a round, and in a row of x
   const lines = (32 * subgroups) / eights; // rows that all lanes load at once
@@ -66,7 +55,7 @@ export function linearMatrix(
     ...upTo(rows / lines).map((n) => ({ of: 'x', n, name: `x${n}` })),
     ...upTo(columns / lines).map((n) => ({ of: 'w', n, name: `w${n}` })),
   ];
-  const whole = x.width % (depth * held) === 0;
+  const whole = x.width % depth === 0;
   const [down, across] = [upTo(subgroupItems / 16), upTo(subgroupOutputs / 16)];
   const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
   // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
@@ -76,12 +65,12 @@ export function linearMatrix(
       return `    next_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
     })
     .join('\n');
-  const store = (to: number) =>
-    loads.map(({ of, n, name }) => `    store_${of}s${to}(slot + ${n * lines * pitch}u, next_${name});`).join('\n');
-  const step = (d: number, from: number) => {
-    const left = (r: number) => load('Left', 'row', `xs${from}`, `(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
-    const right = (c: number) =>
-      load('Right', 'col', `ws${from}`, `(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
+  const store = loads
+    .map(({ of, n, name }) => `    store_${of}s(slot + ${n * lines * pitch}u, next_${name});`)
+    .join('\n');
+  const step = (d: number) => {
+    const left = (r: number) => load('Left', 'row', 'xs', `(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
+    const right = (c: number) => load('Right', 'col', 'ws', `(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
     return `    {
 ${across.map((c) => `      let right${c} = ${right(c)};`).join('\n')}
 ${down
@@ -92,23 +81,9 @@ ${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`
   .join('\n')}
     }`;
   };
-  const products = (from: number) =>
-    upTo(depth / 16)
-      .map((d) => step(d, from))
-      .join('\n');
-  const memories = upTo(held);
-  const late = `    at += ${eights}u;
-${fetch}
-${products(0)}
-    workgroupBarrier();
-${store(0)}
-    workgroupBarrier();`;
-  const round = (memory: number) => `${store(memory)}
-    at += ${eights}u;
-${fetch}
-    workgroupBarrier();
-${products(memory)}
-${held === 1 ? '    workgroupBarrier();' : ''}`;
+  const products = upTo(depth / 16)
+    .map(step)
+    .join('\n');
   return kernel({
     name: 'linear-matrix',
     buffers: {
@@ -119,7 +94,8 @@ ${held === 1 ? '    workgroupBarrier();' : ''}`;
     },
     matrices: true,
     module: `${matrixTypes}
-${memories.map((n) => `${halves(`xs${n}`, rows * pitch)}\n${halves(`ws${n}`, columns * pitch)}`).join('\n')}
+${halves('xs', rows * pitch)}
+${halves('ws', columns * pitch)}
 ${eightFunctions}`,
     size: 32 * subgroups,
     main: `  let last = ${items[domain]} - 1u;
@@ -147,11 +123,14 @@ ${loads
 ${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
   var at = lane % ${eights}u;
 ${fetch}
-${early ? '' : `${store(0)}\n  workgroupBarrier();`}
-  for (var k = 0u; k < ${Math.ceil(x.width / depth / held)}u; k++) {
-${early ? memories.map(round).join('\n') : late}
+  for (var k = 0u; k < ${Math.ceil(x.width / depth)}u; k++) {
+${store}
+    at += ${eights}u;
+${fetch}
+    workgroupBarrier();
+${products}
+    workgroupBarrier();
   }
-${held === 1 ? '' : '  workgroupBarrier();'}
   let mine = subgroup * 256u;
 ${sums
   .map(

@@ -2,6 +2,7 @@ import { ringFunction, type Window } from './cache.js';
 import { float, type Kernel, type KernelParts, kernel, tileTokens } from './kernel.js';
 import {
   eightFunctions,
+  fours,
   halves,
   load,
   loadSums,
@@ -22,28 +23,15 @@ const keys = 32; // of a block; of 64 the loads would take the registers of the 
 export interface AttentionCut {
   /** Of a subgroup: 32 with half of the keys of a block and half of the columns of the result, or 16 with all. */
   readonly queries: 32 | 16;
-  /** Memories that keys and values have: two save barriers. */
-  readonly memories: 1 | 2;
-  /** Whether the weights take the place of the scores. */
-  readonly inPlace: boolean;
-  /** Whether keys and values are loaded before a barrier, behind which the compiler cannot put the loads off. */
-  readonly early: boolean;
 }
 
 /** What a device takes that has not been asked. */
-export const attentionCut: AttentionCut = { queries: 32, memories: 1, inPlace: false, early: false };
+export const attentionCut: AttentionCut = { queries: 32 };
 
-/** The cuts among which a device chooses (see tune.ts): with less memory more workgroups may run beside each other. */
+/** The cuts among which a device chooses (see tune.ts). */
 export const attentionCuts: Readonly<Record<string, AttentionCut>> = {
   '32 queries': attentionCut,
-  '32 queries, in place': { ...attentionCut, inPlace: true },
-  '32 queries, 2 memories, in place': { ...attentionCut, memories: 2, inPlace: true },
-  '32 queries, early': { ...attentionCut, early: true },
-  '32 queries, in place, early': { ...attentionCut, inPlace: true, early: true },
-  '32 queries, 2 memories, in place, early': { queries: 32, memories: 2, inPlace: true, early: true },
-  '16 queries, in place': { ...attentionCut, queries: 16, inPlace: true },
-  '16 queries, in place, early': { queries: 16, memories: 1, inPlace: true, early: true },
-  '16 queries, 2 memories, in place, early': { queries: 16, memories: 2, inPlace: true, early: true },
+  '16 queries': { queries: 16 },
 };
 
 /** Head widths whose tiles fit the workgroup memory. */
@@ -162,13 +150,10 @@ ${join ? '  let share = exp(log_weight[head]);' : ''}`,
 function tiles(
   { heads, kvHeads, headDim, scale }: AttentionShape,
   source: Source,
-  { queries: together, memories, inPlace, early }: AttentionCut,
+  { queries: together }: AttentionCut,
 ): Kernel {
   const eights = headDim / 8;
-  const [pitch, scorePitch] = [pitchOf(headDim), scorePitchOf(keys)];
-  const [weights, weightPitch] = inPlace ? ['scores', 2 * scorePitch] : ['weights', pitchOf(keys)];
-  const apart = memories === 2;
-  const held = apart ? 'held' : 'rows'; // values
+  const [pitch, scorePitch, weightPitch] = [pitchOf(headDim), scorePitchOf(keys), pitchOf(keys)];
   const queryPitch = pitchOf(Math.min(headDim, queryPass));
   const [two, deep] = [upTo(2), upTo(headDim / 16)];
   const halved = together === 32 && headDim % 32 === 0;
@@ -186,32 +171,19 @@ function tiles(
         return `    ${of}${n} = ${source.eight(of, key, `${place(n)} % ${eights}u`)};`;
       })
       .join('\n');
-  // At the end in vain: a branch would wait for its loads.
-  const next = (b: string) => `${fetch('keys', `(${b} + 1u)`)}\n${fetch('values', b)}`;
-  const following = apart ? next('(b + 1u)') : fetch('keys', '(b + 1u)');
   const put = (of: 'keys' | 'values') =>
     loads
-      .map(
-        (n) =>
-          `    store_${of === 'keys' ? 'rows' : held}(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, ${of}${n});`,
-      )
+      .map((n) => `    store_rows(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, ${of}${n});`)
       .join('\n');
-  const values = fetch('values', 'b');
-  const top = `    workgroupBarrier();
-${put('keys')}
-${early ? values : ''}
-    workgroupBarrier();
-${early ? '' : values}`;
   const out = tall.flatMap((r) => wide.map((c) => ({ r, c, name: `o${r}_${c}` })));
   return kernel({
     name: source.name,
     buffers: { q: ['vec4u', 'read'], ...source.buffers, y: ['vec4u', 'write'] },
     matrices: true,
     module: `${matrixTypes}
-${halves('rows', Math.max(keys * pitch, tileTokens * queryPitch))} // some columns of the queries, then keys${apart ? '' : ' and values'}
-${apart ? halves('held', keys * pitch) : ''}
-${halves('scores', 2 * tileTokens * scorePitch)} // in float32; beside them tiles of the result
-${inPlace ? '' : halves('weights', tileTokens * weightPitch)}
+${halves('rows', Math.max(keys * pitch, tileTokens * queryPitch))} // some columns of the queries, then keys, then values
+${fours('scores', tileTokens * scorePitch)} // and tiles of the result
+${halves('weights', tileTokens * weightPitch)}
 ${eightFunctions}
 var<workgroup> shrink: array<f32, ${tileTokens}>;
 var<workgroup> moved: array<u32, 2>; // of even and of odd blocks
@@ -247,9 +219,11 @@ ${two
 ${loads.map((n) => `  var keys${n} = vec4u();\n  var values${n} = vec4u();`).join('\n')}
 ${fetch('keys', '0u')}
   if (lane < 2u) { moved[lane] = 0u; }
-${apart ? `  workgroupBarrier();\n${put('keys')}\n${next('0u')}\n  workgroupBarrier();` : ''}
   for (var b = 0u; b < blocks; b++) {
-${apart ? '' : top}
+    workgroupBarrier();
+${put('keys')}
+    workgroupBarrier();
+${fetch('values', 'b')}
     {
 ${tall.flatMap((r) => blocks.map((_, c) => `      var s${r}_${c} = Sum();`)).join('\n')}
 ${deep
@@ -268,12 +242,11 @@ ${tall.flatMap((r) => blocks.map((block, c) => `      ${storeSums('scores', `(${
     workgroupBarrier();
     // Values beyond the last token are the last one's, with a weight of 0.
 ${put('values')}
-${apart ? put('keys') : ''}
     if (lane == 0u) { moved[(b + 1u) % 2u] = 0u; }
-${early ? following : ''}
 ${two.map(softmax).join('\n')}
     let rescale = workgroupUniformLoad(&moved[b % 2u]); // with barriers
-${early ? '' : following}
+    // The last time they are fetched in vain: a branch would wait for its loads.
+${fetch('keys', '(b + 1u)')}
     if (rescale > 0u) {
 ${out
   .map(({ r, name }) =>
@@ -281,8 +254,7 @@ ${out
       name,
       `      for (var e = own; e < 64u; e += 32u) {
         let at = (mine + e / 4u * ${scorePitch}u) / 4u + e % 4u;
-        let scaled = bitcast<vec4f>(scores[at]) * shrink[${base} + ${16 * r}u + e / 4u];
-        store_scores(8u * at, bitcast<vec4u>(scaled));
+        scores[at] *= shrink[${base} + ${16 * r}u + e / 4u];
       }
       workgroupBarrier();
       ${name} = ${loadSums('scores', 'mine', scorePitch)};`,
@@ -294,10 +266,10 @@ ${out
 ${upTo(keys / 16)
   .map(
     (k) => `    {
-${tall.map((r) => `      let p${r} = ${load('Left', 'row', weights, `(${base} + ${16 * r}u) * ${weightPitch}u + ${16 * k}u`, weightPitch)};`).join('\n')}
+${tall.map((r) => `      let p${r} = ${load('Left', 'row', 'weights', `(${base} + ${16 * r}u) * ${weightPitch}u + ${16 * k}u`, weightPitch)};`).join('\n')}
 ${wide
   .map(
-    (c) => `      let v${c} = ${load('Right', 'row', held, `${16 * k * pitch + 16 * c}u + ${columns}`, pitch)};
+    (c) => `      let v${c} = ${load('Right', 'row', 'rows', `${16 * k * pitch + 16 * c}u + ${columns}`, pitch)};
 ${tall.map((r) => `      ${multiply(`o${r}_${c}`, `p${r}`, `v${c}`)}`).join('\n')}`,
   )
   .join('\n')}
@@ -322,8 +294,8 @@ ${out
         let at = (mine + own / 2u * ${scorePitch}u) / 4u + own % 2u * 2u;
         if (r < tile.z) {
           let c = ${columns} + ${16 * c}u + own % 2u * 8u;
-          let low = bitcast<vec4f>(scores[at]) * shrink[r] + ${source.added('r', 'c')};
-          let high = bitcast<vec4f>(scores[at + 1u]) * shrink[r] + ${source.added('r', 'c + 4u')};
+          let low = scores[at] * shrink[r] + ${source.added('r', 'c')};
+          let high = scores[at + 1u] * shrink[r] + ${source.added('r', 'c + 4u')};
           y[(((first + r) * ${heads}u + head) * ${headDim}u + c) / 8u] = eight_of(low, high);
         }
       }`,
@@ -360,8 +332,9 @@ ${places.map(({ r, d }) => `  let q${r}_${from / 16 + d} = ${load('Left', 'row',
     return `    {
       let line = (query${r} * ${scorePitch}u + member) / 4u;
       let at_query = position + query${r};
-      var lower = bitcast<vec4f>(scores[line]);
-      var upper = bitcast<vec4f>(scores[line + 1u]);
+      // Scaled before what is hidden gets its number: one that is scaled itself would not cancel in exp2 exactly.
+      var lower = scores[line] * ${factor};
+      var upper = scores[line + 1u] * ${factor};
       if (${source.masked}) {
         let here = vec4u(0u, 1u, 2u, 3u) + ${source.first('b')} + member;
         lower = select(vec4f(-1e30), lower, ${source.seen('here', 'at_query')});
@@ -370,15 +343,15 @@ ${places.map(({ r, d }) => `  let q${r}_${from / 16 + d} = ${load('Left', 'row',
       let highest = max(lower, upper);
       var block_top = max(max(highest.x, highest.y), max(highest.z, highest.w));
       block_top = max(block_top, subgroupShuffleXor(block_top, 1u));
-      block_top = max(block_top, subgroupShuffleXor(block_top, 2u)) * ${factor};
+      block_top = max(block_top, subgroupShuffleXor(block_top, 2u));
       peak${r} = max(peak${r}, block_top);
       let moves = block_top > top${r} + 8.0;
       let next = select(top${r}, block_top, moves);
       let factor = exp2(max(top${r} - next, -100.0));
       top${r} = next;
-      lower = exp2(lower * ${factor} - top${r});
-      upper = exp2(upper * ${factor} - top${r});
-      store_${weights}(query${r} * ${weightPitch}u + member, eight_of(lower, upper));
+      lower = exp2(lower - top${r});
+      upper = exp2(upper - top${r});
+      store_weights(query${r} * ${weightPitch}u + member, eight_of(lower, upper));
       let sum = lower + upper;
       total${r} = total${r} * factor + (sum.x + sum.y) + (sum.z + sum.w);
       if (moves && b > 0u) { moved[b % 2u] = 1u; }
