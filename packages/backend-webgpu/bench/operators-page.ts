@@ -18,8 +18,21 @@ interface Operator {
 }
 interface Run {
   readonly code: string;
+  /** What its kernels have more than those before. */
+  readonly brought?: string;
   readonly commands: readonly string[];
   readonly lines: readonly Operator[];
+  /** What tune() chose, with which the lines without a cut were timed. */
+  readonly choices?: readonly Choice[];
+  /** Kernels with parts left out, whose results are of no use. */
+  readonly parts?: readonly { kernel: string; name: string; milliseconds: number; teraflops: number }[];
+  /** PyTorch in the same call. */
+  readonly peers?: readonly Peer[];
+}
+interface Choice {
+  readonly kernel: string;
+  readonly chosen: string;
+  readonly milliseconds: Readonly<Record<string, number>>;
 }
 interface Peer {
   readonly peer: string;
@@ -42,7 +55,6 @@ const read = (url: URL) => JSON.parse(readFileSync(url, 'utf8'));
 const all = read(file);
 const whole = read(new URL('webgpu.json', file));
 const runs = all.runs as Run[];
-const peers = all.peers as Peer[];
 
 /** Kernels of the dual layer itself: without projections, rotation, feature map and window. */
 const own =
@@ -103,19 +115,29 @@ const versions: Version[] = [
     lines: runs[1]!.lines,
     product: chosen(runs[1]!.lines, '128x128, 32 deep'),
   },
+  ...runs.slice(2).map(({ code, brought, lines }) => ({
+    name: `${brought} (${code})`,
+    lines,
+    product: find(lines, 'product 4096 to 4096', 8192)?.teraflops,
+  })),
 ];
 const time = (lines: readonly Operator[], operator: string, tokens: number, of: (line: Operator) => number): Cell => {
   const line = find(lines, operator, tokens);
   return line && of(line).toFixed(2);
 };
 const total = ({ milliseconds }: Operator) => milliseconds;
+const ofDual = ({ kernels }: Operator) => dual(kernels);
 const ladder = table(
   [
     'what the kernels have more than those before',
     'product, TFLOP/s',
     'attention 8k',
+    'attention 32k',
     'DSLA scalar 8k',
     'vector 8k',
+    'scalar 32k',
+    'vector 32k',
+    'foldable 32k',
     'fold 32k scalar',
     'foldable',
   ],
@@ -123,8 +145,12 @@ const ladder = table(
     name,
     product?.toFixed(0),
     time(lines, 'attention default', 8192, total),
-    time(lines, 'attention scalar', 8192, ({ kernels }) => dual(kernels)),
-    time(lines, 'attention vector', 8192, ({ kernels }) => dual(kernels)),
+    time(lines, 'attention default', 32768, total),
+    time(lines, 'attention scalar', 8192, ofDual),
+    time(lines, 'attention vector', 8192, ofDual),
+    time(lines, 'attention scalar', 32768, ofDual),
+    time(lines, 'attention vector', 32768, ofDual),
+    time(lines, 'attention foldable', 32768, total),
     time(lines, 'fold scalar', 32768, total),
     time(lines, 'fold foldable', 32768, total),
   ]),
@@ -136,7 +162,6 @@ function latest(operator: string, tokens: number, of: (line: Operator) => number
   return { measured: run && of(find(run.lines, operator, tokens)!), code: run?.code ?? '' };
 }
 const gated = { 8192: 0.94, 32768: 2.9 } as const; // flash-linear-attention's chunk_gla on an H200, recorded in an earlier call
-const ofDual = ({ kernels }: Operator) => dual(kernels);
 const reached = goals([
   ...([8192, 32768] as const).flatMap((tokens): Goal[] => [
     {
@@ -161,25 +186,14 @@ const reached = goals([
   },
 ]);
 
-const rateOf = (operator: string, tokens: number) =>
-  peers.find((peer) => peer.operator === operator && peer.tokens === tokens);
-const operators = runs.map(
-  ({ code, lines }) => `### ${code}
+const operators = [...runs].reverse().map(
+  ({ code, lines, peers = [] }) => `### ${code}
 
 ${table(
-  [
-    'operator',
-    'cut',
-    'tokens',
-    'past',
-    'ms',
-    'TFLOP/s',
-    'cuBLAS or SDPA at f0f514d, ms',
-    'DSLA itself, ms',
-    'kernels, ms',
-  ],
+  ['operator', 'cut', 'tokens', 'past', 'ms', 'TFLOP/s', 'cuBLAS or SDPA, ms', 'DSLA itself, ms', 'kernels, ms'],
   lines.map(({ operator, cut, tokens, past, milliseconds, teraflops, kernels }) => {
-    const peer = rateOf(operator === 'attention default' ? 'attention' : operator, tokens);
+    const named = operator === 'attention default' ? 'attention' : operator;
+    const peer = peers.find((one) => one.operator === named && one.tokens === tokens);
     return [
       operator,
       cut,
@@ -203,7 +217,19 @@ const cuts = table(
     c.rms,
   ]),
 );
-const others = peers.map(({ peer, operator, tokens, milliseconds, teraflops, gigabytesPerSecond }) =>
+const chosenBy = runs.findLast(({ choices }) => choices);
+const choices = chosenBy?.choices?.flatMap(({ kernel, chosen, milliseconds }) =>
+  Object.entries(milliseconds).map(([name, time]) => [kernel, name, time.toFixed(3), name === chosen ? 'chosen' : '']),
+);
+const partly = runs.findLast(({ parts }) => parts);
+const parts = partly?.parts?.map((part) => [
+  part.kernel,
+  part.name,
+  part.milliseconds.toFixed(3),
+  part.teraflops.toFixed(0),
+]);
+const latestPeers = runs.findLast(({ peers }) => peers);
+const others = latestPeers!.peers!.map(({ peer, operator, tokens, milliseconds, teraflops, gigabytesPerSecond }) =>
   gigabytesPerSecond === undefined
     ? `${peer}, ${operator}, ${tokens} tokens: ${milliseconds.toFixed(2)} ms${teraflops === undefined ? '' : `, ${teraflops.toFixed(0)} TFLOP/s`}`
     : `device copy: ${gigabytesPerSecond.toFixed(0)} GB/s (read + write)`,
@@ -223,7 +249,7 @@ ${bullets(all.notes)}
 
 ## Versions of the kernels
 
-Milliseconds, where nothing else is said; DSLA: the kernels of the dual layer without projections, rotation, feature map and window.
+Milliseconds, where nothing else is said; DSLA: the kernels of the dual layer without projections, rotation, feature map and window; foldable: with them.
 
 ${ladder}
 
@@ -231,18 +257,38 @@ ${ladder}
 
 ${operators.join('\n\n')}
 
-## Cuts of a product at ${all.cuts.code}
+${
+  choices
+    ? `## What the device chose at ${chosenBy!.code}
+
+tune() at 4,096 tokens, milliseconds by the host's clock; the lines of that run without a cut have these cuts.
+
+${table(['kernel', 'cut', 'ms', ''], choices)}
+
+`
+    : ''
+}${
+  parts
+    ? `## What the kernels wait for, at ${partly!.code}
+
+4,096 tokens; with loads, barriers or more left out, results are of no use.
+
+${table(['kernel', 'of it', 'ms', 'TFLOP/s'], parts)}
+
+`
+    : ''
+}## Cuts of a product at ${all.cuts.code}
 
 ${all.cuts.note}.
 
 ${cuts}
 
-## PyTorch in the same call as f0f514d
+## PyTorch in the same call as ${latestPeers!.code}
 
 ${bullets(others)}
 
 ## Commands
 
-${commands([...runs.flatMap((run) => run.commands), all.peerCommand, ...all.earlier.commands])}
+${commands([...new Set(runs.flatMap((run) => run.commands)), ...all.earlier.commands])}
 `,
 );
