@@ -124,6 +124,9 @@ function alike(a: ControlData | Gathered, b: ControlData | Gathered): boolean {
 }
 
 function same(a: ControlData['data'], b: ControlData['data']): boolean {
-  for (let at = 0; at < a.length; at++) if (a[at] !== b[at]) return false;
-  return a.length === b.length;
+  return a === b || bytesOf(a).equals(bytesOf(b)); // by number an int64 would become a BigInt
+}
+
+function bytesOf({ buffer, byteOffset, byteLength }: ControlData['data']): Buffer {
+  return Buffer.from(buffer, byteOffset, byteLength);
 }

@@ -76,6 +76,15 @@ export function ints(dims: readonly number[], of: (index: number) => number): Co
   return { dims, data: new BigInt64Array(halves.buffer) };
 }
 
+/** What is the same for all rows and steps. */
+export function once(make: () => ControlData): () => ControlData {
+  let made: ControlData | undefined;
+  return () => {
+    made ??= make();
+    return made;
+  };
+}
+
 export function floats(dims: readonly number[], of: (index: number) => number): ControlData {
   const length = dims.reduce((a, b) => a * b, 1);
   return { dims, data: Float32Array.from({ length }, (_, index) => of(index)) };

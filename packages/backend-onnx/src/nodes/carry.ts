@@ -77,7 +77,8 @@ function lastRows(kvHeads: number, rows: number): Control {
       const block = blocksOf(count).blocks - 1;
       return ints([kvHeads * rows, 3], (at) => {
         const row = Math.floor(at / 3);
-        return [Math.floor(row / rows), block, row % rows][at % 3]!;
+        if (at % 3 === 1) return block;
+        return at % 3 === 0 ? Math.floor(row / rows) : row % rows;
       });
     },
   };

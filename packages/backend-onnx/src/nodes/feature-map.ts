@@ -2,7 +2,7 @@ import type { Weight } from '@dsla/spec';
 import type { Ref } from '../emit.js';
 import type { Derivation, Lowering } from '../lowering.js';
 import { reshapeTo } from './blocks.js';
-import { narrow, wide } from './precision.js';
+import { narrow, rowMax, wide } from './precision.js';
 import type { Sizes } from './streams.js';
 
 /**
@@ -39,9 +39,9 @@ export function featureMap(
 }
 
 /** In float: x [heads, tokens, hd] -> [heads, tokens, 2F] */
-function featuresOfHeads({ graph, weight: bring }: Lowering, x: Ref, weight: Weight): Ref {
+function featuresOfHeads({ graph, weight: bring, shapeOf }: Lowering, x: Ref, weight: Weight): Ref {
   const y = graph.matmul(x, bring(weight, mirrored), { transB: true }); // [Wx, -Wx], so its maximum is c
-  const bound = graph.op('ReduceMax', [y, graph.ints([-1])], { keepdims: 1 });
+  const bound = rowMax(graph, y, 2 * shapeOf(weight)[1]!);
   return graph.op('Exp', [graph.op('Sub', [y, bound])]);
 }
 

@@ -1,6 +1,6 @@
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
-import { blockSize, blocksOf, floats, ints } from './blocks.js';
+import { blockSize, blocksOf, floats, ints, once } from './blocks.js';
 import { carry, stateScale } from './carry.js';
 import { narrow, wide } from './precision.js';
 import type { Entering, Sizes, StatePart, Streams } from './streams.js';
@@ -117,7 +117,7 @@ function pairsOf(half: number): Control {
     key: `pairs of halves of ${half}`,
     type: 'float',
     dims: [size, size],
-    make: () => floats([size, size], (at) => Number(pair(Math.floor(at / size)) === pair(at % size))),
+    make: once(() => floats([size, size], (at) => Number(pair(Math.floor(at / size)) === pair(at % size)))),
   };
 }
 
@@ -156,7 +156,7 @@ function summed({ graph, control }: Lowering, a: Ref, reach: Reach, { type, kvHe
     key: `decays ${name}`,
     type: 'float',
     dims: [1, rows, blockSize],
-    make: () => floats([1, rows, blockSize], (at) => Number(counts(Math.floor(at / blockSize), at % blockSize))),
+    make: once(() => floats([1, rows, blockSize], (at) => Number(counts(Math.floor(at / blockSize), at % blockSize)))),
   };
   const shape: Control = {
     key: `shape of decays of ${rows} and ${heads}`,
