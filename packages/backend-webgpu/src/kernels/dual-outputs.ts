@@ -12,6 +12,7 @@ import {
 import { chunkTokens, float, type Kernel, kernel, tileTokens } from './kernel.js';
 import {
   eightFunctions,
+  fours,
   halves,
   load,
   matrixTypes,
@@ -57,7 +58,8 @@ export function chunkOutputs(shape: DualShape, mixPerHead: boolean, scale?: numb
     matrices: true,
     module: `${matrixTypes}
 ${mixFunction(states, mixPerHead)}
-${halves('rows', tileTokens * Math.max(pitch, 2 * scorePitch))} // queries, keys, A in float32, values, states, tiles of the result
+${halves('rows', tileTokens * pitch)} // queries, keys, values, states
+${fours('scores', tileTokens * scorePitch)} // A, and tiles of the result
 ${halves('weights', tileTokens * weightPitch)} // A
 ${eightFunctions}
 ${decayedFunction}
@@ -81,11 +83,11 @@ ${product.queries}
     let key_count = min(${tileTokens}u, row.w - t);
     let diagonal = t == tile.y;
 ${vector ? `    if (!diagonal) {\n${product.scores}\n    }` : product.scores}
+    workgroupBarrier();
+${stageValues(shape, 'rows', pitch, 'key_first', 'key_count')}
 ${vector ? '' : is.map((i) => `    if (lane < ${tileTokens}u) { keyed[${i * tileTokens}u + lane] = ${decayEight(shape, 'key_first + min(lane, key_count - 1u)', `${i}`, '0u')[0]}; }`).join('\n')}
     workgroupBarrier();
 ${[0, 1].map((r) => weigh(shape, r)).join('\n')}
-    workgroupBarrier();
-${stageValues(shape, 'rows', pitch, 'key_first', 'key_count')}
     workgroupBarrier();
 ${upTo(4)
   .map(
@@ -102,7 +104,7 @@ ${beforeChunk(shape, pitch)}
 ${across
   .map(
     (c) => `  workgroupBarrier();
-  ${storeSums('rows', 'mine', `o${c}`, 16)}
+  ${storeSums('scores', 'mine', `o${c}`, 16)}
   workgroupBarrier();
 ${scale === undefined ? writeSums(shape, c) : writeHalves(shape, c, scale)}`,
   )
@@ -167,8 +169,7 @@ ${upTo(channels / 16)
     queries: queries.join('\n'),
     scores: `${four.map((k) => `    var s${k} = Sum();`).join('\n')}
 ${scores.join('\n')}
-    workgroupBarrier();
-${four.map((k) => `    ${storeSums('rows', `subgroup * ${16 * scorePitch}u + ${16 * k}u`, `s${k}`, scorePitch)}`).join('\n')}`,
+${four.map((k) => `    ${storeSums('scores', `subgroup * ${16 * scorePitch}u + ${16 * k}u`, `s${k}`, scorePitch)}`).join('\n')}`,
   };
 }
 
@@ -185,7 +186,7 @@ function weigh(shape: DualShape, r: number): string {
       })
       .join(' + ');
   const scores = quads.map(
-    ({ j, at }) => `      var a${j} = bitcast<vec4f>(rows[(query${r} * ${scorePitch}u + member + ${at}u) / 4u]);`,
+    ({ j, at }) => `      var a${j} = scores[(query${r} * ${scorePitch}u + member + ${at}u) / 4u];`,
   );
   const scalar = `${is.map((i) => `      let own${i} = ${decayEight(shape, `first + min(query${r}, tile.z - 1u)`, `${i}`, '0u')[0]};`).join('\n')}
 ${quads.map(({ j, at }) => `      a${j} *= ${fading(at)};`).join('\n')}`;
@@ -255,12 +256,12 @@ function writeSums({ heads, form }: DualShape, c: number): string {
   return `  for (var e = own; e < 256u; e += 32u) {
     let r = subgroup * 16u + e / 16u;
     let at = ${16 * c}u + e % 16u;
-    if (r < tile.z && at < ${columns}u) { sums[((first + r) * ${heads}u + head) * ${columns}u + at] = bitcast<vec4f>(rows[(mine + e) / 4u])[e % 4u]; }
+    if (r < tile.z && at < ${columns}u) { sums[((first + r) * ${heads}u + head) * ${columns}u + at] = scores[(mine + e) / 4u][e % 4u]; }
   }`;
 }
 
 function writeHalves({ heads, form }: DualShape, c: number, scale: number): string {
-  const four = (n: number) => `bitcast<vec4f>(rows[mine / 4u + own * 2u + ${n}u]) * ${float(scale)}`;
+  const four = (n: number) => `scores[mine / 4u + own * 2u + ${n}u] * ${float(scale)}`;
   return `  if (subgroup * 16u + own / 2u < tile.z) {
     let at = ((first + subgroup * 16u + own / 2u) * ${heads}u + head) * ${form.headDim}u + ${16 * c}u + own % 2u * 8u;
     y[at / 8u] = eight_of(${four(0)}, ${four(1)});
