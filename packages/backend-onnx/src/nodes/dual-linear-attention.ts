@@ -280,7 +280,7 @@ function logGammaOf(kvHeads: number, group: number, scale: number): Derivation {
 }
 
 /** Weight of the states against the exact part over the scale that they have, as far as float16 holds it: [g, 1, G, 1, 1]. */
-export function shareOf(kvHeads: number, group: number, { scale }: Pick<Sizes, 'scale'>): Derivation {
+function shareOf(kvHeads: number, group: number, { scale }: Pick<Sizes, 'scale'>): Derivation {
   return {
     name: `share ${kvHeads}x${group} over ${scale}`,
     shape: () => [kvHeads, 1, group, 1, 1],
