@@ -294,7 +294,8 @@ The floor is weights (without the table of embeddings) and cache read once at th
 
 /** In milliseconds, of a decode step with softmax attention throughout. */
 function floorOf({ tokens, batch, code, weights: type }: Line, all: readonly Line[]): number | undefined {
-  const bandwidth = bandwidthOf(all.filter((line) => line.code === code)) ?? bandwidthOf(all);
+  const commit = code?.split(' ')[0]; // settings may follow
+  const bandwidth = bandwidthOf(all.filter((line) => line.code === commit)) ?? bandwidthOf(all);
   const weights = all.find(
     ({ test, plan, layers, weights: own }) =>
       test === 'compile' && plan === 'default:0' && layers === 32 && (own ?? 'f16') === (type ?? 'f16'),

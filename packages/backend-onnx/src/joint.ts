@@ -4,7 +4,6 @@ import {
   type Node,
   type NodeOf,
   operandsOf,
-  remap,
   type Value,
   type Weight,
   type WeightSource,
@@ -22,8 +21,8 @@ export interface Joint {
 }
 
 /**
- * Where softmax attention alone reads three linear maps of one value they become one. `joins`: whether weights can be had side
- * by side.
+ * Where softmax attention alone reads three linear maps of one value they become one, in the place of the first of them; other
+ * values keep their indices. `joins`: whether weights can be had side by side.
  */
 export function joinProjections(tape: Tape, dialect: Dialect, joins: (joint: Joint) => boolean): Tape {
   const { graph, widths, shapeOf } = tape;
@@ -34,26 +33,24 @@ export function joinProjections(tape: Tape, dialect: Dialect, joins: (joint: Joi
     });
   if (joined.length === 0) return tape;
   const byValue = new Map(joined.flatMap((each) => each.values.map((value) => [value, each] as const)));
-  const attentions = new Set(joined.map(({ attention }) => attention));
-  const nodes: Node[] = [];
-  const moved: Value[] = [];
-  const kept: number[] = [];
-  graph.nodes.forEach((node, at) => {
-    const projection = byValue.get(at);
-    const [first = at] = projection?.values ?? [];
-    if (first !== at) {
-      moved.push(moved[first]!);
-      return;
-    }
-    const next = projection ? asOne(projection) : attentions.has(at) ? packed(node) : node;
-    moved.push(nodes.push(remap(next, moved)) - 1);
-    kept.push(projection ? sum(projection.values.map((value) => widths[value]!)) : widths[at]!);
+  const byAttention = new Map(joined.map((each) => [each.attention, each] as const));
+  const nodes = graph.nodes.map((node, at): Node => {
+    const [projection, attention] = [byValue.get(at), byAttention.get(at)];
+    if (projection) return at === projection.values[0] ? asOne(projection) : nothing;
+    return attention ? packed(node, attention.values[0]!) : node;
   });
   const shapes = new Map<Weight, readonly number[]>();
   for (const { weight, bias } of joined)
     for (const { name, members } of bias ? [weight, bias] : [weight]) shapes.set(name, jointShape(members, shapeOf));
-  return { graph: { ...graph, nodes }, widths: kept, shapeOf: (name) => shapes.get(name) ?? shapeOf(name) };
+  const joinedWidths = widths.map((width, at) => {
+    const { values } = byValue.get(at) ?? {};
+    return values?.[0] === at ? sum(values.map((value) => widths[value]!)) : width;
+  });
+  return { graph: { ...graph, nodes }, widths: joinedWidths, shapeOf: (name) => shapes.get(name) ?? shapeOf(name) };
 }
+
+/** In the place of a value that is part of another. */
+const nothing: Node = { op: 'input', name: '', width: 0 };
 
 interface Projections {
   readonly attention: Value;
@@ -64,8 +61,8 @@ interface Projections {
   readonly bias?: Joint;
 }
 
-function packed(node: Node): PackedAttention {
-  return { ...(node as NodeOf<'softmaxAttention'>), packed: true };
+function packed(node: Node, value: Value): PackedAttention {
+  return { ...(node as NodeOf<'softmaxAttention'>), q: value, k: value, v: value, packed: true };
 }
 
 function asOne({ x, weight, bias }: Projections): Node {

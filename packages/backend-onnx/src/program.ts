@@ -35,13 +35,16 @@ export function compileProgram(
   options: Omit<ModelOptions, 'decode'>,
   joins: (joint: Joint) => boolean,
 ): Program {
-  const tape = joinProjections(tapeOf(layer, shapeOf), options.dialect, joins);
+  const tape = tapeOf(layer, shapeOf);
   const { graph } = tape;
   const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, options));
   const all = graph.nodes.map((_, index) => index);
   const program = { ...tape, ...contentsOf(tape), stages, dialect: options.dialect };
   if (stages.length === 1 || program.folds.length > 0) return program;
-  return { ...program, whole: modelOf(tape, graph.name, all, { ...options, decode: true }) };
+  // Of many tokens three products are as fast, and attention is faster. Sessions that pack matrices would pack them twice.
+  const joining = options.dialect.compute === 'float16' || options.standIn === undefined;
+  const joined = joining ? joinProjections(tape, options.dialect, joins) : tape;
+  return { ...program, whole: modelOf(joined, graph.name, all, { ...options, decode: true }) };
 }
 
 /** Every model of a program. */
