@@ -7,6 +7,7 @@ import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
+import { recur, recurBlocks } from './kernels/recur.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import { emitLinear } from './lower-linear.js';
@@ -116,14 +117,22 @@ function lowerStates(
   const stream = [entered.phi, entered.v, entered.decay];
   const [phi, mix, sums] = queries ? [[queries.phi], [vector(queries.mix)], [queries.sums]] : [[], [], []];
   const target = statePart(state, 0);
-  const each = ({ rows }: View): Grid => [rows, form.kvHeads, blocks];
-  emit(dual.recur(shape, perHead, replay), [...phi, ...stream, ...mix, target, ...sums], each, replay);
+  const buffers = [...phi, ...stream, ...mix, target, ...sums];
+  const each =
+    (count: number) =>
+    ({ rows }: View): Grid => [rows, form.kvHeads, count];
+  emit(recur(shape, perHead, replay), buffers, each(recurBlocks(shape)), replay);
   if (inMatrices(builder, shape)) {
     lowerMatrices(builder, shape, entered, target, queries);
     return;
   }
   const scores = queries ? [lowerScores(builder, shape, entered, queries)] : [];
-  emit(chunkWalk(shape, perHead, replay), [...phi, ...stream, ...mix, ...scores, target, ...sums], many(each), replay);
+  emit(
+    chunkWalk(shape, perHead, replay),
+    [...phi, ...stream, ...mix, ...scores, target, ...sums],
+    many(each(blocks)),
+    replay,
+  );
 }
 
 /** As much as possible in products of matrices. */

@@ -197,7 +197,6 @@ ${
   });
 }
 
-const parts = 16; // lanes that share the channels of a column
 export const columnBlock = 16;
 
 /** WGSL of gamma = softmax(mix) for state i of a head. */
@@ -210,84 +209,6 @@ export function mixFunction(states: number, perHead: boolean): string {
   for (var n = 0u; n < ${states}u; n++) { sum += exp(mix_logits[base + n] - top); }
   return exp(mix_logits[base + i] - top) / sum;
 }`;
-}
-
-/**
- * Token by token, one workgroup a row, kv head and 16 columns of the state [slots, states, kvHeads, width, columns]:
- * S_i <- exp(a_i) S_i + phi(k) [v, 1]^T; sums [tokens, heads, columns] = sum_i gamma_i phi(q)^T S_i. The definition, and the
- * kernel of decoding. `replay` starts from zero and reads nothing: a fold. Rows
- * of more than a few tokens are left to dual-chunks.ts.
- */
-export function recur({ heads, form, width, type }: DualShape, mixPerHead: boolean, replay: boolean): Kernel {
-  const { states, kvHeads, headDim, gate } = form;
-  const columns = columnsOf(form);
-  const shared = heads / kvHeads;
-  const channels = Math.ceil(width / parts);
-  const decay = gate === 'vector' ? `(i * ${kvHeads}u + kv) * ${headDim}u + c` : `i * ${kvHeads}u + kv`;
-  const cell = `(((row.x * ${states}u + i) * ${kvHeads}u + kv) * ${width}u + c) * ${columns}u + column`;
-  const eachChannel = (body: string) => `    for (var m = 0u; m < ${channels}u; m++) {
-      let c = part + ${parts}u * m;
-      if (c < ${width}u) { ${body} }
-    }`;
-  const read = `
-    for (var h = 0u; h < ${shared}u; h++) {
-      let head = kv * ${shared}u + h;
-      var sum = 0.0;
-${eachChannel(`let value = f32(phi_q[(item * ${heads}u + head) * ${width}u + c]);
-        for (var i = 0u; i < ${states}u; i++) { sum += value * mixed[h * ${states}u + i] * state[i * ${channels}u + m]; }`)}
-      partial[lane] = sum;
-      workgroupBarrier();
-      if (part == 0u && inside) {
-        var total = 0.0;
-        for (var p = 0u; p < ${parts}u; p++) { total += partial[p * ${columnBlock}u + lane]; }
-        sums[(item * ${heads}u + head) * ${columns}u + column] = total;
-      }
-      workgroupBarrier();
-    }`;
-  return kernel({
-    name: replay ? 'recur-replay' : 'recur',
-    buffers: {
-      ...(replay ? {} : { phi_q: [type, 'read'] as const }),
-      phi_k: [type, 'read'],
-      v: [type, 'read'],
-      decay: ['f32', 'read'],
-      ...(replay ? {} : { mix_logits: ['f32', 'read'] as const }),
-      states: ['f32', 'write'],
-      ...(replay ? {} : { sums: ['f32', 'write'] as const }),
-    },
-    module: `${replay ? '' : mixFunction(states, mixPerHead)}
-var<workgroup> partial: array<f32, ${parts * columnBlock}>;`,
-    size: parts * columnBlock,
-    main: `  let row = row_at(group.x);
-  if (row.w > ${shortRow}u${replay ? '' : ' || row.w == 0u'}) { return; }
-  let kv = group.y;
-  let column = group.z * ${columnBlock}u + lane % ${columnBlock}u;
-  let part = lane / ${columnBlock}u;
-  let inside = column < ${columns}u;
-  var state: array<f32, ${states * channels}>;
-${
-  replay
-    ? ''
-    : `  for (var i = 0u; i < ${states}u; i++) {
-${eachChannel(`if (inside) { state[i * ${channels}u + m] = states[${cell}]; }`)}
-  }
-  var mixed: array<f32, ${shared * states}>;
-  for (var n = 0u; n < ${shared * states}u; n++) { mixed[n] = gamma(kv * ${shared}u + n / ${states}u, n % ${states}u); }`
-}
-  for (var t = 0u; t < row.w; t++) {
-    let item = row.z + t;
-    var value = 1.0;
-    if (column < ${headDim}u) { value = f32(v[(item * ${kvHeads}u + kv) * ${headDim}u + column]); }
-    for (var i = 0u; i < ${states}u; i++) {
-${eachChannel(`let keep = exp(decay[item * ${gateColumns(form)}u + ${decay}]);
-        let at = i * ${channels}u + m;
-        state[at] = keep * state[at] + f32(phi_k[(item * ${kvHeads}u + kv) * ${width}u + c]) * value;`)}
-    }${replay ? '' : read}
-  }
-  for (var i = 0u; i < ${states}u; i++) {
-${eachChannel(`if (inside) { states[${cell}] = state[i * ${channels}u + m]; }`)}
-  }`,
-  });
 }
 
 const finishSize = 64;
