@@ -38,7 +38,7 @@ const weights: WeightSource = {
 
 interface Drawn {
   readonly step: Step;
-  readonly ids: Promise<readonly [HostTensor, void]>;
+  readonly ids: Promise<readonly [HostTensor, unknown]>;
 }
 
 describe.each(['c-api', 'node'])(
