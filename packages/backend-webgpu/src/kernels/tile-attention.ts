@@ -26,7 +26,7 @@ export interface AttentionCut {
 }
 
 /** What a device takes that has not been asked. */
-export const attentionCut: AttentionCut = { queries: 32 };
+const attentionCut: AttentionCut = { queries: 32 };
 
 /** The cuts among which a device chooses (see tune.ts). */
 export const attentionCuts: Readonly<Record<string, AttentionCut>> = {
