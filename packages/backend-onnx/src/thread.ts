@@ -42,7 +42,10 @@ const slots = 4;
 /** The line says whether the computing thread looks at them. */
 const says = { deaf: 0, listening: 1 };
 
-/** How long the two sides wait awake for one another, in milliseconds: waking a thread takes part of a short step. */
+/**
+ * How long the two sides wait awake for one another, in milliseconds: waking a thread takes part of a short step, and one that
+ * waits awake takes a core from the threads that compute, where it is the CPU that does.
+ */
 export interface Patience {
   /** The caller's event loop for an answer, */
   readonly answer: number;
@@ -53,7 +56,7 @@ export interface Patience {
 /** Starts worker.js; resolves when it is ready. @throws DslaError E_UNAVAILABLE */
 export async function startThread(
   workerData: Readonly<Record<string, unknown>>,
-  patience: Patience = { answer: 3, next: 0.5 },
+  patience: Patience = { answer: 0.05, next: 0.5 },
 ): Promise<Thread> {
   const cells = new Int32Array(new SharedArrayBuffer(4 * (cell.slots + 3 * slots)));
   const line = { cells, cell, says, patience };
