@@ -9,12 +9,13 @@ import { setTimeout as after } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import type { Worker } from 'node:worker_threads';
-import { type AttentionLayer, isDslaError, joinGraphs, Scope, type StateStore } from '@dsla/spec';
+import { type AttentionLayer, joinGraphs, Scope, type StateStore } from '@dsla/spec';
 import { randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
 import { libraryPath } from '../src/binding/choose.js';
 import { folderVariable, providerLibrary } from '../src/binding/cuda-requirements.js';
 import type { OnnxDevice } from '../src/device.js';
 import { onnxBackend } from '../src/index.js';
+import { failure } from './failure.js';
 
 const { values: options } = parseArgs({
   options: {
@@ -84,15 +85,6 @@ async function works(): Promise<{ readonly token: number; readonly free: number 
   for (const store of Object.values(long)) store[Symbol.dispose]();
   const token = await step(stores(16), 16);
   return { token, free: device.binding.available() };
-}
-
-async function failure(work: () => unknown): Promise<Record<string, unknown>> {
-  try {
-    await work();
-    return { error: 'none' };
-  } catch (error) {
-    return isDslaError(error) ? { error: error.code, message: error.message } : { error: String(error) };
-  }
 }
 
 /** What the device says before and after `disturb`. */

@@ -1,10 +1,11 @@
 // Long runs and failures on CUDA: memory over many steps and many devices, bytes copied by a step that draws its token, and what
 // happens where there is no memory left. One JSON object a line on stdout; bundled as conformance.ts is.
 import { parseArgs } from 'node:util';
-import { type AttentionLayer, isDslaError, joinGraphs, Scope, type StateStore } from '@dsla/spec';
+import { type AttentionLayer, joinGraphs, Scope, type StateStore } from '@dsla/spec';
 import { randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
 import type { OnnxDevice } from '../src/device.js';
 import { onnxBackend } from '../src/index.js';
+import { failure } from './failure.js';
 
 const { values: options } = parseArgs({
   options: {
@@ -107,15 +108,6 @@ async function fill(model: Opened): Promise<void> {
   print({ test: 'a long step without memory', ...(await failure(() => step(model, states, 0, prompt))) });
   for (const block of blocks) block.free();
   print({ test: 'afterwards', same: (await step(model, states, 0, 64)) === before, ...memory(device) });
-}
-
-async function failure(work: () => unknown): Promise<Record<string, unknown>> {
-  try {
-    await work();
-    return { error: 'none' };
-  } catch (error) {
-    return isDslaError(error) ? { error: error.code, message: error.message } : { error: String(error) };
-  }
 }
 
 function print(line: Readonly<Record<string, unknown>>): void {
