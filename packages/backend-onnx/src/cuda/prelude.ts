@@ -1,0 +1,36 @@
+/** What every source begins with: float16 without a header, which a system with NVRTC alone does not have. */
+export const prelude: string = `
+typedef unsigned short half_t;
+typedef unsigned int uint32;
+
+/** Two float16 in a register, the first in the lower bits. */
+typedef unsigned int half2_t;
+
+__device__ __forceinline__ float toFloat(half_t x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+  return y;
+}
+
+__device__ __forceinline__ half_t toHalf(float x) {
+  half_t y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ float2 toFloats(half2_t x) {
+  return make_float2(toFloat((half_t)(x & 0xffffu)), toFloat((half_t)(x >> 16)));
+}
+
+__device__ __forceinline__ half2_t toHalves(float first, float second) {
+  half2_t y;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(second), "f"(first));
+  return y;
+}
+
+/** Sum over the lanes of a warp, for each of them. */
+__device__ __forceinline__ float warpSum(float x) {
+  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+  return x;
+}
+`;
