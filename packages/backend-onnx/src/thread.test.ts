@@ -1,4 +1,6 @@
+import { Worker } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
+import { onnxBackend } from './index.js';
 import { startThread } from './thread.js';
 
 const workerData = { binding: 'node', threads: 1, packs: false };
@@ -32,4 +34,24 @@ describe('the computing thread', () => {
     await expect(thread.ask({ kind: 'read', memory: 7, bytes: 4 })).rejects.toMatchObject(lost);
     await thread.close();
   });
+
+  it('serves one device after another', async () => {
+    const product = async (): Promise<void> => {
+      await using device = await onnxBackend.open({ threads: 1, extra: { binding: 'c-api' } });
+      using buffer = device.upload({ dtype: 'f32', shape: [2], data: Float32Array.of(1, 2) });
+      expect([...(await device.download(buffer)).data]).toEqual([1, 2]);
+    };
+    await product();
+    const before = await nextThread();
+    for (let device = 0; device < 3; device++) await product();
+    expect((await nextThread()) - before).toBe(1);
+  });
 });
+
+/** Number of a new thread: they are counted as they are made. */
+async function nextThread(): Promise<number> {
+  const worker = new Worker('', { eval: true });
+  const { threadId } = worker;
+  await worker.terminate();
+  return threadId;
+}

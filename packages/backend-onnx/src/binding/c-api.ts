@@ -35,7 +35,8 @@ export async function openCApi(path: string, options: BindingOptions, onDevice?:
       ] as const
     ).map((name) => [name, library.address(name)]),
   );
-  const thread = await startThread({ binding: 'c-api', addresses, cuda: cuda?.forThread }, cuda && patience);
+  const engine = { binding: 'c-api', addresses, runtime: onDevice?.runtime };
+  const thread = await startThread(engine, cuda && { patience, cuda: cuda.forThread });
   const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
   const dialect = { ...(onDevice ? onCuda(onDevice.compute) : onCpu), weights: options.weights };
   return new CApi(path, { library, environment, thread, shared, dialect, cuda }, options);

@@ -98,7 +98,7 @@ export async function openCuda(
     name: deviceName(call),
     info,
     traffic,
-    forThread: { runtime, stream, runOptions, turn, own },
+    forThread: { stream, runOptions, turn, own },
     allocate(bytes) {
       const out = new BigUint64Array(1);
       if (call('cudaMalloc', out, Math.max(bytes, 1)) === outOfMemoryStatus) {
