@@ -2,7 +2,7 @@
 // blocks, on the device and on the CPU. From packages/backend-onnx:
 //   npx esbuild bench/conformance.ts --bundle --platform=node --format=esm --target=es2022 --conditions=@dsla/source --external:koffi \
 //     --external:onnxruntime-node --alias:vitest=../backend-webgpu/bench/vitest.ts --outfile=OUT/conformance.mjs
-//   cp src/worker.js OUT && node OUT/conformance.mjs --types f32,f16 > results.jsonl
+//   cp src/worker.js src/operators.js OUT && node OUT/conformance.mjs --types f32,f16 > results.jsonl
 import { parseArgs } from 'node:util';
 import { backendConformance, float16 } from '@dsla/conformance';
 import { type Device, joinGraphs, type OpenOptions } from '@dsla/spec';

@@ -74,7 +74,7 @@ describe.each(bindings)('binding %s', (binding) => {
     await using device = await onnxBackend.open({ threads: 1, extra: { binding } });
     const { binding: inner } = device as OnnxDevice;
     const pack = inner.pack();
-    const request = { model: new Uint8Array([1, 2, 3]), constants: new Map(), pack, where: 'layers.7' };
+    const request = { model: new Uint8Array([1, 2, 3]), constants: new Map(), operators: [], pack, where: 'layers.7' };
     await expect(inner.session(request)).rejects.toMatchObject({
       code: 'E_DEVICE',
       message: expect.stringMatching(/^layers\.7: .*[Pp]rotobuf/),

@@ -33,7 +33,6 @@ import { WeightTable } from './weights.js';
 
 export class OnnxDevice implements Device {
   readonly backend = 'onnx';
-  readonly description: string;
   readonly capabilities: Capabilities;
   readonly lost: Promise<Error>;
   readonly binding: Binding;
@@ -51,7 +50,6 @@ export class OnnxDevice implements Device {
 
   constructor(binding: Binding) {
     this.binding = binding;
-    this.description = binding.description;
     this.lost = binding.lost;
     this.#type = computeType(binding.dialect);
     this.capabilities = {
@@ -66,6 +64,10 @@ export class OnnxDevice implements Device {
     this.weights = new WeightTable(this.pool, binding.dialect.compute);
     this.tables = new Tables(binding);
     this.drawings = new Drawings(binding, this.order);
+  }
+
+  get description(): string {
+    return this.binding.description;
   }
 
   unsupported(graph: LayerGraph): readonly string[] {

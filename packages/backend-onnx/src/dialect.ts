@@ -18,6 +18,8 @@ export interface Dialect {
   readonly fastState: number;
   /** Sizes that operators read on the host do not change from one decode step to the next, so that a step can be replayed. */
   readonly replays: boolean;
+  /** Operators of our own (cuda/operator.ts) can be nodes of a graph. */
+  readonly operators: boolean;
 }
 
 export const onCpu: Dialect = {
@@ -26,11 +28,12 @@ export const onCpu: Dialect = {
   flash: false,
   fastState: 0,
   replays: false,
+  operators: false,
 };
 
 /** ONNX Runtime's CUDA provider has GroupQueryAttention in half precision only, its fast kernels up to a head width of 256. */
-export function onCuda(compute: Dialect['compute']): Dialect {
-  return { compute, fusedHead: compute === 'float16' ? 256 : 0, flash: true, fastState: 128, replays: true };
+export function onCuda(compute: Dialect['compute'], operators: boolean = false): Dialect {
+  return { compute, fusedHead: compute === 'float16' ? 256 : 0, flash: true, fastState: 128, replays: true, operators };
 }
 
 /** The compute type as a backend tells it. */

@@ -76,6 +76,7 @@ class DrawWriter {
       joins: false,
       inputs: this.#inputs,
       matrices: [],
+      operators: [],
       outputs: [{ name: 'ids', source: { kind: 'value', value: 1 }, type: 'int32', dims }],
       encode: () => graph.finish('draw'),
     };

@@ -1,3 +1,4 @@
+import type { Operator } from './cuda/operator.js';
 import {
   type Attribute,
   type ElementType,
@@ -19,6 +20,8 @@ export function ofRows(size: number | string): number | undefined {
 }
 
 const microsoft = 'com.microsoft';
+/** Of operators of our own. */
+export const ownDomain = 'dsla';
 
 export interface MatmulOptions {
   readonly transA?: boolean;
@@ -34,6 +37,12 @@ export class GraphBuilder {
   readonly #constants = new Map<string, TensorProto>();
   /** Values that are graph outputs, by their first name. */
   readonly #renamed = new Map<Ref, string>();
+  readonly #operators = new Map<string, Operator>();
+
+  /** Those of our own that it uses. */
+  get operators(): readonly Operator[] {
+    return [...this.#operators.values()];
+  }
 
   input(name: string, type: ElementType, dims: Dims): Ref {
     this.#inputs.push({ name, type, dims });
@@ -73,6 +82,12 @@ export class GraphBuilder {
   /** Several outputs of a com.microsoft node. */
   msOps(type: string, inputs: readonly Ref[], outputs: number, attributes: Readonly<Record<string, Attribute>>): Ref[] {
     return this.ops(type, inputs, outputs, attributes, microsoft);
+  }
+
+  /** A node of an operator of our own; what it makes, in order. */
+  own(operator: Operator, inputs: readonly Ref[]): Ref[] {
+    this.#operators.set(operator.name, operator);
+    return this.ops(operator.name, inputs, operator.outputs.length, {}, ownDomain);
   }
 
   /** int64 constant; a plain number is a scalar. */
@@ -130,7 +145,7 @@ export class GraphBuilder {
     const final = (ref: Ref): string => this.#renamed.get(ref) ?? ref;
     return encodeModel({
       name,
-      opsets: { '': 21, [microsoft]: 1 },
+      opsets: { '': 21, [microsoft]: 1, ...(this.#operators.size > 0 && { [ownDomain]: 1 }) },
       nodes: this.#nodes.map((node) => ({
         ...node,
         inputs: node.inputs.map(final),

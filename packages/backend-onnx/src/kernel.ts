@@ -40,11 +40,12 @@ export class Kernel {
   async prepare(): Promise<void> {
     if (this.#gone) throw disposed(`layer ${this.model.name}`);
     if (this.#session) return;
-    const { name, matrices } = this.model;
+    const { name, matrices, operators } = this.model;
     const constants = new Map(matrices.map((port) => [port.name, this.#weights.get(port.name)!]));
     this.#session = await this.#binding.session({
       model: this.model.encode(),
       constants,
+      operators,
       pack: this.#pack,
       where: name,
     });

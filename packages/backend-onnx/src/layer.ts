@@ -89,9 +89,10 @@ export async function compileLayer(
   signal: AbortSignal | undefined,
 ): Promise<OnnxLayer> {
   const { binding } = device;
-  const { standIn, dialect } = binding;
   const shapeOf = (name: Weight): readonly number[] => source.spec(name).shape;
-  const program = compileProgram(graph, shapeOf, { standIn, dialect }, (joint) => device.weights.join(joint));
+  const program = await readyProgram(binding, ({ standIn, dialect }) =>
+    compileProgram(graph, shapeOf, { standIn, dialect }, (joint) => device.weights.join(joint)),
+  );
   const claims = new Map<string, WeightClaim>();
   try {
     for (const { inputs, matrices } of modelsOf(program)) {
@@ -111,4 +112,11 @@ export async function compileLayer(
     modelsOf(program).map((model) => [model, new Kernel(model, binding, pack, weights)] as const),
   );
   return new OnnxLayer(graph, program, kernels, pack, [...claims.values()], device.order);
+}
+
+/** A program whose operators of our own are compiled, or, where they cannot be, one of ONNX Runtime's alone. */
+async function readyProgram(binding: Binding, compile: (binding: Binding) => Program): Promise<Program> {
+  const program = compile(binding);
+  const operators = modelsOf(program).flatMap((model) => model.operators);
+  return (await binding.ready(operators)) ? program : compile(binding);
 }

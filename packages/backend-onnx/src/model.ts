@@ -1,4 +1,5 @@
 import { type Node, type NodeOf, operandsOf, type StatePart, type Weight } from '@dsla/spec';
+import type { Operator } from './cuda/operator.js';
 import { type Dialect, partType } from './dialect.js';
 import { type Dims, GraphBuilder, ofRows, type Ref } from './emit.js';
 import { invalid } from './errors.js';
@@ -16,6 +17,8 @@ export interface Model {
   /** Weights that the session gets once, as constants, and rearranges for itself. */
   readonly matrices: readonly Port[];
   readonly outputs: readonly Port[];
+  /** Of our own that it uses. */
+  readonly operators: readonly Operator[];
   /** It serves exactly one token of each of its rows. */
   readonly decode: boolean;
   /** Of more than one row. */
@@ -113,6 +116,7 @@ class ModelWriter implements Lowering {
       inputs: [...this.#inputs.values()],
       matrices: [...this.#matrices.values()],
       outputs: this.#outputs,
+      operators: this.graph.operators,
       decode: this.decode,
       joins: this.#joins,
       encode: () => this.graph.finish(name),

@@ -2,6 +2,7 @@
 // Messages name what is to be done by `kind`; those with an `id` are answered.
 
 import { parentPort, workerData } from 'node:worker_threads';
+import { launcherOn, loadOperators } from './operators.js';
 
 const { cells, cell, says } = workerData.line;
 const open = workerData.binding === 'c-api' ? await loadCApi(workerData) : () => openNode(workerData);
@@ -95,11 +96,13 @@ async function loadCApi({ addresses, runtime }) {
   const getErrorMessage = at('GetErrorMessage', 'const char *', [P]);
   const releaseStatus = at('ReleaseStatus', 'void', [P]);
   const openDevice = runtime === undefined ? loadHost(koffi) : loadCuda(koffi, runtime);
-  const api = { createSession, runWithBinding, getErrorMessage, releaseStatus };
+  const operators = loadOperators(koffi, at, runtime === undefined ? null : 'CUDAExecutionProvider');
+  const api = { createSession, runWithBinding, getErrorMessage, releaseStatus, operators };
   return ({ cuda }) => openCApi(api, openDevice(cuda));
 }
 
-function openCApi({ createSession, runWithBinding, getErrorMessage, releaseStatus }, device) {
+function openCApi({ createSession, runWithBinding, getErrorMessage, releaseStatus, operators }, device) {
+  operators.forget(); // those of the device before
   const failure = (status) => {
     const message = getErrorMessage(status);
     releaseStatus(status);
@@ -121,7 +124,8 @@ function openCApi({ createSession, runWithBinding, getErrorMessage, releaseStatu
     known.delete(commands);
   };
   return {
-    create({ model, env, options, pack }) {
+    create({ model, env, options, pack, own }) {
+      if (own) operators.add(own.domain, own.operators, device.launcher, own.room);
       const out = new BigUint64Array(1);
       const status = createSession(env, model, model.byteLength, options, pack, out);
       if (status) throw failure(status);
@@ -197,7 +201,9 @@ function loadCuda(koffi, runtime) {
     recordEvent: checked('cudaEventRecord', P, P),
     queryEvent: library.func('cudaEventQuery', 'int', [P]),
   };
-  return (cuda) => openCuda(runtimeApi, cuda);
+  const driver = koffi.load('libcuda.so.1');
+  const launchKernel = driver.func('cuLaunchKernel', 'int', [P, ...Array(7).fill('uint'), P, P, P]);
+  return (cuda) => openCuda(runtimeApi, cuda, launcherOn(koffi, launchKernel, cuda.stream));
 }
 
 /**
@@ -205,7 +211,7 @@ function loadCuda(koffi, runtime) {
  * then on. It stays as it was where the recording fails, holds work of the host, which must not be done twice, or copies from host
  * memory, which ONNX Runtime takes back.
  */
-function openCuda(runtimeApi, { stream, runOptions, turn, own }) {
+function openCuda(runtimeApi, { stream, runOptions, turn, own }, launcher) {
   const { textOf, memcpy, synchronize, begin, end, nodesOf, typeOf, instantiate, destroy, destroyInstance } =
     runtimeApi;
   const { launch, clearError, copyOf, makeEvent, destroyEvent, recordEvent, queryEvent } = runtimeApi;
@@ -288,6 +294,7 @@ function openCuda(runtimeApi, { stream, runOptions, turn, own }) {
     get runOptions() {
       return recording ? runOptions : null;
     },
+    launcher,
     copy: (to, from, bytes) => memcpy(to, from, bytes, onDevice, stream),
     rest,
     wanted: () => Atomics.load(turn, 0) === turns.wanted,

@@ -1,3 +1,4 @@
+import type { Operator } from '../cuda/operator.js';
 import type { Dialect, Quantised } from '../dialect.js';
 import type { ElementType } from '../protobuf.js';
 
@@ -54,6 +55,8 @@ export interface SessionRequest {
   readonly model: Uint8Array;
   /** Matrices that the model says to lie in the stand-in; their memory must outlive the session. */
   readonly constants: ReadonlyMap<string, Tensor>;
+  /** Of our own, ready. */
+  readonly operators: readonly Operator[];
   readonly pack: Pack;
   /** Named by errors. */
   readonly where: string;
@@ -106,6 +109,8 @@ export interface Binding {
    */
   readonly standIn: string | undefined;
   pack(): Pack;
+  /** Compiles operators of our own for sessions; without them from then on (`dialect`) and false where that fails. */
+  ready(operators: readonly Operator[]): Promise<boolean>;
   /** @throws DslaError E_DEVICE with ONNX Runtime's text. */
   session(request: SessionRequest): Promise<Session>;
   commands(): Commands;

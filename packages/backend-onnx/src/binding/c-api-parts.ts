@@ -1,4 +1,6 @@
 import { DslaError } from '@dsla/spec';
+import type { Operator } from '../cuda/operator.js';
+import { ownDomain } from '../emit.js';
 import { elementBytes, elementCode } from '../protobuf.js';
 import type { Bound, CommandPlace, Commands, Memory, Pack, Session, Tensor } from './binding.js';
 import type { CApiMemory } from './memory.js';
@@ -31,13 +33,20 @@ export class CApiSession implements Session {
   readonly handle: Handle;
   readonly #library: OrtLibrary;
   readonly #constants: readonly Handle[];
+  readonly #own: OwnOperators | undefined;
   readonly #forget: () => void;
   #gone = false;
 
-  constructor(library: OrtLibrary, handle: Handle, constants: readonly Handle[], forget: () => void) {
+  constructor(
+    library: OrtLibrary,
+    handle: Handle,
+    { constants, own }: { readonly constants: readonly Handle[]; readonly own: OwnOperators | undefined },
+    forget: () => void,
+  ) {
     this.#library = library;
     this.handle = handle;
     this.#constants = constants;
+    this.#own = own;
     this.#forget = forget;
   }
 
@@ -59,7 +68,33 @@ export class CApiSession implements Session {
     this.#gone = true;
     this.#library.call('ReleaseSession', this.handle);
     for (const value of this.#constants) this.#library.call('ReleaseValue', value);
+    this.#own?.dispose();
     this.#forget();
+  }
+}
+
+/** Bytes of what ONNX Runtime is told about an operator of our own (operators.js). */
+const operatorBytes = 512;
+
+/** Operators of our own that a session may have, for as long as it lives. */
+export class OwnOperators {
+  /** What the computing thread needs to tell them to ONNX Runtime before it makes the session. */
+  readonly request: {
+    readonly domain: Handle;
+    readonly operators: readonly Operator[];
+    readonly room: SharedArrayBuffer;
+  };
+  readonly #library: OrtLibrary;
+
+  constructor(library: OrtLibrary, operators: readonly Operator[], sessionOptions: Handle) {
+    this.#library = library;
+    const domain = library.make('CreateCustomOpDomain', ownDomain);
+    library.call('AddCustomOpDomain', sessionOptions, domain);
+    this.request = { domain, operators, room: new SharedArrayBuffer(operatorBytes * operators.length) };
+  }
+
+  dispose(): void {
+    this.#library.call('ReleaseCustomOpDomain', this.request.domain);
   }
 }
 

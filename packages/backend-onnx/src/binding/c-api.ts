@@ -1,4 +1,6 @@
 import { basename, dirname } from 'node:path';
+import type { LoadedOperator } from '../cuda/kernels.js';
+import type { Operator } from '../cuda/operator.js';
 import { type Dialect, onCpu, onCuda } from '../dialect.js';
 import { GraphBuilder } from '../emit.js';
 import { startThread, type Thread } from '../thread.js';
@@ -13,11 +15,11 @@ import type {
   SessionRequest,
   Traffic,
 } from './binding.js';
-import { CApiCommands, CApiPack, CApiSession, tensorValue } from './c-api-parts.js';
+import { CApiCommands, CApiPack, CApiSession, OwnOperators, tensorValue } from './c-api-parts.js';
 import { type Cuda, type CudaOptions, openCuda } from './cuda.js';
 import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
 import { CApiMemory } from './memory.js';
-import { type Handle, type OrtLibrary, openLibrary } from './ort-api.js';
+import { type Handle, type OrtLibrary, openLibrary, operatorFunctions } from './ort-api.js';
 import { CApiRegion } from './region.js';
 
 /** ONNX Runtime's C API through koffi: memory is bound in place and nothing is copied. Without `onDevice` on the CPU. */
@@ -25,22 +27,23 @@ export async function openCApi(path: string, options: BindingOptions, onDevice?:
   const library = await openLibrary(path);
   const environment = environmentOf(library, options.threads);
   const cuda = onDevice && (await openCuda(library, environment.handle, onDevice));
-  const addresses = Object.fromEntries(
-    (
-      [
-        'CreateSessionFromArrayWithPrepackedWeightsContainer',
-        'RunWithBinding',
-        'GetErrorMessage',
-        'ReleaseStatus',
-      ] as const
-    ).map((name) => [name, library.address(name)]),
-  );
+  const addresses = Object.fromEntries(threadFunctions.map((name) => [name, library.address(name)]));
   const engine = { binding: 'c-api', addresses, runtime: onDevice?.runtime };
   const thread = await startThread(engine, cuda && { patience, cuda: cuda.forThread });
   const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
-  const dialect = { ...(onDevice ? onCuda(onDevice.compute) : onCpu), weights: options.weights };
+  const provided = onDevice ? onCuda(onDevice.compute, typeof cuda?.kernels === 'object') : onCpu;
+  const dialect = { ...provided, weights: options.weights };
   return new CApi(path, { library, environment, thread, shared, dialect, cuda }, options);
 }
+
+/** What the computing thread calls. */
+const threadFunctions = [
+  'CreateSessionFromArrayWithPrepackedWeightsContainer',
+  'RunWithBinding',
+  'GetErrorMessage',
+  'ReleaseStatus',
+  ...operatorFunctions,
+] as const;
 
 /** Beside a device there is nothing better to do on the computing thread. */
 const patience = { answer: 20, next: 2 };
@@ -109,8 +112,7 @@ interface Opened {
 }
 
 class CApi implements Binding {
-  readonly description: string;
-  readonly dialect: Dialect;
+  dialect: Dialect;
   readonly standIn: string | undefined;
   readonly lost: Promise<Error>;
   readonly #library: OrtLibrary;
@@ -129,10 +131,13 @@ class CApi implements Binding {
   /** Sessions and packs in use, in the order in which they may go. */
   readonly #sessions = new Set<CApiSession>();
   readonly #packs = new Set<CApiPack>();
+  readonly #place: string;
+  /** Why there are no operators of our own on the device. */
+  #without: string | undefined;
 
   constructor(path: string, { library, environment, thread, shared, dialect, cuda }: Opened, options: BindingOptions) {
-    const place = cuda ? `CUDA on ${cuda.name}, ${dialect.compute}` : `CPU, ${options.threads} threads`;
-    this.description = `ONNX Runtime ${library.version}, ${place}, C API through koffi`;
+    this.#place = cuda ? `CUDA on ${cuda.name}, ${dialect.compute}` : `CPU, ${options.threads} threads`;
+    this.#without = typeof cuda?.kernels === 'string' ? cuda.kernels : undefined;
     this.dialect = dialect;
     this.lost = Promise.race([thread.lost, this.#broken.promise]);
     void thread.lost.then(() => cuda?.leave());
@@ -144,6 +149,11 @@ class CApi implements Binding {
     this.#thread = thread;
     this.#options = options;
     this.#shared = shared;
+  }
+
+  get description(): string {
+    const without = this.#without === undefined ? '' : `, without operators of our own: ${this.#without}`;
+    return `ONNX Runtime ${this.#library.version}, ${this.#place}, C API through koffi${without}`;
   }
 
   allocate(bytes: number, where: string, onHost: boolean = false): Memory {
@@ -188,7 +198,18 @@ class CApi implements Binding {
     return pack;
   }
 
-  async session({ model, constants, pack, where }: SessionRequest): Promise<Session> {
+  async ready(operators: readonly Operator[]): Promise<boolean> {
+    try {
+      await this.#loaded(operators);
+      return true;
+    } catch (error) {
+      this.#without = (error as Error).message;
+      this.dialect = { ...this.dialect, operators: false };
+      return false;
+    }
+  }
+
+  async session({ model, constants, operators, pack, where }: SessionRequest): Promise<Session> {
     const library = this.#library;
     const { handle: env } = this.#environment;
     const options = this.#sessionOptions();
@@ -196,18 +217,22 @@ class CApi implements Binding {
     if (this.#cuda && constants.size > 0) library.call('AddSessionConfigEntry', options, 'ep.cuda.fpa_intb_gemm', '1');
     // The options keep pointers to these values, and nobody says when they are last read: they go with the session.
     const values: Handle[] = [];
+    let own: OwnOperators | undefined;
     try {
+      if (operators.length > 0) own = new OwnOperators(library, await this.#loaded(operators), options);
       for (const [name, tensor] of constants) {
         values.push(tensorValue(library, tensor));
         library.call('AddInitializer', options, name, values.at(-1));
       }
-      const request = { kind: 'create', model, env, options, pack: (pack as CApiPack).handle };
+      const request = { kind: 'create', model, env, options, pack: (pack as CApiPack).handle, own: own?.request };
       const handle = (await this.#thread.ask(request)) as Handle;
-      const session: CApiSession = new CApiSession(library, handle, values, () => this.#sessions.delete(session));
+      const kept = { constants: values, own };
+      const session: CApiSession = new CApiSession(library, handle, kept, () => this.#sessions.delete(session));
       this.#sessions.add(session);
       return session;
     } catch (error) {
       for (const value of values) library.call('ReleaseValue', value);
+      own?.dispose();
       throw deviceError(error, where);
     } finally {
       library.call('ReleaseSessionOptions', options);
@@ -256,6 +281,12 @@ class CApi implements Binding {
     for (const session of this.#sessions) session.dispose();
     for (const pack of this.#packs) pack.dispose();
     this.#cuda?.close();
+  }
+
+  async #loaded(operators: readonly Operator[]): Promise<LoadedOperator[]> {
+    const { kernels } = this.#cuda ?? {};
+    if (operators.length === 0 || typeof kernels !== 'object') return [];
+    return await Promise.all(operators.map((operator) => kernels.load(operator)));
   }
 
   #sessionOptions(): Handle {

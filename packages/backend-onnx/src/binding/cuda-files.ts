@@ -34,9 +34,14 @@ async function lookForCuda(folder: string, version: string): Promise<CudaFiles> 
   const wanted = neededLibraries(provider).filter((name) => /^libcu/.test(name));
   const runtime = wanted.find((name) => name.startsWith('libcudart.so'));
   if (runtime === undefined) return refused(`${provider} is not linked with libcudart, the CUDA runtime`);
-  const major = Number(runtime.split('.').at(-1));
+  const major = majorOf(runtime);
   const obstacles = [...(await unloadable(wanted, major)), ...(await cudnnObstacles(major))];
   return { obstacles: obstacles.length > 0 ? obstacles : await deviceObstacles(runtime), runtime };
+}
+
+/** CUDA's version, of the name of its runtime: libcudart.so.13. */
+export function majorOf(runtime: string): number {
+  return Number(runtime.split('.').at(-1));
 }
 
 const refused = (obstacle: string): CudaFiles => ({ obstacles: [obstacle], runtime: '' });
@@ -85,6 +90,6 @@ async function deviceObstacles(runtime: string): Promise<string[]> {
   const status: number = cuda.func('cudaGetDeviceCount', 'int', ['void *'])(count);
   if (status === 0 && count[0]! > 0) return [];
   const text: string = status === 0 ? 'no device' : cuda.func('cudaGetErrorString', 'const char *', ['int'])(status);
-  const { install } = requirementsOf(Number(runtime.split('.').at(-1))).get('libcuda')!;
+  const { install } = requirementsOf(majorOf(runtime)).get('libcuda')!;
   return [`CUDA finds no device: ${text}. ${install}`];
 }

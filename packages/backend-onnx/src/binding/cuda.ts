@@ -1,7 +1,9 @@
 import { DslaError } from '@dsla/spec';
+import { type Kernels, openKernels } from '../cuda/kernels.js';
 import type { Dialect } from '../dialect.js';
 import type { Traffic } from './binding.js';
 import type { Block } from './block.js';
+import { majorOf } from './cuda-files.js';
 import { openCudaPages } from './cuda-pages.js';
 import type { Handle, OrtLibrary } from './ort-api.js';
 import { PagedSpace, type Space } from './space.js';
@@ -18,6 +20,8 @@ export interface Cuda {
   readonly name: string;
   /** OrtMemoryInfo of device memory. */
   readonly info: Handle;
+  /** For operators of our own, or why there are none. */
+  readonly kernels: Kernels | string;
   readonly traffic: Traffic;
   /** What the computing thread needs. */
   readonly forThread: Readonly<Record<string, unknown>>;
@@ -97,6 +101,7 @@ export async function openCuda(
   return {
     name: deviceName(call),
     info,
+    kernels: await kernelsOf(runtime, call),
     traffic,
     forThread: { stream, runOptions, turn, own },
     allocate(bytes) {
@@ -215,6 +220,7 @@ const signatures = {
   cudaMemcpy: ['void *', 'void *', 'size_t', 'int'],
   cudaMemGetInfo: ['void *', 'void *'],
   cudaGetDeviceProperties: ['void *', 'int'],
+  cudaDeviceGetAttribute: ['void *', 'int', 'int'],
 } as const;
 
 const runtimes = new Map<string, Promise<Runtime>>();
@@ -246,4 +252,19 @@ function deviceName(call: Call): string {
   const properties = Buffer.alloc(8192);
   call('cudaGetDeviceProperties', properties, 0);
   return properties.toString('latin1', 0, properties.indexOf(0));
+}
+
+const [capabilityMajor, capabilityMinor] = [75, 76]; // cudaDeviceAttr
+
+async function kernelsOf(runtime: string, call: Call): Promise<Kernels | string> {
+  const attribute = (which: number): number => {
+    const out = new Int32Array(1);
+    call('cudaDeviceGetAttribute', out, which, 0);
+    return out[0]!;
+  };
+  try {
+    return await openKernels(majorOf(runtime), [attribute(capabilityMajor), attribute(capabilityMinor)]);
+  } catch (error) {
+    return (error as Error).message;
+  }
 }

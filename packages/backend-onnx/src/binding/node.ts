@@ -97,6 +97,10 @@ class NodeBinding implements Binding {
 
   region(): undefined {}
 
+  async ready(): Promise<boolean> {
+    return true;
+  }
+
   pack(): Pack {
     return { dispose() {} };
   }

@@ -56,6 +56,18 @@ const table: Readonly<Record<OrtFunction, readonly [slot: number, result: string
   ReleaseValue: [96, V, [H]],
   ReleaseSessionOptions: [100, V, [H]],
   ReleaseIoBinding: [135, V, [H]],
+  CreateCustomOpDomain: [26, P, [S, P]],
+  CustomOpDomain_Add: [27, P, [H, H]],
+  AddCustomOpDomain: [28, P, [H, H]],
+  ReleaseCustomOpDomain: [101, V, [H]],
+  CreateStatus: [0, P, [I, S]],
+  KernelContext_GetInput: [90, P, [H, Z, P]],
+  KernelContext_GetOutput: [91, P, [H, Z, P, Z, P]],
+  GetTensorMutableData: [51, P, [H, P]],
+  GetTensorTypeAndShape: [65, P, [H, P]],
+  GetDimensionsCount: [61, P, [H, P]],
+  GetDimensions: [62, P, [H, P, Z]],
+  ReleaseTensorTypeAndShapeInfo: [99, V, [H]],
 };
 
 type OrtFunction =
@@ -97,8 +109,33 @@ type OrtFunction =
   | 'ReleaseCUDAProviderOptions'
   | 'ReleaseValue'
   | 'ReleaseSessionOptions'
-  | 'ReleaseIoBinding';
+  | 'ReleaseIoBinding'
+  | 'CreateCustomOpDomain'
+  | 'CustomOpDomain_Add'
+  | 'AddCustomOpDomain'
+  | 'ReleaseCustomOpDomain'
+  | 'CreateStatus'
+  | 'KernelContext_GetInput'
+  | 'KernelContext_GetOutput'
+  | 'GetTensorMutableData'
+  | 'GetTensorTypeAndShape'
+  | 'GetDimensionsCount'
+  | 'GetDimensions'
+  | 'ReleaseTensorTypeAndShapeInfo';
 export type Handle = bigint;
+
+/** What telling operators of our own takes (operators.js). */
+export const operatorFunctions = [
+  'CustomOpDomain_Add',
+  'CreateStatus',
+  'KernelContext_GetInput',
+  'KernelContext_GetOutput',
+  'GetTensorMutableData',
+  'GetTensorTypeAndShape',
+  'GetDimensionsCount',
+  'GetDimensions',
+  'ReleaseTensorTypeAndShapeInfo',
+] as const satisfies readonly OrtFunction[];
 
 /** Lowest API version that has all of the table and the operators used. */
 const apiVersion = 23;

@@ -4,13 +4,13 @@ import type { ElementType } from '../protobuf.js';
 // the computing thread (operators.js), which reads sizes from the inputs' dims when the node runs.
 
 /** A number, a name that the dims of an input give a size, a product, or how many blocks of `by` cover a size. */
-export type Size =
+type Size =
   | number
   | string
   | { readonly times: readonly Size[] }
   | { readonly blocks: Size; readonly by: number };
 
-export interface Operand<Dim> {
+interface Operand<Dim> {
   readonly type: ElementType;
   readonly dims: readonly Dim[];
 }

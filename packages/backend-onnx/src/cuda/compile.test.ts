@@ -1,0 +1,28 @@
+import koffi from 'koffi';
+import { describe, expect, it } from 'vitest';
+import { compilerLibrary, openCompiler } from './compile.js';
+
+const library = [13, 12].map(compilerLibrary).find((name) => {
+  try {
+    return koffi.load(name);
+  } catch {
+    return false;
+  }
+});
+
+describe.skipIf(library === undefined)(`CUDA C (${library ?? 'skipped: the loader finds no libnvrtc'})`, () => {
+  it('becomes machine code for an architecture', async () => {
+    const compiler = await openCompiler(library!);
+    const source = 'extern "C" __global__ void twice(const half_t *x, half_t *y) { y[0] = toHalf(2 * toFloat(x[0])); }';
+    const code = await compiler.compile('twice', source, 'sm_90a');
+    const text = Buffer.from(code).toString('latin1');
+    expect([text.slice(1, 4), text.includes('twice')]).toEqual(['ELF', true]);
+  });
+
+  it('that is wrong is refused in the words of the compiler', async () => {
+    const compiler = await openCompiler(library!);
+    await expect(compiler.compile('wrong', 'extern "C" __global__ void f() { g(); }', 'sm_90a')).rejects.toThrow(
+      /wrong does not compile.*identifier "g" is undefined/s,
+    );
+  });
+});
