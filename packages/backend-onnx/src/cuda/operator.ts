@@ -4,11 +4,7 @@ import type { ElementType } from '../protobuf.js';
 // the computing thread (operators.js), which reads sizes from the inputs' dims when the node runs.
 
 /** A number, a name that the dims of an input give a size, a product, or how many blocks of `by` cover a size. */
-type Size =
-  | number
-  | string
-  | { readonly times: readonly Size[] }
-  | { readonly blocks: Size; readonly by: number };
+type Size = number | string | { readonly times: readonly Size[] } | { readonly blocks: Size; readonly by: number };
 
 interface Operand<Dim> {
   readonly type: ElementType;
