@@ -32,6 +32,8 @@ const { values: options } = parseArgs({
     type: { type: 'string', default: 'f16' },
     /** Of matrices: q8 or q4. */
     weights: { type: 'string' },
+    /** Of our own: on or off. */
+    operators: { type: 'string', default: 'on' },
     /** The step draws the most likely tokens, and they alone come back. */
     draw: { type: 'boolean', default: false },
     /** Decodes once more, where each step draws and is handed over before the tokens of the one before it are known. */
@@ -50,7 +52,11 @@ const source = randomWeights(model);
 const start = performance.now();
 await using device = (await onnxBackend.open({
   ...(options.device === 'cuda' && { computeType: options.type as 'f16' }),
-  extra: { device: options.device, ...(options.weights !== undefined && { weights: options.weights }) },
+  extra: {
+    device: options.device,
+    operators: options.operators,
+    ...(options.weights !== undefined && { weights: options.weights }),
+  },
 })) as OnnxDevice;
 print({ test: 'open', milliseconds: performance.now() - start });
 

@@ -27,7 +27,7 @@ export interface Launch {
 
 /** What the sessions of a layer are to do for the rows it serves, in order. `run`: its place in the step. */
 export function launchesOf({ layer, served, states }: Recorded, run: number): Launch[] {
-  const { stages, whole, dialect } = layer.program;
+  const { stages, dialect } = layer.program;
   const { rows, tokens } = served;
   const one = (kernel: Kernel, at: number): Launch => rowLaunch(kernel, run, rows[at]!, at, 0, rows[at]!.count);
   /** One token of each of `count` rows. */
@@ -35,6 +35,7 @@ export function launchesOf({ layer, served, states }: Recorded, run: number): La
     if (count === 1) return one(layer.kernel(model), at);
     return { kernel: layer.kernel(model), run, firstRow: at, rows: count, start: rows[at]!.start, tokens: count };
   };
+  const whole = (rows.length === 1 && layer.program.single) || layer.program.whole;
   if (whole && rows.length > 0 && besides(whole, served, states, 0) === rows.length)
     return [together(whole, 0, rows.length)];
   const launches: Launch[] = [];

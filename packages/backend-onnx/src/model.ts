@@ -6,6 +6,7 @@ import { invalid } from './errors.js';
 import type { Control, Derivation, Lowering, PartDerivation, Port, Source, Table } from './lowering.js';
 import { isStateful, joinsRows, lowerStateful } from './nodes/stateful.js';
 import { lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
+import { isOwnLinear, ownLinear } from './own-linear.js';
 import { float } from './protobuf.js';
 import { bitsOf, blockSize, blocksOf, hasBlocks } from './quantise.js';
 import type { Tape } from './tape.js';
@@ -76,6 +77,7 @@ class ModelWriter implements Lowering {
   }
 
   #lowered(node: Node): Ref | undefined {
+    if (isOwnLinear(node)) return ownLinear(node, this, this.#value);
     if (isStateful(node)) {
       this.#joins &&= joinsRows(node, this.dialect);
       return lowerStateful(node, this, this.#value);

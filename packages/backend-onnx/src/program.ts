@@ -4,6 +4,7 @@ import { type Joint, joinProjections } from './joint.js';
 import { type Model, type ModelOptions, modelOf } from './model.js';
 import { isStateful, type Stateful } from './nodes/stateful.js';
 import { isTokenWise } from './nodes/token-wise.js';
+import { ownLinears } from './own-linear.js';
 import { type Tape, tapeOf } from './tape.js';
 
 /** A stretch of token-wise nodes, run for all rows at once, or one node with a state. */
@@ -18,6 +19,8 @@ export interface Program extends Tape, Contents {
   readonly dialect: Dialect;
   /** The whole tape for one token of each of its rows: one run instead of one a stage. */
   readonly whole?: Model;
+  /** The same for one row alone, with operators of our own. */
+  readonly single?: Model;
 }
 
 /** The nodes that a step looks at whenever it runs a layer. */
@@ -40,17 +43,23 @@ export function compileProgram(
   const stages = cut(graph).map((nodes): Stage => stageOf(tape, nodes, options));
   const all = graph.nodes.map((_, index) => index);
   const program = { ...tape, ...contentsOf(tape), stages, dialect: options.dialect };
-  if (stages.length === 1 || program.folds.length > 0) return program;
+  if (program.folds.length > 0) return program;
+  const wholeOf = (from: Tape): Model => modelOf(from, graph.name, all, { ...options, decode: true });
   // Of many tokens three products are as fast, and attention is faster. Sessions that pack matrices would pack them twice.
   const joining = options.dialect.compute === 'float16' || options.standIn === undefined;
-  const joined = joining ? joinProjections(tape, options.dialect, joins) : tape;
-  return { ...program, whole: modelOf(joined, graph.name, all, { ...options, decode: true }) };
+  const joined = joining && stages.length > 1 ? joinProjections(tape, options.dialect, joins) : tape;
+  const alone = ownLinears(joined, options.dialect);
+  return {
+    ...program,
+    ...(stages.length > 1 && { whole: wholeOf(joined) }),
+    ...(alone !== joined && { single: wholeOf(alone) }),
+  };
 }
 
 /** Every model of a program. */
-export function modelsOf({ stages, whole }: Program): readonly Model[] {
+export function modelsOf({ stages, whole, single }: Program): readonly Model[] {
   const models = stages.flatMap((stage) => (stage.kind === 'shared' ? [stage.model] : [stage.decode, stage.prefill]));
-  return whole ? [...models, whole] : models;
+  return [...models, ...(whole ? [whole] : []), ...(single ? [single] : [])];
 }
 
 /** Sentences about the nodes that cannot be lowered. */

@@ -38,14 +38,18 @@ export async function choose(options: OpenOptions = {}): Promise<Choice> {
   return wanted === 'c-api' ? { obstacles } : { obstacles: [], open: () => openNode(version, settings) };
 }
 
-async function chooseCuda({ computeType }: OpenOptions, settings: BindingOptions): Promise<Choice> {
+async function chooseCuda({ computeType, extra = {} }: OpenOptions, settings: BindingOptions): Promise<Choice> {
   const folder = process.env[folderVariable] ?? dirname(libraryPath());
   const path = join(folder, mainLibrary);
   const obstacles = await cApiObstacles(path);
   if (obstacles.length > 0) return { obstacles };
   const found = await findCuda(folder, version);
   if (found.obstacles.length > 0) return { obstacles: found.obstacles };
-  const onDevice: CudaOptions = { runtime: found.runtime, compute: computeType === 'f32' ? 'float' : 'float16' };
+  const onDevice: CudaOptions = {
+    runtime: found.runtime,
+    compute: computeType === 'f32' ? 'float' : 'float16',
+    operators: extra.operators !== 'off',
+  };
   return { obstacles: [], open: () => openCApi(path, settings, onDevice) };
 }
 
@@ -62,6 +66,8 @@ function generalObstacles({ computeType, threads, extra = {} }: OpenOptions): st
     obstacles.push(`extra.binding must be c-api or node, not ${extra.binding}`);
   if (extra.prepack !== undefined && extra.prepack !== 'on' && extra.prepack !== 'off')
     obstacles.push(`extra.prepack must be on or off, not ${extra.prepack}`);
+  if (extra.operators !== undefined && extra.operators !== 'on' && extra.operators !== 'off')
+    obstacles.push(`extra.operators must be on or off, not ${extra.operators}`);
   const computed = computeType ?? (onCpu ? 'f32' : 'f16');
   if (extra.weights !== undefined && ![computed, 'q8', 'q4'].includes(extra.weights))
     obstacles.push(`extra.weights must be ${computed}, q8 or q4, not ${extra.weights}`);

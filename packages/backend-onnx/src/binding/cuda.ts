@@ -49,13 +49,15 @@ export interface CudaOptions {
   /** libcudart, as the provider is linked with it. */
   readonly runtime: string;
   readonly compute: Dialect['compute'];
+  /** Of our own are wanted. */
+  readonly operators: boolean;
 }
 
 /** `environment`: OrtEnv. @throws DslaError E_DEVICE */
 export async function openCuda(
   library: OrtLibrary,
   environment: Handle,
-  { runtime, compute }: CudaOptions,
+  { runtime, compute, operators }: CudaOptions,
 ): Promise<Cuda> {
   const { call, status } = await cudaRuntime(runtime);
   const info = sharedMemory(library, environment);
@@ -101,7 +103,7 @@ export async function openCuda(
   return {
     name: deviceName(call),
     info,
-    kernels: await kernelsOf(runtime, call),
+    kernels: operators ? await kernelsOf(runtime, call) : 'not wanted',
     traffic,
     forThread: { stream, runOptions, turn, own },
     allocate(bytes) {

@@ -1,6 +1,7 @@
 import koffi from 'koffi';
 import { describe, expect, it } from 'vitest';
 import { compilerLibrary, openCompiler } from './compile.js';
+import { linearOperator } from './linear.js';
 
 const library = [13, 12].map(compilerLibrary).find((name) => {
   try {
@@ -17,6 +18,17 @@ describe.skipIf(library === undefined)(`CUDA C (${library ?? 'skipped: the loade
     const code = await compiler.compile('twice', source, 'sm_90a');
     const text = Buffer.from(code).toString('latin1');
     expect([text.slice(1, 4), text.includes('twice')]).toEqual(['ELF', true]);
+  });
+
+  it.each([
+    { n: 32000, k: 4096, epsilon: 1e-5, gated: false, residual: false },
+    { n: 11008, k: 4096, epsilon: 1e-5, gated: true, residual: false },
+    { n: 5, k: 11008, gated: false, residual: true },
+    { n: 3, k: 8, epsilon: 1e-6, gated: true, residual: true },
+  ])('of linear maps compiles: %o', async (form) => {
+    const compiler = await openCompiler(library!);
+    const { name, source } = linearOperator(form);
+    expect((await compiler.compile(name, source, 'sm_80')).length).toBeGreaterThan(0);
   });
 
   it('that is wrong is refused in the words of the compiler', async () => {

@@ -1,0 +1,114 @@
+import type { Node } from '@dsla/spec';
+import { describe, expect, it } from 'vitest';
+import { onCuda } from './dialect.js';
+import { isOwnLinear, ownLinears } from './own-linear.js';
+import type { Tape } from './tape.js';
+
+const width = 8;
+const [wide, dialect] = [24, onCuda('float16', true)];
+const shapes: Readonly<Record<string, readonly number[]>> = {
+  gain: [width],
+  gate: [wide, width],
+  up: [wide, width],
+  down: [width, wide],
+};
+const weight = (name: string): number[] => {
+  const [n, k = 1] = shapes[name]!;
+  return Array.from({ length: n! * k }, (_, at) => Math.sin(1 + Object.keys(shapes).indexOf(name) + 7 * at));
+};
+
+/** The feed-forward half of a layer; `more`: nodes after it. */
+function tapeOf(...more: readonly Node[]): Tape {
+  const nodes: Node[] = [
+    { op: 'input', name: 'x', width },
+    { op: 'rmsNorm', x: 0, weight: 'gain', eps: 1e-3 },
+    { op: 'linear', x: 1, weight: 'gate' },
+    { op: 'activate', fn: 'silu', x: 2 },
+    { op: 'linear', x: 1, weight: 'up' },
+    { op: 'mul', a: 3, b: 4 },
+    { op: 'linear', x: 5, weight: 'down' },
+    { op: 'add', a: 0, b: 6 },
+    { op: 'output', name: 'y', x: 7 },
+    ...more,
+  ];
+  return { graph: { name: 'half', nodes, states: [] }, widths: [], shapeOf: (name) => shapes[name]! };
+}
+
+type Vector = readonly number[];
+
+const silu = (x: number): number => x / (1 + Math.exp(-x));
+const product = (name: string, x: Vector): Vector => {
+  const [n, k] = shapes[name] as [number, number];
+  const w = weight(name);
+  return Array.from({ length: n }, (_, i) => x.reduce((sum, each, j) => sum + each * w[i * k + j]!, 0));
+};
+const norm = (x: Vector, name: string, eps: number): Vector => {
+  const scale = 1 / Math.sqrt(x.reduce((sum, each) => sum + each * each, eps * x.length) / x.length);
+  return x.map((each, j) => each * scale * weight(name)[j]!);
+};
+
+/** What a tape's outputs are for an x, by the definitions of its nodes. */
+function outputs({ graph }: Tape, x: Vector): Vector[] {
+  const values: Vector[] = [];
+  const of = (node: Node): Vector => {
+    const at = (index: number): Vector => values[index]!;
+    if (isOwnLinear(node)) {
+      const from = node.norm ? norm(at(node.x), node.norm.weight, node.norm.eps) : at(node.x);
+      const gates = node.gate === undefined ? undefined : product(node.gate, from).map(silu);
+      const y = product(node.weight, from).map((each, i) => each * (gates?.[i] ?? 1));
+      return node.residual === undefined ? y : y.map((each, i) => each + at(node.residual!)[i]!);
+    }
+    switch (node.op) {
+      case 'input':
+        return x;
+      case 'rmsNorm':
+        return norm(at(node.x), node.weight, node.eps);
+      case 'linear':
+        return product(node.weight, at(node.x));
+      case 'activate':
+        return at(node.x).map(silu);
+      case 'mul':
+        return at(node.a).map((each, i) => each * at(node.b)[i]!);
+      case 'add':
+        return at(node.a).map((each, i) => each + at(node.b)[i]!);
+      case 'output':
+        return at(node.x);
+      default:
+        throw new Error(node.op);
+    }
+  };
+  for (const node of graph.nodes) values.push(of(node));
+  return graph.nodes.flatMap((node, index) => (node.op === 'output' ? [values[index]!] : []));
+}
+
+const x = Array.from({ length: width }, (_, at) => Math.cos(3 * at));
+const kinds = ({ graph }: Tape): string[] =>
+  graph.nodes.filter(({ op }) => op !== 'input').map((node) => (isOwnLinear(node) ? 'own' : node.op));
+
+function expectSame(tape: Tape, wanted: readonly string[]): void {
+  const own = ownLinears(tape, dialect);
+  expect(kinds(own)).toEqual(wanted);
+  const [got, want] = [outputs(own, x), outputs(tape, x)];
+  for (const [at, values] of want.entries())
+    for (const [i, value] of values.entries()) expect(got[at]![i]).toBeCloseTo(value, 10);
+}
+
+describe('linear maps of one token', () => {
+  it('take norm, gate and sum along', () => {
+    expectSame(tapeOf(), ['own', 'own', 'output']);
+  });
+
+  it('leave what others read', () => {
+    expectSame(tapeOf({ op: 'output', name: 'norm', x: 1 }), ['rmsNorm', 'own', 'own', 'output', 'output']);
+    const gate = ['own', 'activate', 'own', 'mul', 'own', 'output', 'output'];
+    expectSame(tapeOf({ op: 'output', name: 'gate', x: 2 }), gate);
+    const down = ['own', 'own', 'add', 'output', 'output'];
+    expectSame(tapeOf({ op: 'output', name: 'down', x: 6 }), down);
+  });
+
+  it('stay as they are without operators of our own, in float32 and with matrices in blocks', () => {
+    const tape = tapeOf();
+    for (const other of [onCuda('float16'), onCuda('float', true), { ...dialect, weights: 'q8' } as const])
+      expect(ownLinears(tape, other)).toBe(tape);
+  });
+});

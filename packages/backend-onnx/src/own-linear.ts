@@ -1,0 +1,119 @@
+import { type Node, type NodeOf, operandsOf, type Value, type Weight } from '@dsla/spec';
+import { linearOperator, widestLinear } from './cuda/linear.js';
+import type { Dialect } from './dialect.js';
+import type { Ref } from './emit.js';
+import type { Lowering } from './lowering.js';
+import type { Tape } from './tape.js';
+
+// Where a step has one token, linear maps are operators of our own: they read matrices faster, and norms before them and sums after
+// them cost no kernels.
+
+/** A linear map of one token, with the nodes beside it that it computes too. */
+export interface OwnLinear extends NodeOf<'linear'> {
+  readonly own: true;
+  /** Of x. */
+  readonly norm?: { readonly weight: Weight; readonly eps: number };
+  /** silu(gate x) times the map of x. */
+  readonly gate?: Weight;
+  readonly residual?: Value;
+}
+
+export function isOwnLinear(node: Node): node is OwnLinear {
+  return 'own' in node;
+}
+
+/** Adds it to a model; the result is its value, [1, 1, n]. */
+export function ownLinear(node: OwnLinear, lowering: Lowering, value: (index: number) => Ref): Ref {
+  const { graph, weight, shapeOf } = lowering;
+  const { norm, gate, residual, bias } = node;
+  const [n, k] = shapeOf(node.weight) as [number, number];
+  const form = { n, k, epsilon: norm?.eps, gated: gate !== undefined, residual: residual !== undefined };
+  const inputs = [value(node.x), weight(node.weight)];
+  if (gate !== undefined) inputs.push(weight(gate));
+  if (norm) inputs.push(weight(norm.weight));
+  if (residual !== undefined) inputs.push(value(residual));
+  const y = graph.own(linearOperator(form), inputs)[0]!;
+  return bias === undefined ? y : graph.op('Add', [y, weight(bias)]);
+}
+
+/** The tape for one token of one row, where values keep their indices; the same where operators of our own can do nothing for it. */
+export function ownLinears(tape: Tape, dialect: Dialect): Tape {
+  const { graph, shapeOf } = tape;
+  if (!dialect.operators || dialect.compute !== 'float16' || dialect.weights !== undefined) return tape;
+  const nodes = graph.nodes.map((node): Node => (fits(node, shapeOf) ? ({ ...node, own: true } as OwnLinear) : node));
+  if (!nodes.some(isOwnLinear)) return tape;
+  for (const index of nodes.keys()) takeNorm(nodes, index);
+  for (const index of nodes.keys()) takeGate(nodes, index, shapeOf);
+  for (const index of nodes.keys()) takeResidual(nodes, index);
+  return { ...tape, graph: { ...graph, nodes } };
+}
+
+function fits(node: Node, shapeOf: Tape['shapeOf']): boolean {
+  if (node.op !== 'linear') return false;
+  const [, k] = shapeOf(node.weight) as [number, number];
+  return k % 8 === 0 && k <= widestLinear;
+}
+
+/** In the place of a node that is part of another. */
+const nothing: Node = { op: 'input', name: '', width: 0 };
+
+function usersOf(nodes: readonly Node[], value: Value): Value[] {
+  return nodes.flatMap((node, index) => (readsOf(node).includes(value) ? [index] : []));
+}
+
+function readsOf(node: Node): readonly Value[] {
+  const residual = isOwnLinear(node) ? node.residual : undefined;
+  return residual === undefined ? operandsOf(node) : [...operandsOf(node), residual];
+}
+
+/** A norm that linear maps alone read is computed by each of them. */
+function takeNorm(nodes: Node[], at: Value): void {
+  const norm = nodes[at]!;
+  if (norm.op !== 'rmsNorm') return;
+  const users = usersOf(nodes, at).map((user) => [user, nodes[user]!] as const);
+  if (users.length === 0 || !users.every(([, user]) => isOwnLinear(user))) return;
+  const { x, weight, eps } = norm;
+  for (const [index, user] of users) nodes[index] = { ...user, x, norm: { weight, eps } } as OwnLinear;
+  nodes[at] = nothing;
+}
+
+/** silu(G x) * W x */
+function takeGate(nodes: Node[], at: Value, shapeOf: Tape['shapeOf']): void {
+  const product = nodes[at]!;
+  if (product.op !== 'mul') return;
+  for (const [activated, other] of [
+    [product.a, product.b],
+    [product.b, product.a],
+  ] as const) {
+    const [silu, map] = [nodes[activated]!, nodes[other]!];
+    if (silu.op !== 'activate' || silu.fn !== 'silu') continue;
+    const gate = nodes[silu.x]!;
+    const parts = [activated, other, silu.x];
+    if (!plain(gate) || !plain(map) || !parts.every((part) => usersOf(nodes, part).length === 1)) continue;
+    const same = gate.x === map.x && gate.norm?.weight === map.norm?.weight && gate.norm?.eps === map.norm?.eps;
+    if (!same || shapeOf(gate.weight).join() !== shapeOf(map.weight).join()) continue;
+    nodes[at] = { ...map, gate: gate.weight } as OwnLinear;
+    for (const part of parts) nodes[part] = nothing;
+    return;
+  }
+}
+
+function plain(node: Node): node is OwnLinear {
+  return isOwnLinear(node) && node.bias === undefined && node.gate === undefined && node.residual === undefined;
+}
+
+function takeResidual(nodes: Node[], at: Value): void {
+  const sum = nodes[at]!;
+  if (sum.op !== 'add') return;
+  for (const [residual, value] of [
+    [sum.a, sum.b],
+    [sum.b, sum.a],
+  ] as const) {
+    const map = nodes[value]!;
+    if (residual === value || !isOwnLinear(map) || map.bias !== undefined || map.residual !== undefined) continue;
+    if (usersOf(nodes, value).length !== 1) continue;
+    nodes[at] = { ...map, residual } as OwnLinear;
+    nodes[value] = nothing;
+    return;
+  }
+}
