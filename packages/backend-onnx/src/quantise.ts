@@ -10,8 +10,8 @@ export const blockSize = 32;
 
 const bits: Readonly<Record<Quantised, number>> = { q8: 8, q4: 4 };
 
-/** Numbers at a time, so that what is made in between stays in the processor's caches. */
-const chunk = 2 ** 15;
+/** Blocks at a time, so that what is made in between stays in the processor's caches. */
+const chunk = 1024;
 
 /**
  * Blocks of `values`, a multiple of 32 of them: integers with 128 or 8 added, of 4 bits the first of two in the low half, then the
@@ -20,64 +20,77 @@ const chunk = 2 ** 15;
 function quantise(format: Quantised, type: ElementType, values: Float32Array | Uint16Array): Uint8Array {
   const [codeBytes, count] = [(values.length * bits[format]) / 8, values.length / blockSize];
   const bytes = new Uint8Array(codeBytes + count * (type === 'float16' ? 2 : 4));
-  const codes = new Uint8ClampedArray(bytes.buffer, 0, codeBytes);
+  const codes = bytes.subarray(0, codeBytes);
   const held =
     type === 'float16' ? new Uint16Array(bytes.buffer, codeBytes) : new Float32Array(bytes.buffer, codeBytes);
   const encode = format === 'q8' ? encode8 : encode4;
-  const numbers = new Float32Array(chunk);
-  const raw = new Float32Array(chunk / blockSize);
-  for (let start = 0; start < values.length; start += chunk) {
-    const part = values.subarray(start, start + chunk);
+  const divisor = format === 'q8' ? 127 : -8;
+  const numbers = new Float32Array(chunk * blockSize);
+  const raw = new Float32Array(chunk);
+  for (let first = 0; first < count; first += chunk) {
+    const part = values.subarray(first * blockSize, (first + chunk) * blockSize);
     const own = part instanceof Uint16Array ? fromFloat16(part, numbers) : part;
     const blocks = part.length / blockSize;
+    findPeaks(own, raw);
     for (let block = 0; block < blocks; block++) {
-      const peak = peakOf(own, block * blockSize);
-      raw[block] = format === 'q8' ? Math.abs(peak) / 127 : peak / -8;
+      const peak = raw[block]!;
+      raw[block] = (format === 'q8' ? Math.abs(peak) : peak) / divisor;
     }
     const scales = toFloat16(raw);
     const rounded = fromFloat16(scales);
-    held.set((held instanceof Uint16Array ? scales : rounded).subarray(0, blocks), start / blockSize);
-    const codesOf = codes.subarray((start * bits[format]) / 8);
+    held.set((held instanceof Uint16Array ? scales : rounded).subarray(0, blocks), first);
     for (let block = 0; block < blocks; block++) {
       const scale = rounded[block]!;
-      encode(own, block * blockSize, scale === 0 ? 0 : Math.fround(1 / scale), codesOf);
+      raw[block] = scale === 0 ? 0 : 1 / scale;
     }
+    encode(own, raw, codes, (first * blockSize * bits[format]) / 8);
   }
   return bytes;
 }
 
-// Billions of numbers go through these loops: no closures, whole numbers where they do.
+// Billions of numbers go through these loops: typed arrays, no closures, no calls inside.
 
-/** The number of largest magnitude in the block that begins at `from`, the first of equals. */
-function peakOf(values: Float32Array, from: number): number {
-  let peak = 0;
-  let magnitude = 0;
-  for (let at = from; at < from + blockSize; at++) {
-    const x = values[at]!;
-    const own = x < 0 ? -x : x;
-    if (own > magnitude) {
-      magnitude = own;
-      peak = x;
+/** Of each block the number of largest magnitude, the first of equals. */
+function findPeaks(values: Float32Array, peaks: Float32Array): void {
+  const magnitudes = new Uint32Array(values.buffer, values.byteOffset, values.length); // but for the sign, ordered as the numbers are
+  for (let block = 0, at = 0; at < values.length; block++) {
+    let largest = 0;
+    let peak = at;
+    for (const end = at + blockSize; at < end; at++) {
+      const magnitude = magnitudes[at]! & 0x7fffffff;
+      if (magnitude > largest) {
+        largest = magnitude;
+        peak = at;
+      }
     }
-  }
-  return peak;
-}
-
-/** A clamped array rounds for us, halves to even ones. */
-function encode8(values: Float32Array, from: number, inverse: number, codes: Uint8ClampedArray): void {
-  for (let at = from; at < from + blockSize; at++) codes[at] = Math.fround(values[at]! * inverse) + 128;
-}
-
-function encode4(values: Float32Array, from: number, inverse: number, codes: Uint8ClampedArray): void {
-  for (let at = from; at < from + blockSize; at += 2) {
-    const low = Math.min(Math.max(Math.fround(values[at]! * inverse) + 8, 0), 15) + evenly - evenly;
-    const high = Math.min(Math.max(Math.fround(values[at + 1]! * inverse) + 8, 0), 15) + evenly - evenly;
-    codes[at >> 1] = low + 16 * high;
+    peaks[block] = values[peak]!;
   }
 }
 
 /** Added and taken away again, it rounds to a whole number, halves to even ones. */
 const evenly = 1.5 * 2 ** 52;
+
+/** `inverses`: of the scales. Codes are written from `to` on. */
+function encode8(values: Float32Array, inverses: Float32Array, codes: Uint8Array, to: number): void {
+  for (let block = 0, at = 0; at < values.length; block++) {
+    const inverse = inverses[block]!;
+    for (const end = at + blockSize; at < end; at++) {
+      const code = Math.fround(values[at]! * inverse) + 128 + evenly - evenly;
+      codes[to + at] = code > 255 ? 255 : code < 0 ? 0 : code;
+    }
+  }
+}
+
+function encode4(values: Float32Array, inverses: Float32Array, codes: Uint8Array, to: number): void {
+  for (let block = 0, at = 0; at < values.length; block++) {
+    const inverse = inverses[block]!;
+    for (const end = at + blockSize; at < end; at += 2) {
+      const low = Math.fround(values[at]! * inverse) + 8 + evenly - evenly;
+      const high = Math.fround(values[at + 1]! * inverse) + 8 + evenly - evenly;
+      codes[to + (at >> 1)] = (low > 15 ? 15 : low < 0 ? 0 : low) + 16 * (high > 15 ? 15 : high < 0 ? 0 : high);
+    }
+  }
+}
 
 /** Both parts of a matrix [out, in] lie in one piece of memory, which is loaded once. */
 export function blocksOf(
