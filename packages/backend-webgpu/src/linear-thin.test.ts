@@ -14,25 +14,27 @@ function halves(length: number, seed: number): { words: Uint32Array<ArrayBuffer>
 }
 
 describe.skipIf(obstacle)(`products of some items, spelled out${obstacle ? ` (${obstacle})` : ''}`, () => {
-  const cases: [items: number, type: Element, width: number][] = [
-    [9, 'f16', 256],
-    [21, 'f32', 280],
-    [30, 'f16', 768],
-    [50, 'f32', 128],
+  const cases: [items: number, type: Element, width: number, from: number, ahead: number][] = [
+    [9, 'f16', 256, 0, 1],
+    [21, 'f32', 280, 0, 1],
+    [30, 'f16', 768, 0, 1],
+    [30, 'f16', 1288, 8, 4], // a part of wider items
+    [50, 'f32', 128, 0, 1],
   ];
-  it.each(cases)('%i items to %s of width %i', async (count, type, width) => {
+  it.each(cases)('%i items to %s of width %i, from %i, %i rounds ahead', async (count, type, width, from, ahead) => {
     const outs = [72, 40];
     const runner = await openRunner([{ slot: 0, past: 0, count }]);
-    const x = halves(count * width, 1);
+    const stride = width + from;
+    const x = halves(count * stride, 1);
     const products = outs.map((out, p) => ({
       out,
       w: halves(out * width, 2 + p),
       bias: p === 0 ? Float32Array.from({ length: out }, (_, o) => Math.cos(o)) : undefined,
       y: runner.buffer(new Float32Array(count * out)),
     }));
-    const shape = thinShape(count);
+    const shape = { ...thinShape(count), ahead };
     const parts = products.map(({ out, bias }) => ({ y: { width: out, type }, bias: bias !== undefined }));
-    const kernel = linearThin('token', parts, { width, type: 'f16' }, shape);
+    const kernel = linearThin('token', parts, { width, type: 'f16', stride, from }, shape);
     const buffers = products.flatMap(({ w, bias, y }) =>
       [w.words, ...(bias ? [bias] : [])].map(runner.buffer).concat(y),
     );
@@ -45,7 +47,7 @@ describe.skipIf(obstacle)(`products of some items, spelled out${obstacle ? ` (${
       for (let t = 0; t < count; t++)
         for (let o = 0; o < out; o++) {
           let sum = bias?.[o] ?? 0;
-          for (let k = 0; k < width; k++) sum += x.numbers[t * width + k]! * w.numbers[o * width + k]!;
+          for (let k = 0; k < width; k++) sum += x.numbers[t * stride + from + k]! * w.numbers[o * width + k]!;
           error += (got[t * out + o]! - sum) ** 2;
           size += sum ** 2;
         }

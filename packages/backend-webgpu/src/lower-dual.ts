@@ -1,5 +1,6 @@
 import { featureWidth, gateWidth, type NodeOf, type Weight } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
+import { dualArrive, recordLayout } from './kernels/dual-arrive.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import * as dual from './kernels/dual-linear-attention.js';
 import * as chunks from './kernels/dual-matrices.js';
@@ -7,11 +8,11 @@ import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
-import { recur, recurBlocks } from './kernels/recur.js';
+import { recur } from './kernels/recur.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import { emitLinear } from './lower-linear.js';
-import { emitKeep, lowerWindow, statePart, turnedKeys } from './lower-state.js';
+import { emitKeepMany, lowerWindow, statePart, turnedKeys } from './lower-state.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
@@ -28,6 +29,7 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
   const stream = { k: operand(node.k), v: operand(node.v), gates: operand(node.gates) };
   const q = operand(node.q);
   const y = result(builder, heads * form.headDim, 'token');
+  lowerShort(builder, shape, stream, node.state, { node, q: q.ref, y: y.ref });
   const entered = lowerEntering(builder, shape, stream, node.state, false);
   const phi = lowerQueries(builder, shape, q);
   const sums = builder.temp(heads * dual.columnsOf(form), 'f32');
@@ -35,14 +37,18 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
   const own =
     inMatrices(builder, shape) && !form.normaliser && !outputNorm ? { y: y.ref, scale: node.scale } : undefined;
   lowerStates(builder, shape, entered, node.state, { phi, mix: node.mix, sums, own });
+  if (own) return y;
   const norm = outputNorm ? [vector(outputNorm.weight)] : [];
   if (!form.exact) {
-    const kernel = dual.finish(shape, node.scale, outputNorm, own !== undefined);
-    const some = ({ tokens, singles }: View): Grid => (own && singles === 0 ? none : [tokens, heads, 1]);
-    emit(kernel, [sums, ...norm, y.ref], some);
+    const kernel = dual.finish(shape, node.scale, outputNorm);
+    emit(
+      kernel,
+      [sums, ...norm, y.ref],
+      many(({ tokens }) => [tokens, heads, 1]),
+    );
     return y;
   }
-  const turned = turnedKeys(builder, form, stream.k);
+  const turned = turnedKeys(builder, form, stream.k, many);
   const window = { size: form.exact.window, sinks: form.exact.sinks };
   const attention = { heads, kvHeads: form.kvHeads, headDim: form.headDim, scale: node.scale, rope: form.rope };
   const [keys, values] = [statePart(node.state, 1), statePart(node.state, 2)];
@@ -57,7 +63,8 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
 export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
   const { emit, type } = builder;
   const { form } = node;
-  const { kvHeads, headDim, rope } = form;
+  const { rope, ...unturned } = form;
+  const { kvHeads, headDim } = form;
   const shape = shapeOf(builder, node, kvHeads);
   const past = (width: number): Operand => ({ ref: builder.temp(width, type, 'past'), width, type, domain: 'token' });
   const [k, v, gates] = [past(kvHeads * headDim), past(kvHeads * headDim), past(gateWidth(form))];
@@ -76,9 +83,49 @@ export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
   emitLinear(builder, node.gateSource === 'key' ? k : v, [gating], true);
   const stream = { k, v, gates };
   const taken = asCached ? { ...shape, form: { ...form, ropeInState: false } } : shape;
+  const arriving = asCached ? { ...shape, form: { ...unturned, ropeInState: false } } : shape;
+  lowerShort(builder, arriving, stream, node.to);
   const entered = lowerEntering(builder, taken, stream, node.to, true);
   lowerStates(builder, shape, entered, node.to);
   if (form.exact) keepExact(builder, shape, stream, node.to, !asCached, true);
+}
+
+/** What is read of the states of short rows. */
+interface Reading {
+  readonly node: NodeOf<'dualLinearAttention'>;
+  readonly q: BufferRef;
+  readonly y: BufferRef;
+}
+
+/** The tokens of short rows, one after the other; without `reading` a replay, from zero. */
+function lowerShort(
+  builder: Builder,
+  shape: dual.DualShape,
+  { k, v, gates }: Stream,
+  state: string,
+  reading?: Reading,
+): void {
+  const { emit, temp, traits } = builder;
+  const { form } = shape;
+  const { featureMap, rope, exact, kvHeads } = form;
+  const replay = reading === undefined;
+  const record = temp(kvHeads * recordLayout(shape, replay).length, 'f32', replay ? 'past' : 'token');
+  // A replay also clears the states of rows without tokens.
+  const each = ({ rows, singles }: View): Grid => (replay || singles > 0 ? [rows, kvHeads, 1] : none);
+  const query = reading ? [reading.q] : [];
+  const maps = featureMap ? [vector(featureMap.key), ...(replay ? [] : [vector(featureMap.query)])] : [];
+  const rings = exact ? [1, 2, 3].map((part) => statePart(state, part)) : [];
+  const arriving = [...query, k.ref, v.ref, gates.ref, ...maps, ...ropeRef(rope), ...rings, record];
+  emit(dualArrive(shape, reading?.node.scale ?? 1, replay, traits.threads), arriving, each, replay);
+  const target = statePart(state, 0);
+  if (!reading) {
+    emit(recur(shape, undefined, traits.threads), [record, target], each, true);
+    return;
+  }
+  const { mix, scale, outputNorm } = reading.node;
+  const reads = { mixPerHead: builder.shapeOf(mix)[0]! > 1, scale, outputNorm };
+  const weights = [mix, ...(exact ? [exact.logWeight] : []), ...(outputNorm ? [outputNorm.weight] : [])].map(vector);
+  emit(recur(shape, reads, traits.threads), [record, ...weights, target, reading.y], each);
 }
 
 const none: Grid = [0, 0, 0];
@@ -101,7 +148,7 @@ interface Queries {
   readonly own?: { readonly y: BufferRef; readonly scale: number } | undefined;
 }
 
-/** Moves the states on: short rows token by token, long rows in chunks. With queries also reads them, else it is a replay. */
+/** Moves the states of long rows on, in chunks. With queries also reads them, else it is a replay. */
 function lowerStates(
   builder: Builder,
   shape: dual.DualShape,
@@ -117,11 +164,6 @@ function lowerStates(
   const stream = [entered.phi, entered.v, entered.decay];
   const [phi, mix, sums] = queries ? [[queries.phi], [vector(queries.mix)], [queries.sums]] : [[], [], []];
   const target = statePart(state, 0);
-  const buffers = [...phi, ...stream, ...mix, target, ...sums];
-  const each =
-    (count: number) =>
-    ({ rows }: View): Grid => [rows, form.kvHeads, count];
-  emit(recur(shape, perHead, replay), buffers, each(recurBlocks(shape)), replay);
   if (inMatrices(builder, shape)) {
     lowerMatrices(builder, shape, entered, target, queries);
     return;
@@ -130,7 +172,7 @@ function lowerStates(
   emit(
     chunkWalk(shape, perHead, replay),
     [...phi, ...stream, ...mix, ...scores, target, ...sums],
-    many(each(blocks)),
+    many(({ rows }) => [rows, form.kvHeads, blocks]),
     replay,
   );
 }
@@ -179,11 +221,11 @@ function lowerScores(builder: Builder, shape: dual.DualShape, entered: Entered, 
 interface Entered {
   readonly phi: BufferRef;
   readonly v: BufferRef;
-  /** Log decays of the tokens of short rows; of long rows summed from the start of their chunk or tile. */
+  /** Log decays, summed from the start of the token's chunk or tile. */
   readonly decay: BufferRef;
 }
 
-/** Decays, values and features of the tokens that enter the states. */
+/** Decays, values and features of the tokens of long rows that enter the states. */
 function lowerEntering(
   builder: Builder,
   shape: dual.DualShape,
@@ -197,8 +239,6 @@ function lowerEntering(
   const ring = (part: number) => (form.exact ? [statePart(state, part)] : []);
   const decay = builder.temp(gateWidth(form), 'f32', domain);
   const rates = [gates.ref, ...ring(3), decay];
-  const short = (view: View): Grid => (view.singles === 0 ? none : perElement(gates)(view));
-  emit(dual.decays(shape), rates, short, replay);
   const tokens = inMatrices(builder, shape) ? chunkTokens : `${tileTokens}u`;
   const columns = Math.ceil(gateWidth(form) / 64);
   emit(cumulate(shape, tokens), rates, ({ tiles }) => [columns, tiles, 1], replay);
@@ -206,7 +246,7 @@ function lowerEntering(
   if (form.exact) {
     entering = builder.temp(v.width, type, domain);
     const grid = perElement(v, dual.valuesAThread(shape));
-    emit(dual.enteringValues(shape), [v.ref, ...ring(2), entering], grid, replay);
+    emit(dual.enteringValues(shape), [v.ref, ...ring(2), entering], many(grid), replay);
   }
   if (!form.featureMap) return { phi: turnedInState(builder, shape, k, replay), v: entering, decay };
   const phi = builder.temp(form.kvHeads * width, type, domain);
@@ -225,7 +265,7 @@ function lowerQueries(builder: Builder, shape: dual.DualShape, q: Operand): Buff
   return phi;
 }
 
-/** In tiles, where the device and the widths allow it, unless all rows are short. */
+/** Features of the tokens of long rows, in tiles where the device and the widths allow it. */
 function emitFeatures(
   { emit, traits }: Builder,
   shape: dual.DualShape,
@@ -235,11 +275,9 @@ function emitFeatures(
 ): void {
   const count = of === 'query' ? shape.heads : shape.form.kvHeads;
   const tiled = traits.matrices && featureTileable(shape);
-  const few = ({ tokens, tiles }: View): Grid => (tiled && tiles > 0 ? none : [tokens, count, 1]);
-  emit(dual.features(shape, of), buffers, few, replay);
-  if (!tiled) return;
-  const all = many(({ tokens }) => [Math.ceil(tokens / tileTokens), count, 1]);
-  emit(featureTiles(shape, of), buffers, all, replay);
+  const kernel = tiled ? featureTiles(shape, of) : dual.features(shape, of);
+  const grid = many(({ tokens }) => [tiled ? Math.ceil(tokens / tileTokens) : tokens, count, 1]);
+  emit(kernel, buffers, grid, replay);
 }
 
 /** Without a feature map the state sees x itself, rotated where the form says so. */
@@ -248,13 +286,13 @@ function turnedInState(builder: Builder, { form }: dual.DualShape, x: Operand, r
   const turned = builder.temp(x.width, builder.type, replay ? 'past' : 'token');
   const kernel = rotate(form.rope, form.headDim, x, builder.type);
   const grid = perElement(x, featuresAThread(form.rope, form.headDim, x.type, builder.type));
-  builder.emit(kernel, [x.ref, ...ropeRef(form.rope), turned], grid, replay);
+  builder.emit(kernel, [x.ref, ...ropeRef(form.rope), turned], many(grid), replay);
   return turned;
 }
 
 /**
- * Writes the tokens that stay outside the states into the ring, once nobody reads its old content any more; keys after
- * rotation, with `turns` done here.
+ * Writes the tokens of long rows that stay outside the states into the ring, once nobody reads its old content any more; keys
+ * after rotation, with `turns` done here.
  */
 function keepExact(
   builder: Builder,
@@ -267,7 +305,7 @@ function keepExact(
   const window = { size: form.exact!.window, sinks: form.exact!.sinks };
   const rings = [1, 2, 3].map((part) => statePart(state, part));
   const { k, v, gates } = stream;
-  emitKeep(builder, form, window, { k, v: v.ref, gates, rope: turns ? form.rope : undefined }, rings, replay);
+  emitKeepMany(builder, form, window, { k, v: v.ref, gates, rope: turns ? form.rope : undefined }, rings, replay);
 }
 
 function shapeOf(

@@ -108,7 +108,14 @@ export function hasVectors(builder: Builder, x: Pick<Operand, 'width' | 'type'>,
   return hasVector(formatOf(builder, x), x);
 }
 
+/** Whether products of x with so many outputs can read it where it is a part, whatever the number of items. */
+export function readsParts(builder: Builder, x: Pick<Operand, 'width' | 'type'>, outputs: number): boolean {
+  return builder.traits.matrices && hasVectors(builder, x, outputs);
+}
+
 const narrow = 64;
+/** Fewer workgroups leave a GPU idle: each must load more at once. */
+const fewGroups = 16;
 
 /** How the matrix of a product of x is stored. */
 function formatOf({ traits, type }: Builder, x: Pick<Operand, 'width' | 'type'>): Format {
@@ -234,16 +241,18 @@ function emitMatrices(
   replay: boolean,
 ): void {
   const { domain } = x;
+  const [of, source] = [partOf(x), sourceOf(x)];
   const parts = products.map(({ y, bias }) => ({ y, bias: bias !== undefined }));
   let least = 0;
   for (const most of [16, 32, thinItems]) {
-    const shape = thinShape(most);
-    const [low, groups] = [least, parts.reduce((sum, { y }) => sum + Math.ceil(y.width / shape.outputs), 0)];
+    const wide = thinShape(most);
+    const [low, groups] = [least, parts.reduce((sum, { y }) => sum + Math.ceil(y.width / wide.outputs), 0)];
+    const shape = groups < fewGroups ? { ...wide, ahead: 4 } : wide;
     const some = (view: View): Grid => {
       const count = countOf(view, domain);
       return count > low && count <= most ? [groups, 1, 1] : none;
     };
-    emit(linearThin(domain, parts, x, shape), [x.ref, ...products.flatMap(buffersOf)], only(some), replay);
+    emit(linearThin(domain, parts, of, shape), [source, ...products.flatMap(buffersOf)], only(some), replay);
     least = most;
   }
   const shape = traits.product ?? matrixShape;
@@ -253,7 +262,7 @@ function emitMatrices(
       const count = countOf(view, domain);
       return count <= thinItems ? none : [Math.ceil(y.width / shape.outputs), Math.ceil(count / shape.items), 1];
     };
-    emit(linearMatrix(domain, y, x, bias !== undefined, shape), [x.ref, ...buffersOf(product)], only(many), replay);
+    emit(linearMatrix(domain, y, of, bias !== undefined, shape), [source, ...buffersOf(product)], only(many), replay);
   }
 }
 

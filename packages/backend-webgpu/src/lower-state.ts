@@ -1,7 +1,15 @@
 import type { NodeOf, Rope } from '@dsla/spec';
 import { type Builder, type Operand, partOf, perElement, result, ropeRef, sourceOf, vector } from './builder.js';
 import { append, keep, keepGroups, keepTokens, type Window } from './kernels/cache.js';
-import { causalConv, convSize, convState, convToken } from './kernels/causal-conv.js';
+import {
+  causalConv,
+  convGroups,
+  convSize,
+  convState,
+  convTileable,
+  convTiles,
+  convToken,
+} from './kernels/causal-conv.js';
 import type { Element, Grid } from './kernels/kernel.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import * as scan from './kernels/selective-scan.js';
@@ -28,6 +36,8 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
   return y;
 }
 
+type HeadShape = Pick<AttentionShape, 'kvHeads' | 'headDim'>;
+
 /** What a ring takes in; `rope` where keys have not been turned yet. */
 interface Kept {
   readonly k: Operand;
@@ -36,19 +46,24 @@ interface Kept {
   readonly rope?: Rope | undefined;
 }
 
-/** Writes keys, values and gates of the tokens into their rings, once nobody reads the old content any more. */
-export function emitKeep(
+/** Writes keys and values of the tokens into their rings, once nobody reads the old content any more. */
+function emitKeep(builder: Builder, shape: HeadShape, window: Window, kept: Kept, rings: readonly BufferRef[]): void {
+  const { kvHeads, headDim } = shape;
+  const tokens = perElement(kept.k);
+  const short = (view: View): Grid => (view.singles === 0 ? [0, 0, 0] : tokens(view));
+  builder.emit(keepTokens(kvHeads, headDim, window, builder.type), [kept.k.ref, kept.v, ...rings], short);
+  emitKeepMany(builder, shape, window, kept, rings);
+}
+
+/** As emitKeep, of the tokens of long rows only; also their gates. */
+export function emitKeepMany(
   { emit, type }: Builder,
-  { kvHeads, headDim }: Pick<AttentionShape, 'kvHeads' | 'headDim'>,
+  { kvHeads, headDim }: HeadShape,
   window: Window,
   { k, v, gates, rope }: Kept,
   rings: readonly BufferRef[],
   replay = false,
 ): void {
-  const tokens = perElement(k);
-  const short = (view: View): Grid => (view.singles === 0 ? [0, 0, 0] : tokens(view));
-  const sources = [k.ref, v, ...(gates ? [gates.ref] : []), ...ropeRef(rope)];
-  emit(keepTokens(kvHeads, headDim, window, type, rope, gates?.width), [...sources, ...rings], short, replay);
   const long =
     (heads: number, width: number) =>
     ({ rows, tiles }: View): Grid =>
@@ -116,7 +131,9 @@ interface WindowParts {
   readonly values: BufferRef;
 }
 
-/** Joined with the sums of a dual state where there is a `join`. Long rows in tiles, where device and head width allow it. */
+/**
+ * Long rows in tiles, where device and head width allow it. With `join` only long rows, joined with the sums of a dual state.
+ */
 export function lowerWindow(
   builder: Builder,
   shape: AttentionShape,
@@ -129,25 +146,29 @@ export function lowerWindow(
   const { heads, rope } = shape;
   const tiled = traits.matrices && tileable(shape) && !join?.outputNorm;
   const joined = join ? [...join.buffers, ...join.norm] : [];
-  const some = ({ tokens, singles }: View): Grid => (tiled && singles === 0 ? [0, 0, 0] : [tokens, heads, 1]);
+  const some = ({ tokens, tiles, singles }: View): Grid => {
+    const wanted = join ? tiles > 0 : !tiled || singles > 0;
+    return wanted ? [tokens, heads, 1] : [0, 0, 0];
+  };
   const buffers = [q.ref, ...ropeRef(rope), k, v, keys, values, ...joined, y.ref];
-  emit(windowAttention(shape, window, type, join, tiled), buffers, some);
+  if (!tiled || !join) emit(windowAttention(shape, window, type, join, tiled), buffers, some);
   if (!tiled) return;
   const turned = turnedQueries(builder, shape, q);
   const kernel = tileWindow(shape, window, join !== undefined, traits.attention);
   emit(kernel, [turned, k, v, keys, values, ...joined, y.ref], ({ tiles }) => [tiles, heads, 1]);
 }
 
-/** The keys of the step after rotation: k itself without rope. */
+/** The keys of the step after rotation, of the views that `only` leaves: k itself without rope. */
 export function turnedKeys(
   builder: Builder,
   { headDim, rope }: Pick<NodeOf<'softmaxAttention'>, 'headDim' | 'rope'>,
   k: Operand,
+  only: (grid: (view: View) => Grid) => (view: View) => Grid = (grid) => grid,
 ): Operand {
   if (!rope) return k;
   const turned = { ...k, ref: builder.temp(k.width) };
   const grid = perElement(k, featuresAThread(rope, headDim, turned.type, builder.type));
-  builder.emit(rotate(rope, headDim, turned, builder.type), [k.ref, ...ropeRef(rope), turned.ref], grid);
+  builder.emit(rotate(rope, headDim, turned, builder.type), [k.ref, ...ropeRef(rope), turned.ref], only(grid));
   return turned;
 }
 
@@ -168,7 +189,12 @@ export function lowerConv(builder: Builder, node: NodeOf<'causalConv'>, fn?: Nod
     (grid: (view: View) => Grid) =>
     (view: View): Grid =>
       taps > 1 && view.ones ? [0, 0, 0] : grid(view);
-  emit(causalConv(y, x, taps, type, bias, fn), [x.ref, ...weights, state, y.ref], others(all));
+  const tiled = convTileable(x, y);
+  const some = others((view) => (tiled && view.singles === 0 ? [0, 0, 0] : all(view)));
+  emit(causalConv(y, x, taps, type, bias, fn, tiled), [x.ref, ...weights, state, y.ref], some);
+  const groups = convGroups(x);
+  if (tiled)
+    emit(convTiles(x, taps, type, bias, fn), [x.ref, ...weights, state, y.ref], ({ tiles }) => [groups, tiles, 1]);
   const channels = Math.ceil(x.width / convSize);
   if (taps > 1)
     emit(
@@ -179,13 +205,13 @@ export function lowerConv(builder: Builder, node: NodeOf<'causalConv'>, fn?: Nod
   return y;
 }
 
-/** Short rows token by token, long rows in chunks. `gate`: f of z that the result is multiplied by. */
+/** `gate`: f of z that the result is multiplied by. */
 export function lowerScan(
   builder: Builder,
   node: NodeOf<'selectiveScan'>,
   gate?: { readonly fn: NodeOf<'activate'>['fn']; readonly z: Operand },
 ): Operand {
-  const { operand, emit, temp, type } = builder;
+  const { operand, emit, type } = builder;
   const [x, dt, b, c] = [operand(node.x), operand(node.dt), operand(node.b), operand(node.c)];
   const sources = new Map<BufferRef, { readonly index: number; readonly type: Element }>();
   const partsOf = ({ joint, ...whole }: Operand): scan.ScanOperand => {
@@ -209,17 +235,9 @@ export function lowerScan(
     gate: gate && { fn: gate.fn, type: gate.z.type },
   };
   const y = result(builder, x.width, 'token');
-  const moving = [x.ref, ...sources.keys(), vector(node.logA)];
-  const reading = [vector(node.d), ...(gate ? [gate.z.ref] : []), y.ref];
-  const state = statePart(node.state, 0);
-  const chunks = temp(scan.scanWidth(shape), 'f32', 'chunk');
-  const groups = Math.ceil(x.width / scan.scanSize);
-  const short = ({ rows, singles }: View): Grid => (singles === 0 ? [0, 0, 0] : [groups, rows, 1]);
-  const tiles = (view: View): Grid => [groups, view.tiles, 1];
-  emit(scan.selectiveScan(shape), [...moving, ...reading, state], short);
-  emit(scan.scanStates(shape), [...moving, chunks], tiles);
-  emit(scan.scanCarry(shape), [vector(node.logA), chunks, state], ({ longs }) => [scan.carryGroups(shape), longs, 1]);
-  emit(scan.scanOutputs(shape), [...moving, ...reading, chunks], tiles);
+  const sourced = [x.ref, ...sources.keys(), vector(node.logA), vector(node.d), ...(gate ? [gate.z.ref] : [])];
+  const groups = scan.scanGroups(shape);
+  emit(scan.selectiveScan(shape), [...sourced, y.ref, statePart(node.state, 0)], ({ rows }) => [groups, rows, 1]);
   return y;
 }
 

@@ -18,7 +18,7 @@ import type { Element } from './kernels/kernel.js';
 import { rmsNorm } from './kernels/norm.js';
 import { lowerAdd } from './lower-add.js';
 import { lowerDual, lowerFold } from './lower-dual.js';
-import { emitGated, emitLinear, emitParallel, hasVectors, onlyMany, type Product } from './lower-linear.js';
+import { emitGated, emitLinear, emitParallel, hasVectors, onlyMany, type Product, readsParts } from './lower-linear.js';
 import { lowerAttention, lowerConv, lowerScan } from './lower-state.js';
 import { elideCopies, type NamedValue, namedValue, type Op, type Program, place, refsOf } from './program.js';
 
@@ -236,13 +236,15 @@ function lowerConcat(
   return y;
 }
 
-/** A slice of a value in the compute type: written only where products of many items read it. */
+/** A slice of a value in the compute type: written only where products of many items read it that cannot read a part. */
 function lowerPart(builder: Builder, nodes: readonly Node[], index: Value): Operand {
   const { x, from, to } = nodes[index] as NodeOf<'slice'>;
   const of = builder.operand(x);
   const y = result(builder, to - from, of.domain);
   const parted = of.type === builder.type;
-  const multiplied = nodes.some((node) => node.op === 'linear' && node.x === index);
+  const multiplied = nodes.some(
+    (node) => node.op === 'linear' && node.x === index && !readsParts(builder, y, builder.shapeOf(node.weight)[0]!),
+  );
   if (multiplied || !parted) {
     const all = perElement(y);
     const grid = parted ? onlyMany(builder, y.domain, all) : all;

@@ -53,27 +53,28 @@ const plain = {
 
 describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ? ` (${obstacle})` : ''}`, () => {
   const small: MatrixShape = { ...matrixShape, items: 32, outputs: 64, subgroupItems: 16, subgroupOutputs: 32 };
-  const variants: [shape: MatrixShape, type: Element, width: number][] = [
-    [small, 'f16', 88],
-    [small, 'f32', 88],
-    [small, 'f16', 96],
-    [{ ...small, subgroupItems: 32, depth: 16 }, 'f32', 88],
-    [matrixShape, 'f16', 64],
+  const variants: [shape: MatrixShape, type: Element, width: number, stride: number, from: number][] = [
+    [small, 'f16', 88, 88, 0],
+    [small, 'f32', 88, 88, 0],
+    [small, 'f16', 96, 96, 0],
+    [small, 'f16', 88, 120, 16], // a part of wider items
+    [{ ...small, subgroupItems: 32, depth: 16 }, 'f32', 88, 88, 0],
+    [matrixShape, 'f16', 64, 64, 0],
   ];
-  it.each(variants)('products %o to %s of width %i', async (shape, type, width) => {
+  it.each(variants)('products %o to %s of width %i of %i, from %i', async (shape, type, width, stride, from) => {
     const [count, out] = [37, 104];
     const runner = await openRunner([{ slot: 0, past: 0, count }]);
-    const [x, w] = [halves(count * width, 1), halves(out * width, 2)];
+    const [x, w] = [halves(count * stride, 1), halves(out * width, 2)];
     const bias = Float32Array.from({ length: out }, (_, o) => Math.cos(o));
     const y = runner.buffer(new Float32Array(count * out));
-    const kernel = linearMatrix('token', { width: out, type }, { width, type: 'f16' }, true, shape);
+    const kernel = linearMatrix('token', { width: out, type }, { width, type: 'f16', stride, from }, true, shape);
     const buffers = [runner.buffer(x.words), runner.buffer(w.words), runner.buffer(bias), y];
     await runner.run(kernel, buffers, [Math.ceil(out / shape.outputs), Math.ceil(count / shape.items), 1]);
     const want: number[] = [];
     for (let t = 0; t < count; t++)
       for (let o = 0; o < out; o++) {
         let sum = bias[o]!;
-        for (let k = 0; k < width; k++) sum += x.numbers[t * width + k]! * w.numbers[o * width + k]!;
+        for (let k = 0; k < width; k++) sum += x.numbers[t * stride + from + k]! * w.numbers[o * width + k]!;
         want.push(sum);
       }
     const read = await runner.read(y);

@@ -115,35 +115,16 @@ export function keep(
 }
 
 /**
- * The tokens of short rows into rings of keys (with a rope after rotation), values and, if there are any, gates, one thread a
- * feature of a token: as `keep` does for long rows, whose rings have more entries than the step has tokens.
+ * The tokens of short rows into rings of keys and values, one thread a feature of a token: as `keep` does for long rows, whose
+ * rings have more entries than the step has tokens.
  */
-export function keepTokens(
-  kvHeads: number,
-  headDim: number,
-  window: Window,
-  type: Element,
-  rope?: Rope,
-  gates?: number,
-): Kernel {
+export function keepTokens(kvHeads: number, headDim: number, window: Window, type: Element): Kernel {
   const width = kvHeads * headDim;
   const entries = window.sinks + window.size;
-  const key = rope ? 'turn(f32(k[at]), f32(k[at - c + partner(c)]), c, token.z, 1.0)' : 'k[at]';
-  const gate = `  for (var g = feature; g < ${gates}u; g += ${width}u) {
-    gate_ring[(row.x * ${entries}u + entry) * ${gates}u + g] = f32(gates[token.x * ${gates}u + g]);
-  }`;
   return kernel({
     name: 'keep-tokens',
-    buffers: {
-      k: [type, 'read'],
-      v: [type, 'read'],
-      ...(gates ? { gates: [type, 'read'] as const } : {}),
-      ...(rope ? ropeBuffer : {}),
-      keys: [type, 'write'],
-      values: [type, 'write'],
-      ...(gates ? { gate_ring: ['f32', 'write'] as const } : {}),
-    },
-    module: `${ringFunction(window)}\n${rope ? ropeFunctions(rope) : ''}`,
+    buffers: { k: [type, 'read'], v: [type, 'read'], keys: [type, 'write'], values: [type, 'write'] },
+    module: ringFunction(window),
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
   if (i >= batch[0].y * ${width}u) { return; }
@@ -153,12 +134,10 @@ export function keepTokens(
   let taken = token.z >= ${window.sinks}u && token.z + ${window.size}u < row.y + row.w;
   if (row.w > ${shortRow}u || taken) { return; }
   let feature = i % ${width}u;
-  let c = feature % ${headDim}u;
   let at = token.x * ${width}u + feature;
-  let entry = ring_index(token.z);
-  let to = ((row.x * ${kvHeads}u + feature / ${headDim}u) * ${entries}u + entry) * ${headDim}u + c;
-  keys[to] = ${type}(${key});
-  values[to] = v[at];
-${gates ? gate : ''}`,
+  let head = row.x * ${kvHeads}u + feature / ${headDim}u;
+  let to = (head * ${entries}u + ring_index(token.z)) * ${headDim}u + feature % ${headDim}u;
+  keys[to] = k[at];
+  values[to] = v[at];`,
   });
 }

@@ -1,6 +1,7 @@
 import type { NodeOf } from '@dsla/spec';
 import { activationFunctions, activationName, elementwiseSize, type Shape } from './elementwise.js';
-import { type Element, type Kernel, type KernelParts, kernel, logFunctions } from './kernel.js';
+import { type Element, type Kernel, type KernelParts, kernel, logFunctions, shortRow, tileTokens } from './kernel.js';
+import { eightFunctions, upTo } from './matrices.js';
 
 /** Elements from slot to slot: WebGPU copies and clears multiples of four bytes. */
 function slotStride(width: number, taps: number, state: Element): number {
@@ -13,7 +14,10 @@ function operands(x: Shape, bias: boolean): KernelParts['buffers'] {
   return { x: [x.type, 'read'], w: ['f32', 'read'], ...(bias && { bias: ['f32', 'read'] as const }) };
 }
 
-/** y_t = f(b + sum_j w_j x_{t-K+1+j}); what lies before the step is in state [slots, channels, K-1], oldest first, a slot padded to four bytes. */
+/**
+ * y_t = f(b + sum_j w_j x_{t-K+1+j}); what lies before the step is in state [slots, channels, K-1], oldest first, a slot padded to
+ * four bytes. With `shortOnly` it leaves the tokens of long rows to convTiles.
+ */
 export function causalConv(
   y: Shape,
   x: Shape,
@@ -21,6 +25,7 @@ export function causalConv(
   state: Element,
   bias: boolean,
   fn?: NodeOf<'activate'>['fn'],
+  shortOnly = false,
 ): Kernel {
   const { width } = x;
   return kernel({
@@ -32,7 +37,7 @@ export function causalConv(
   if (i >= batch[0].y * ${width}u) { return; }
   let token = token_at(i / ${width}u);
   let row = row_at(token.y);
-  let channel = i % ${width}u;
+${shortOnly ? `  if (row.w > ${shortRow}u) { return; }\n` : ''}  let channel = i % ${width}u;
   let t = token.x - row.z;
   var sum = ${bias ? 'bias[channel]' : '0.0'};
   for (var j = 0u; j < ${taps}u; j++) {
@@ -42,6 +47,97 @@ export function causalConv(
     sum += w[channel * ${taps}u + j] * input;
   }
   y[token.x * ${width}u + channel] = ${y.type}(${fn ? `${activationName[fn]}(sum)` : 'sum'});`,
+  });
+}
+
+/** Channels and tokens of a thread of convTiles, and threads side by side. */
+const [together, stretch, side] = [8, 16, 64];
+
+/** Whether there is convTiles for values of this kind. */
+export function convTileable(x: Shape, y: Shape): boolean {
+  return x.type === 'f16' && y.type === 'f16' && x.width % together === 0;
+}
+
+/** Workgroups along the channels. */
+export function convGroups({ width }: Shape): number {
+  return Math.ceil(width / together / side);
+}
+
+/** causalConv of long rows: [convGroups, tiles]. A thread goes through some tokens of a tile with its taps at hand. */
+export function convTiles(
+  x: Shape,
+  taps: number,
+  state: Element,
+  bias: boolean,
+  fn?: NodeOf<'activate'>['fn'],
+): Kernel {
+  const { width } = x;
+  const past = taps - 1;
+  const eights = width / together;
+  const halves = [
+    { name: 'low', first: 0 },
+    { name: 'high', first: 4 },
+  ];
+  const four = (of: (channel: number) => string, first: number) =>
+    `vec4f(${upTo(4)
+      .map((e) => of(first + e))
+      .join(', ')})`;
+  const declared = halves.flatMap(({ name, first }) => [
+    ...upTo(taps).map((j) => `  let w_${name}${j} = ${four((e) => `w[(channel + ${e}u) * ${taps}u + ${j}u]`, first)};`),
+    `  let b_${name} = ${bias ? four((e) => `bias[channel + ${e}u]`, first) : 'vec4f()'};`,
+    ...upTo(taps).map((j) => `  var x_${name}${j} = vec4f();`),
+  ]);
+  const before = upTo(past).map(
+    (j) => `  if (begin + ${j}u >= ${past}u) {
+    let old = x[(row.z + begin + ${j}u - ${past}u) * ${eights}u + eight];
+    x_low${j} = low_of(old);
+    x_high${j} = high_of(old);
+  } else {
+    let at = row.x * ${slotStride(width, taps, state)}u + channel * ${past}u + begin + ${j}u;
+${halves.map(({ name, first }) => `    x_${name}${j} = ${four((e) => `f32(state[at + ${e * past}u])`, first)};`).join('\n')}
+  }`,
+  );
+  const sum = (name: string) =>
+    `b_${name} + ${upTo(taps)
+      .map((j) => `w_${name}${j} * x_${name}${j}`)
+      .join(' + ')}`;
+  const value = (name: string) =>
+    fn
+      ? `vec4f(${upTo(4)
+          .map((e) => `${activationName[fn]}(${name}[${e}])`)
+          .join(', ')})`
+      : name;
+  return kernel({
+    name: fn ? `conv-tiles-${fn}` : 'conv-tiles',
+    buffers: {
+      x: ['vec4u', 'read'],
+      w: ['f32', 'read'],
+      ...(bias && { bias: ['f32', 'read'] as const }),
+      state: [state, 'read'],
+      y: ['vec4u', 'write'],
+    },
+    module: `${fn ? logFunctions + activationFunctions : ''}\n${eightFunctions}`,
+    size: side * (tileTokens / stretch),
+    main: `  let tile = tile_at(group.y);
+  let row = row_at(tile.x);
+  let eight = group.x * ${side}u + lane % ${side}u;
+  let begin = tile.y + lane / ${side}u * ${stretch}u;
+  let end = min(begin + ${stretch}u, tile.y + tile.z);
+  if (eight >= ${eights}u) { return; }
+  let channel = eight * ${together}u;
+${declared.join('\n')}
+${before.join('\n')}
+  for (var t = begin; t < end; t++) {
+    let own = x[(row.z + t) * ${eights}u + eight];
+    x_low${past} = low_of(own);
+    x_high${past} = high_of(own);
+    let low = ${sum('low')};
+    let high = ${sum('high')};
+    y[(row.z + t) * ${eights}u + eight] = eight_of(${value('low')}, ${value('high')});
+${upTo(past)
+  .map((j) => `    x_low${j} = x_low${j + 1};\n    x_high${j} = x_high${j + 1};`)
+  .join('\n')}
+  }`,
   });
 }
 

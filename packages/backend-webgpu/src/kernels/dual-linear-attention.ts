@@ -13,11 +13,12 @@ import {
 } from './kernel.js';
 import { ropeBuffer, ropeFunctions } from './rope.js';
 
-// A dual layer runs in stages, each over all tokens of the step. The *entering stream* is what the states take in: token p
-// itself, or with an exact part the token p - window, which lies in the ring or earlier in the same step.
+// The *entering stream* is what the states take in: token p itself, or with an exact part the token p - window, which lies in
+// the ring or earlier in the same step. Short rows go token by token (dual-arrive.ts, recur.ts), long rows in stages, each over
+// all their tokens:
 //   enter      log decays and values of the entering stream
 //   features   phi of the queries; phi of the entering keys
-//   recur      (or the chunked kernels) moves the states on and reads them: sums [tokens, heads, columns]
+//   chunks     (dual-chunks.ts, dual-matrices.ts) move the states on and read them: sums [tokens, heads, columns]
 //   finish     divides, or joins with the exact part (softmax-attention.ts), and norms
 
 export interface DualShape {
@@ -73,23 +74,6 @@ ${form.exact ? ringOf(form) : ''}
 fn log_decay(token: vec4u, g: u32) -> f32 {
 ${body}
 }`;
-}
-
-/** decay [tokens, gate width]: log decays as the tokens of short rows enter; those of long rows come from `cumulate`. */
-export function decays(shape: DualShape): Kernel {
-  const width = gateColumns(shape.form);
-  return kernel({
-    name: 'decays',
-    buffers: { ...gateBuffers(shape), decay: ['f32', 'write'] },
-    module: logDecayFunction(shape),
-    size: elementwiseSize,
-    main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
-  if (i >= batch[0].y * ${width}u) { return; }
-  let token = token_at(i / ${width}u);
-  if (row_at(token.y).w > ${shortRow}u) { return; }
-  let g = i % ${width}u;
-  decay[token.x * ${width}u + g] = log_decay(token, g);`,
-  });
 }
 
 /** Numbers that a thread of enteringValues copies: eight or two neighbours in float16, where a head has whole ones. */
@@ -213,15 +197,11 @@ export function mixFunction(states: number, perHead: boolean): string {
 
 const finishSize = 64;
 
-/**
- * y [tokens, heads*headDim] from sums: times scale, or divided by the normaliser; then the output norm. With `shortOnly` it
- * leaves the tokens of long rows to others.
- */
+/** y [tokens, heads*headDim] of long rows from sums: times scale, or divided by the normaliser; then the output norm. */
 export function finish(
   { heads, form, type }: DualShape,
   scale: number,
   outputNorm: { readonly eps: number } | undefined,
-  shortOnly = false,
 ): Kernel {
   const { headDim, normaliser } = form;
   const columns = columnsOf(form);
@@ -236,7 +216,8 @@ export function finish(
     module: outputNorm ? reductions(finishSize) : '',
     size: finishSize,
     main: `  let token = token_at(group.x);
-${shortOnly ? `  if (row_at(token.y).w > ${shortRow}u) { return; }\n` : ''}  let item = token.x * ${heads}u + group.y;
+  if (row_at(token.y).w <= ${shortRow}u) { return; }
+  let item = token.x * ${heads}u + group.y;
   let base = item * ${columns}u;
 ${
   outputNorm

@@ -1,6 +1,7 @@
-import type { Shape } from './elementwise.js';
+import type { Part, Shape } from './elementwise.js';
 import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
 import { eightFunctions, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
+import { firstOf } from './vector-options.js';
 
 /** How a product is cut: tiles of a workgroup, features a round (16, 32 or 64), tiles of a subgroup. */
 export interface MatrixShape {
@@ -40,7 +41,7 @@ const band = 8;
 export function linearMatrix(
   domain: Domain,
   y: Shape,
-  x: Shape,
+  x: Part,
   bias: boolean,
   shape: MatrixShape = matrixShape,
 ): Kernel {
@@ -117,7 +118,8 @@ ${loads
       of === 'x'
         ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
         : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
-    return `  let row_${name} = ${at} * ${width}u;\n  var next_${name} = vec4u();`;
+    const first = of === 'x' ? firstOf(x, at, 8) : `${at} * ${width}u`;
+    return `  let row_${name} = ${first};\n  var next_${name} = vec4u();`;
   })
   .join('\n')}
 ${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}

@@ -1,6 +1,7 @@
-import type { Shape } from './elementwise.js';
+import type { Part, Shape } from './elementwise.js';
 import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
 import { fours, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
+import { firstOf } from './vector-options.js';
 
 /**
  * How a product of a few items is cut: a tile of a workgroup, whose subgroups share the width of x, `depth` features each a round;
@@ -35,7 +36,7 @@ interface ThinPart {
  * once, by whole lines; every subgroup sums over its part of the width. Buffers: x, then of every part w (bias) y. One workgroup
  * shape.outputs outputs of a part.
  */
-export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Shape, shape: ThinShape): Kernel {
+export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Part, shape: ThinShape): Kernel {
   const { items: rows, outputs: columns, subgroups, depth, ahead } = shape;
   const size = 32 * subgroups;
   const round = subgroups * depth; // features
@@ -92,7 +93,8 @@ ${loads
       of === 'x'
         ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
         : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
-    return `  let row_${name} = ${at} * ${width}u;`;
+    const first = of === 'x' ? firstOf(x, at, 8) : `${at} * ${width}u`;
+    return `  let row_${name} = ${first};`;
   })
   .join('\n')}
 ${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}

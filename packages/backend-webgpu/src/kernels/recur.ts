@@ -1,18 +1,36 @@
-import { columnsOf, type DualShape, gateColumns, mixFunction } from './dual-linear-attention.js';
-import { type Kernel, type KernelParts, kernel, shortRow } from './kernel.js';
+import { gatesOf, recordLayout, sharedOf } from './dual-arrive.js';
+import { columnsOf, type DualShape, mixFunction } from './dual-linear-attention.js';
+import { float, type Kernel, kernel, shortRow } from './kernel.js';
+import { upTo } from './matrices.js';
 
-const most = 256; // lanes of a workgroup
-const ahead = 32; // numbers of the state that a lane loads before it stores any
+/** Loads of a state that a lane has under way: those of so many rounds, of all states. */
+const roundsAtOnce = 4;
 
-/** How a workgroup cuts a state: all columns side by side, so that it writes whole stretches of memory, and channels in parts. */
-function cutOf({ form, width }: DualShape): {
-  readonly across: number;
-  readonly parts: number;
-  readonly group: number;
-} {
-  const across = Math.min(32 * Math.ceil(columnsOf(form) / 32), most);
-  const parts = divisor(width, Math.floor(most / across));
-  return { across, parts, group: divisor(width / parts, Math.max(Math.floor(ahead / form.states), 1)) };
+/** How a workgroup goes through a state [width, columns]: whole stretches of it a round, so that a lane's columns stay the same. */
+interface Cut {
+  /** Numbers of a load. */
+  readonly each: 1 | 4;
+  /** Loads of a round, one a lane unless lanes are fewer. */
+  readonly places: number;
+  /** Rows of the state in a round. */
+  readonly rows: number;
+  /** Rounds whose loads are under way at once. */
+  readonly together: number;
+  readonly size: number;
+  /** Places of a lane. */
+  readonly turns: number;
+}
+
+function cutOf({ form, width }: DualShape, threads: number): Cut {
+  const columns = columnsOf(form);
+  const fourths = columns % 4 === 0 ? 1 : columns % 2 === 0 ? 2 : 4; // fewest rows that are whole loads of four
+  const each = width % fourths === 0 ? 4 : 1;
+  const least = each === 4 ? fourths : 1;
+  const most = Math.max(Math.floor(Math.min(threads, 512 + columns) / ((least * columns) / each)), 1);
+  const rows = least * divisor(width / least, most);
+  const places = (rows * columns) / each;
+  const size = Math.min(places, threads);
+  return { each, places, rows, together: divisor(width / rows, roundsAtOnce), size, turns: Math.ceil(places / size) };
 }
 
 /** The greatest that is at most `limit`. */
@@ -21,176 +39,162 @@ function divisor(of: number, limit: number): number {
   return 1;
 }
 
-/** Workgroups for a row and kv head. */
-export function recurBlocks(shape: DualShape): number {
-  return Math.ceil(columnsOf(shape.form) / cutOf(shape).across);
+export interface Reads {
+  readonly mixPerHead: boolean;
+  readonly scale: number;
+  readonly outputNorm?: { readonly eps: number } | undefined;
 }
 
 /**
- * Token by token, one workgroup a row and kv head, a lane a column of the state [slots, states, kvHeads, width, columns]:
- * S_i <- exp(a_i) S_i + phi(k) [v, 1]^T; sums [tokens, heads, columns] = sum_i gamma_i phi(q)^T S_i. The definition, and the
- * kernel of decoding. `replay` starts from zero and reads nothing: a fold. Rows of more than a few tokens are left to
- * dual-chunks.ts.
+ * The states of short rows [slots, states, kvHeads, width, columns], token by token, one workgroup a row and kv head:
+ * S_i <- keep_i S_i + phi(k) [v, 1]^T and, with `reads`, the result y [tokens, heads*headDim] of sum_i gamma_i phi(q)^T S_i,
+ * joined with the exact part where there is one. record [tokens, kvHeads, ...] as dual-arrive.ts leaves it. Without `reads` it is a
+ * replay, from zero.
  */
-export function recur(shape: DualShape, mixPerHead: boolean, replay: boolean): Kernel {
-  const { form, width } = shape;
+export function recur(shape: DualShape, reads: Reads | undefined, threads = 256): Kernel {
+  const { form, width, type } = shape;
   const { states, kvHeads, headDim } = form;
+  const cut = cutOf(shape, threads);
+  const { each, places, rows, size, turns } = cut;
   const columns = columnsOf(form);
-  const { across, parts } = cutOf(shape);
-  const shared = sharedOf(shape);
-  const size = across * parts;
+  const numbers = each === 4 ? 'vec4f' : 'f32';
+  const shared = reads ? sharedOf(shape) : 0;
+  const { length } = recordLayout(shape, !reads);
   return kernel({
-    name: replay ? 'recur-replay' : 'recur',
-    buffers: buffersOf(shape, replay),
-    module: `${replay ? '' : mixFunction(states, mixPerHead)}
-var<workgroup> keys: array<f32, ${width}>;
-var<workgroup> keeps: array<f32, ${states * gatesOf(shape)}>;
-${replay ? '' : `var<workgroup> queries: array<f32, ${shared * width}>;`}
-${!replay && parts > 1 ? `var<workgroup> partial: array<f32, ${size}>;` : ''}`,
+    name: reads ? 'recur' : 'recur-replay',
+    buffers: {
+      record: ['f32', 'read'],
+      ...(reads ? { mix_logits: ['f32', 'read'] as const } : {}),
+      ...(reads && form.exact ? { log_weight: ['f32', 'read'] as const } : {}),
+      ...(reads?.outputNorm ? { norm: ['f32', 'read'] as const } : {}),
+      states: [numbers, 'write'],
+      ...(reads ? { y: [type, 'write'] as const } : {}),
+    },
+    module: `${reads ? mixFunction(states, reads.mixPerHead) : ''}
+var<workgroup> own: array<f32, ${length}>;
+${
+  reads
+    ? `var<workgroup> partial: array<f32, ${places * each}>; // [rows, columns]
+fn all_of(column: u32) -> f32 {
+  var sum = 0.0;
+  for (var r = 0u; r < ${rows}u; r++) { sum += partial[r * ${columns}u + column]; }
+  return sum;
+}`
+    : ''
+}
+${reads?.outputNorm ? `var<workgroup> results: array<f32, ${headDim}>;` : ''}`,
     size,
     main: `  let row = row_at(group.x);
-  if (row.w > ${shortRow}u${replay ? '' : ' || row.w == 0u'}) { return; }
+  if (row.w > ${shortRow}u${reads ? ' || row.w == 0u' : ''}) { return; }
   let kv = group.y;
-  let column = group.z * ${across}u + lane % ${across}u;
-  let part = lane / ${across}u;
-  let inside = column < ${columns}u;
-  let origin = (row.x * ${states * kvHeads}u + kv) * ${width * columns}u + column;
-${
-  replay
-    ? `  if (inside) {\n${walk(
-        shape,
-        lines(cellsOf(shape), (each) => `        ${each.at} = 0.0;`),
-      )}\n  }`
-    : mixed(shape)
-}
+  let origin = (row.x * ${states * kvHeads}u + kv) * ${(width * columns) / each}u;
+${reads ? mixed(shape) : clear(shape, cut)}
   for (var t = 0u; t < row.w; t++) {
     let item = row.z + t;
-${stage(shape, size, replay)}
+    for (var e = lane; e < ${length}u; e += ${size}u) { own[e] = record[(item * ${kvHeads}u + kv) * ${length}u + e]; }
     workgroupBarrier();
-    var value = 1.0;
-    if (column < ${headDim}u) { value = f32(v[(item * ${kvHeads}u + kv) * ${headDim}u + column]); }
-${replay ? '' : `    var sum = array<f32, ${shared}>();`}
-    if (inside) {
-${walk(shape, `${update(shape)}\n${replay ? '' : read(shape)}`)}
-    }
-${replay ? '' : gather(shape)}${parts === 1 || replay ? '\n    workgroupBarrier();' : ''}
+${lines(upTo(turns * shared), (n) => `    var sum${Math.floor(n / shared)}_${n % shared} = ${numbers}();`)}
+${lines(upTo(turns), (k) => {
+  const body = through(shape, cut, reads, k);
+  const place = `      let place = lane + ${k * size}u;`;
+  return turns === 1
+    ? `    {\n${place}\n${body}\n    }`
+    : `    if (lane + ${k * size}u < ${places}u) {\n${place}\n${body}\n    }`;
+})}
+${upTo(shared)
+  .map((h) => finish(shape, cut, reads!, h))
+  .join('\n')}
+    workgroupBarrier();
   }`,
   });
 }
 
-function buffersOf({ type }: DualShape, replay: boolean): KernelParts['buffers'] {
-  return {
-    ...(replay ? {} : { phi_q: [type, 'read'] as const }),
-    phi_k: [type, 'read'],
-    v: [type, 'read'],
-    decay: ['f32', 'read'],
-    ...(replay ? {} : { mix_logits: ['f32', 'read'] as const }),
-    states: ['f32', 'write'],
-    ...(replay ? {} : { sums: ['f32', 'write'] as const }),
-  };
-}
-
-const range = (count: number): number[] => Array.from({ length: count }, (_, n) => n);
 const lines = <T>(of: readonly T[], line: (each: T) => string): string => of.map(line).join('\n');
-/** Query heads of a kv head. */
-const sharedOf = ({ heads, form }: DualShape): number => heads / form.kvHeads;
-/** Gates of a state and head. */
-const gatesOf = ({ form }: DualShape): number => (form.gate === 'vector' ? form.headDim : 1);
-
-/** What a lane holds at a time: state i, the u-th channel of a group. */
-interface Cell {
-  readonly u: number;
-  readonly name: string;
-  readonly at: string;
-  readonly keep: string;
-}
-
-function cellsOf(shape: DualShape): Cell[] {
-  const { states, kvHeads, gate } = shape.form;
-  const columns = columnsOf(shape.form);
-  const { group } = cutOf(shape);
-  return range(states).flatMap((i) =>
-    range(group).map((u) => ({
-      u,
-      name: `s${i}_${u}`,
-      at: `states[base + ${i * kvHeads * shape.width * columns + u * columns}u]`,
-      keep: `keeps[${i * gatesOf(shape)}u${gate === 'vector' ? ` + c + ${u}u` : ''}]`,
-    })),
-  );
-}
-
-/** `body` for every group of a part's channels, the first of which is c. */
-function walk(shape: DualShape, body: string): string {
-  const { parts, group } = cutOf(shape);
-  const channels = shape.width / parts;
-  return `      for (var c = part * ${channels}u; c < (part + 1u) * ${channels}u; c += ${group}u) {
-        let base = origin + c * ${columnsOf(shape.form)}u;
-${body}
-      }`;
-}
 
 /** gamma of the heads and states. */
 function mixed(shape: DualShape): string {
   const { states } = shape.form;
   const shared = sharedOf(shape);
-  const one = (n: number) => `  mixed[${n}] = gamma(kv * ${shared}u + ${Math.floor(n / states)}u, ${n % states}u);`;
-  return `  var mixed: array<f32, ${shared * states}>;\n${lines(range(shared * states), one)}`;
+  return lines(upTo(shared * states), (n) => {
+    return `  let mixed${n} = gamma(kv * ${shared}u + ${Math.floor(n / states)}u, ${n % states}u);`;
+  });
 }
 
-/** phi of key and queries and the decays of a token to workgroup memory. */
-function stage(shape: DualShape, size: number, replay: boolean): string {
-  const { heads, form, width } = shape;
-  const { states, kvHeads } = form;
-  const shared = sharedOf(shape);
-  const gates = gatesOf(shape);
-  const query = (h: number) =>
-    `      queries[${h * width}u + c] = f32(phi_q[(item * ${heads}u + kv * ${shared}u + ${h}u) * ${width}u + c]);`;
-  return `    for (var c = lane; c < ${width}u; c += ${size}u) {
-      keys[c] = f32(phi_k[(item * ${kvHeads}u + kv) * ${width}u + c]);
-${replay ? '' : lines(range(shared), query)}
-    }
-    for (var g = lane; g < ${states * gates}u; g += ${size}u) {
-      keeps[g] = exp(decay[item * ${gateColumns(form)}u + (g / ${gates}u * ${kvHeads}u + kv) * ${gates}u + g % ${gates}u]);
-    }`;
+function clear({ form, width }: DualShape, { each, size }: Cut): string {
+  const cells = (width * columnsOf(form)) / each;
+  return `  for (var e = lane; e < ${cells}u; e += ${size}u) {
+${lines(upTo(form.states), (i) => `    states[origin + ${i * form.kvHeads * cells}u + e] = ${each === 4 ? 'vec4f' : 'f32'}();`)}
+  }
+  storageBarrier();`;
 }
 
-/** All loads before the first store, which the compiler could not move them over. */
-function update(shape: DualShape): string {
-  const cells = cellsOf(shape);
-  return `${lines(cells, ({ name, at }) => `        var ${name} = ${at};`)}
-${lines(cells, ({ name, keep, u }) => `        ${name} = ${keep} * ${name} + keys[c + ${u}u] * value;`)}
-${lines(cells, ({ name, at }) => `        ${at} = ${name};`)}`;
-}
-
-function read(shape: DualShape): string {
-  const { states } = shape.form;
-  const weighted = (h: number, u: number) =>
-    range(states)
-      .map((i) => `mixed[${h * states + i}] * s${i}_${u}`)
-      .join(' + ');
-  const head = (h: number) =>
-    lines(
-      range(cutOf(shape).group),
-      (u) => `        sum[${h}] += queries[${h * shape.width}u + c + ${u}u] * (${weighted(h, u)});`,
-    );
-  return lines(range(sharedOf(shape)), head);
-}
-
-/** The sums of all parts, from the lanes of the first. */
-function gather(shape: DualShape): string {
-  const { across, parts } = cutOf(shape);
-  const shared = sharedOf(shape);
-  const out = (h: number) =>
-    `sums[(item * ${shape.heads}u + kv * ${shared}u + ${h}u) * ${columnsOf(shape.form)}u + column]`;
-  const all = range(parts)
-    .map((p) => `partial[${p * across}u + lane]`)
-    .join(' + ');
-  return lines(range(shared), (h) =>
-    parts === 1
-      ? `    if (inside) { ${out(h)} = sum[${h}]; }`
-      : `    partial[lane] = sum[${h}];
-    workgroupBarrier();
-    if (inside && part == 0u) { ${out(h)} = ${all}; }
-    workgroupBarrier();`,
+/** All rounds of the k-th place of a lane. Loads come before the first store, which the compiler could not move them over. */
+function through(shape: DualShape, { each, places, rows, together }: Cut, reads: Reads | undefined, k: number): string {
+  const { form, width } = shape;
+  const { states, kvHeads, headDim, gate } = form;
+  const columns = columnsOf(form);
+  const layout = recordLayout(shape, !reads);
+  const several = (of: (e: number) => string) => (each === 1 ? of(0) : `vec4f(${upTo(4).map(of).join(', ')})`);
+  const cells = upTo(together).flatMap((u) =>
+    upTo(states).map((i) => {
+      const first = (i * kvHeads * width * columns) / each + u * places;
+      return { u, i, name: `s${i}_${u}`, at: `states[origin + ${first}u + c / ${rows}u * ${places}u + place]` };
+    }),
   );
+  const of = (from: number, u: number) => several((e) => `own[${from + u * rows}u + c + row${e}]`);
+  const keep = (i: number, u: number) =>
+    gate === 'vector' ? of(layout.keep + i * gatesOf(shape), u) : `own[${layout.keep + i}u]`;
+  const read = (h: number, u: number) => {
+    const sum = upTo(states).map((i) => `mixed${h * states + i} * s${i}_${u}`);
+    return `        sum${k}_${h} += ${of(layout.queries + h * width, u)} * (${sum.join(' + ')});`;
+  };
+  const value = (e: number) =>
+    columns > headDim
+      ? `select(1.0, own[${layout.value}u + min(column${e}, ${headDim - 1}u)], column${e} < ${headDim}u)`
+      : `own[${layout.value}u + column${e}]`;
+  return `${lines(upTo(each), (e) => `      let row${e} = (place * ${each}u + ${e}u) / ${columns}u;\n      let column${e} = (place * ${each}u + ${e}u) % ${columns}u;`)}
+      let value = ${several(value)};
+      for (var c = 0u; c < ${width}u; c += ${rows * together}u) {
+${lines(cells, ({ name, at }) => `        var ${name} = ${at};`)}
+${lines(upTo(together), (u) => `        let key${u} = ${of(layout.key, u)} * value;`)}
+${lines(cells, ({ name, i, u }) => `        ${name} = ${keep(i, u)} * ${name} + key${u};`)}
+${lines(cells, ({ name, at }) => `        ${at} = ${name};`)}
+${reads ? lines(upTo(sharedOf(shape)), (h) => lines(upTo(together), (u) => read(h, u))) : ''}
+      }`;
+}
+
+/** The result of query head h from the sums of all places. */
+function finish(shape: DualShape, { each, places, turns, size }: Cut, reads: Reads, h: number): string {
+  const { heads, form, type } = shape;
+  const { headDim, normaliser, exact } = form;
+  const hand = (k: number) => {
+    const put = (e: number, value: string) => `      partial[(lane + ${k * size}u) * ${each}u + ${e}u] = ${value};`;
+    const puts = each === 1 ? put(0, `sum${k}_${h}`) : lines(upTo(4), (e) => put(e, `sum${k}_${h}[${e}]`));
+    return `    if (lane + ${k * size}u < ${places}u) {\n${puts}\n    }`;
+  };
+  const first = recordLayout(shape, false).exact + h * (headDim + 1);
+  const [share, divisor] = exact
+    ? [`own[${first}u + c] + share * sum`, `(own[${first + headDim}u] + share * all_of(${headDim}u))`]
+    : ['sum', `all_of(${headDim}u)`];
+  const value = normaliser ? `(${share}) / divisor` : `sum * ${float(reads.scale)}`;
+  const to = `y[(item * ${heads}u + kv * ${sharedOf(shape)}u + ${h}u) * ${headDim}u + c]`;
+  const norm = reads.outputNorm
+    ? `    workgroupBarrier();
+    var squares = 0.0;
+    for (var c = 0u; c < ${headDim}u; c++) { squares += results[c] * results[c]; }
+    let rms = inverseSqrt(squares / ${float(headDim)} + ${float(reads.outputNorm.eps)});
+    for (var c = lane; c < ${headDim}u; c += ${size}u) { ${to} = ${type}(results[c] * rms * norm[c]); }
+`
+    : '';
+  return `    {
+${lines(upTo(turns), hand)}
+    workgroupBarrier();
+${exact ? `    let share = exp(log_weight[kv * ${sharedOf(shape)}u + ${h}u]);` : ''}
+${normaliser ? `    let divisor = ${divisor};` : ''}
+    for (var c = lane; c < ${headDim}u; c += ${size}u) {
+      let sum = all_of(c);
+      ${reads.outputNorm ? `results[c] = ${value};` : `${to} = ${type}(${value});`}
+    }
+${norm}    workgroupBarrier();
+    }`;
 }

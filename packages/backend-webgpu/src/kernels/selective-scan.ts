@@ -1,13 +1,13 @@
 import { type Activation, activationFunctions, activationName, type Part } from './elementwise.js';
-import { chunkTokens, type Element, type Kernel, kernel, logFunctions, shortRow } from './kernel.js';
+import { type Element, float, type Kernel, kernel, logFunctions } from './kernel.js';
+import { upTo } from './matrices.js';
 
-// S <- exp(dt A) S + dt B x, y = C.S + D x (Gu and Dao 2023, arXiv 2312.00752, equation 2), A = -exp(log_a). Short rows token
-// by token; long rows in chunks (section 3.3.2 there has a scan over all tokens instead), with T the sum of dt over a chunk:
-//   U of every chunk from zero, and T                        scanStates, all chunks at once
-//   S of every chunk from the one before: exp(T A) S + U     scanCarry, all elements at once
-//   y from the S of its chunk                                scanOutputs, all chunks at once
+// S <- exp(dt A) S + dt B x, y = C.S + D x (Gu and Dao 2023, arXiv 2312.00752, equation 2), A = -exp(log_a). One kernel goes
+// through all tokens of a row, whatever their number: the entries of a channel's state are shared out among lanes, which is
+// enough of them to fill a GPU (section 3.3.2 there has a scan over all tokens instead).
 
-export const scanSize = 64;
+/** Tokens that are staged at once, lanes of a workgroup, tokens between two looks at whether there are more. */
+const [staged, lanes, unrolled] = [16, 128, 4];
 
 /** f of values end to end, each a part of one of the sources. */
 export interface ScanOperand {
@@ -31,145 +31,198 @@ export interface ScanShape {
   readonly gate?: { readonly fn: Activation; readonly type: Element } | undefined;
 }
 
-/** Width of chunks [chunks, n + 1, channels]: U, later S, and T. */
-export function scanWidth({ channels, n }: ScanShape): number {
-  return (n + 1) * channels;
+/** How a workgroup is cut: channels of one head, each with a team of lanes that hold four entries of its state, or one. */
+interface Cut {
+  readonly entries: 1 | 4;
+  readonly team: number;
+  /** Channels of a workgroup, lanes of it, and workgroups of a head. */
+  readonly across: number;
+  readonly size: number;
+  readonly blocks: number;
+  /** WGSL type of the entries of a lane. */
+  readonly several: 'vec4f' | 'f32';
+  /** Turns in which the lanes load and write [staged, across] pairs of a token and a channel, and load [staged, team] entries. */
+  readonly pairs: readonly number[];
+  readonly shares: readonly number[];
 }
 
-const moving = ({ type, sources }: ScanShape) =>
-  ({
-    x: [type, 'read'],
-    ...Object.fromEntries(sources.map((of, index) => [`source${index}`, [of, 'read'] as const])),
-    log_a: ['f32', 'read'],
-  }) as const;
-const reading = ({ type, gate }: ScanShape) =>
-  ({
-    d: ['f32', 'read'],
-    ...(gate ? { z: [gate.type, 'read'] as const } : {}),
-    y: [type, 'write'],
-  }) as const;
+function cutOf({ heads, channels, n }: ScanShape): Cut {
+  const entries = n % 4 === 0 ? 4 : 1;
+  const team = n / entries;
+  const across = Math.max(Math.floor(lanes / team), 1);
+  const size = across * team;
+  return {
+    entries,
+    team,
+    across,
+    size,
+    blocks: Math.ceil(channels / heads / across),
+    several: entries === 4 ? 'vec4f' : 'f32',
+    pairs: upTo(Math.ceil((staged * across) / size)),
+    shares: upTo(Math.ceil((staged * team) / size)),
+  };
+}
 
-/** WGSL of the functions `{name}_at` of a token and a feature. */
-function readers(shape: ScanShape, ...names: readonly ('dt' | 'b' | 'c')[]): string {
+/** Workgroups of a row. */
+export function scanGroups(shape: ScanShape): number {
+  return shape.heads * cutOf(shape).blocks;
+}
+
+const activated = (fn: Activation | undefined, value: string): string =>
+  fn ? `${activationName[fn]}(${value})` : value;
+
+/** WGSL of the functions `{name}_at` of a token and a feature; f of dt is left to those who call it. */
+function readers(shape: ScanShape): string {
   const reader = (name: 'dt' | 'b' | 'c'): string => {
     const { parts, fn } = shape[name];
     let end = 0;
     const lines = parts.map(({ source, width, stride = width, from = 0 }, index) => {
       const value = `f32(source${source}[t * ${stride}u + ${from}u + feature - ${end}u])`;
+      const line = `return ${name === 'dt' ? value : activated(fn, value)};`;
       end += width;
-      const line = `return ${fn ? `${activationName[fn]}(${value})` : value};`;
       return index === parts.length - 1 ? `  ${line}` : `  if (feature < ${end}u) { ${line} }`;
     });
     return `fn ${name}_at(t: u32, feature: u32) -> f32 {\n${lines.join('\n')}\n}`;
   };
-  return [logFunctions, activationFunctions, ...names.map(reader)].join('\n');
+  return [logFunctions, activationFunctions, reader('dt'), reader('b'), reader('c')].join('\n');
 }
 
-/** Declares s, filled from `start` (by entry), and a. */
-const begin = ({ n }: ScanShape, start: string): string => `  var s: array<f32, ${n}>;
-  var a: array<f32, ${n}>;
-  for (var i = 0u; i < ${n}u; i++) {
-    s[i] = ${start};
-    a[i] = -exp(log_a[channel * ${n}u + i]);
-  }`;
-
-/** The loop over tokens from `first` on; `reads`: y is written. b and c serve all channels of a head. */
-function loop({ heads, channels, n, type, gate }: ScanShape, first: string, count: string, reads: boolean): string {
-  return `  let head = channel / ${channels / heads}u;
-  for (var t = ${first}; t < ${first} + ${count}; t++) {
-    let at = t * ${channels}u + channel;
-    let step = dt_at(t, channel);
-    let input = f32(x[at]);
-    ${reads ? 'var sum = d[channel] * input;' : 'total += step;'}
-    for (var i = 0u; i < ${n}u; i++) {
-      s[i] = exp(step * a[i]) * s[i] + step * input * b_at(t, head * ${n}u + i);
-${reads ? `      sum += c_at(t, head * ${n}u + i) * s[i];\n` : ''}    }
-${reads ? `    y[at] = ${type}(sum${gate ? ` * ${activationName[gate.fn]}(f32(z[at]))` : ''});\n` : ''}  }`;
-}
-
-/** The definition, one thread a row and channel, for short rows; the state [slots, channels, n] stays in registers. */
+/**
+ * x and y [tokens, channels], state [slots, channels, n]; workgroups [scanGroups, rows]. Operands of the next tokens are loaded
+ * while the lanes go through the ones before.
+ */
 export function selectiveScan(shape: ScanShape): Kernel {
-  const { channels, n } = shape;
+  const { heads, channels, type, sources, gate } = shape;
+  const cut = cutOf(shape);
+  const { team, across, size, blocks, several } = cut;
+  const width = channels / heads;
+  const next = loadedOf(shape, cut).map(([name, of]) => `  var next_${name} = ${of}();`);
   return kernel({
     name: 'selective-scan',
-    buffers: { ...moving(shape), ...reading(shape), state: ['f32', 'write'] },
-    module: readers(shape, 'dt', 'b', 'c'),
-    size: scanSize,
+    buffers: {
+      x: [type, 'read'],
+      ...Object.fromEntries(sources.map((of, index) => [`source${index}`, [of, 'read'] as const])),
+      log_a: [several, 'read'],
+      d: ['f32', 'read'],
+      ...(gate ? { z: [gate.type, 'read'] as const } : {}),
+      y: [type, 'write'],
+      state: [several, 'write'],
+    },
+    module: `${readers(shape)}
+var<workgroup> steps: array<vec2f, ${staged * across}>; // dt and dt x
+var<workgroup> inputs: array<${several}, ${staged * team}>;
+var<workgroup> outputs: array<${several}, ${staged * team}>;
+var<workgroup> sums: array<f32, ${staged * size}>;`,
+    size,
     main: `  let row = row_at(group.y);
-  let channel = group.x * ${scanSize}u + lane;
-  if (channel >= ${channels}u || row.w > ${shortRow}u) { return; }
-  let base = (row.x * ${channels}u + channel) * ${n}u;
-${begin(shape, 'state[base + i]')}
-${loop(shape, 'row.z', 'row.w', true)}
-  for (var i = 0u; i < ${n}u; i++) { state[base + i] = s[i]; }`,
-  });
-}
-
-const chunkOf = ({ channels }: ScanShape): string => `  let tile = tile_at(group.y);
-  let channel = group.x * ${scanSize}u + lane;
-  if (channel >= ${channels}u || tile.y % ${chunkTokens} != 0u) { return; }
-  let row = row_at(tile.x);
-  let first = row.z + tile.y;
-  let count = min(${chunkTokens}, row.w - tile.y);`;
-
-/** One thread a chunk and channel. */
-export function scanStates(shape: ScanShape): Kernel {
-  const { channels, n } = shape;
-  return kernel({
-    name: 'scan-states',
-    buffers: { ...moving(shape), chunks: ['f32', 'write'] },
-    module: readers(shape, 'dt', 'b'),
-    size: scanSize,
-    main: `${chunkOf(shape)}
-  var total = 0.0;
-${begin(shape, '0.0')}
-${loop(shape, 'first', 'count', false)}
-  let out = tile.w * ${scanWidth(shape)}u + channel;
-  for (var i = 0u; i < ${n}u; i++) { chunks[out + i * ${channels}u] = s[i]; }
-  chunks[out + ${n * channels}u] = total;`,
-  });
-}
-
-/** Workgroups of scanCarry for a row. */
-export function carryGroups({ channels, n }: ScanShape): number {
-  return Math.ceil((channels * n) / scanSize);
-}
-
-/** U becomes the S that its chunk begins with, and the state that of the row's end: one thread a long row, channel and entry. */
-export function scanCarry(shape: ScanShape): Kernel {
-  const { channels, n } = shape;
-  return kernel({
-    name: 'scan-carry',
-    buffers: { log_a: ['f32', 'read'], chunks: ['f32', 'write'], state: ['f32', 'write'] },
-    size: scanSize,
-    main: `  let e = group.x * ${scanSize}u + lane;
-  if (e >= ${channels * n}u) { return; }
-  let long = long_at(group.y);
-  let channel = e % ${channels}u;
-  let i = e / ${channels}u;
-  let own = (row_at(long.x).x * ${channels}u + channel) * ${n}u + i;
-  let a = -exp(log_a[channel * ${n}u + i]);
-  var s = state[own];
-  for (var j = long.y; j < long.y + long.z; j++) {
-    let at = j * ${scanWidth(shape)}u;
-    let u = chunks[at + e];
-    chunks[at + e] = s;
-    s = exp(a * chunks[at + ${n * channels}u + channel]) * s + u;
+  if (row.w == 0u) { return; }
+  let head = group.x / ${blocks}u;
+  let first = head * ${width}u + group.x % ${blocks}u * ${across}u;
+  let last = head * ${width}u + ${width - 1}u;
+  let member = lane % ${team}u;
+  let local = lane / ${team}u;
+  let channel = min(first + local, last);
+  let cell = (row.x * ${channels}u + channel) * ${team}u + member;
+  var s = state[cell];
+  let a = -exp(log_a[channel * ${team}u + member]) * ${float(Math.LOG2E)};
+${next.join('\n')}
+${load(shape, cut, '0u')}
+  for (var start = 0u; start < row.w; start += ${staged}u) {
+    let count = min(${staged}u, row.w - start);
+${stage(shape, cut)}
+${load(shape, cut, `start + ${staged}u`)}
+    workgroupBarrier();
+    for (var t = 0u; t < count; t += ${unrolled}u) {
+${upTo(unrolled)
+  .map((u) => move(cut, `t + ${u}u`))
+  .join('\n')}
+    }
+    workgroupBarrier();
+${write(shape, cut)}
   }
-  state[own] = s;`,
+  if (first + local <= last) { state[cell] = s; }`,
   });
 }
 
-/** One thread a chunk and channel. */
-export function scanOutputs(shape: ScanShape): Kernel {
-  const { channels } = shape;
-  return kernel({
-    name: 'scan-outputs',
-    buffers: { ...moving(shape), ...reading(shape), chunks: ['f32', 'read'] },
-    module: readers(shape, 'dt', 'b', 'c'),
-    size: scanSize,
-    main: `${chunkOf(shape)}
-${begin(shape, `chunks[tile.w * ${scanWidth(shape)}u + i * ${channels}u + channel]`)}
-${loop(shape, 'first', 'count', true)}`,
-  });
+/** What a lane has under way, by name and WGSL type. */
+function loadedOf({ gate }: ScanShape, { pairs, shares, several }: Cut): [name: string, type: string][] {
+  const own = ['x', 'dt', ...(gate ? ['z'] : [])];
+  return [
+    ...pairs.flatMap((k) => own.map((name): [string, string] => [`${name}${k}`, 'f32'])),
+    ...shares.flatMap((k) => ['b', 'c'].map((name): [string, string] => [`${name}${k}`, several])),
+  ];
+}
+
+/** Loads of the tokens from `start` on; beyond the last one it is loaded again. */
+function load(shape: ScanShape, { entries, team, across, size, several, pairs, shares }: Cut, start: string): string {
+  const { channels, n, gate } = shape;
+  const token = (width: number) => `row.z + min(${start} + e / ${width}u, row.w - 1u)`;
+  const entriesOf = (name: 'b' | 'c') => {
+    const each = upTo(entries).map((i) => `${name}_at(token, head * ${n}u + e % ${team}u * ${entries}u + ${i}u)`);
+    return `${several}(${each.join(', ')})`;
+  };
+  const own = pairs.map(
+    (k) => `    {
+      let e = lane + ${k * size}u;
+      let token = ${token(across)};
+      let at = min(first + e % ${across}u, last);
+      next_x${k} = f32(x[token * ${channels}u + at]);
+      next_dt${k} = dt_at(token, at);
+${gate ? `      next_z${k} = f32(z[token * ${channels}u + at]);\n` : ''}    }`,
+  );
+  const shared = shares.map(
+    (k) => `    {
+      let e = lane + ${k * size}u;
+      let token = ${token(team)};
+      next_b${k} = ${entriesOf('b')};
+      next_c${k} = ${entriesOf('c')};
+    }`,
+  );
+  return [...own, ...shared].join('\n');
+}
+
+/** What has been loaded to workgroup memory; x and z stay with the lane that will write y. Tokens beyond the last change nothing. */
+function stage({ dt, gate }: ScanShape, { team, across, size, pairs, shares }: Cut): string {
+  const own = pairs.map(
+    (k) => `    let x${k} = next_x${k};
+${gate ? `    let z${k} = next_z${k};\n` : ''}    if (lane + ${k * size}u < ${staged * across}u) {
+      let e = lane + ${k * size}u;
+      let step = select(0.0, ${activated(dt.fn, `next_dt${k}`)}, e / ${across}u < count);
+      steps[e] = vec2f(step, step * x${k});
+    }`,
+  );
+  const shared = shares.map(
+    (k) => `    if (lane + ${k * size}u < ${staged * team}u) {
+      inputs[lane + ${k * size}u] = next_b${k};
+      outputs[lane + ${k * size}u] = next_c${k};
+    }`,
+  );
+  return [...own, ...shared].join('\n');
+}
+
+/** A token through the entries of a lane. */
+function move({ entries, team, across, size }: Cut, t: string): string {
+  return `      {
+        let step = steps[(${t}) * ${across}u + local];
+        let at = (${t}) * ${team}u + member;
+        s = exp2(step.x * a) * s + step.y * inputs[at];
+        sums[(${t}) * ${size}u + lane] = ${entries === 4 ? 'dot(outputs[at], s)' : 'outputs[at] * s'};
+      }`;
+}
+
+/** y of the tokens that have been gone through, from the sums of all lanes of a channel. */
+function write({ channels, type, gate }: ScanShape, { team, across, size, pairs }: Cut): string {
+  return pairs
+    .map(
+      (k) => `    {
+      let e = lane + ${k * size}u;
+      let at = first + e % ${across}u;
+      if (e / ${across}u < count && at <= last) {
+        var sum = d[at] * x${k};
+        for (var m = 0u; m < ${team}u; m++) { sum += sums[e * ${team}u + m]; }
+        y[(row.z + start + e / ${across}u) * ${channels}u + at] = ${type}(sum${gate ? ` * ${activated(gate.fn, `z${k}`)}` : ''});
+      }
+    }`,
+    )
+    .join('\n');
 }

@@ -50,7 +50,7 @@ export function cachedAttention(shape: AttentionShape, type: Element, longOnly =
 /**
  * Every query over the last `window` tokens and the sinks: those before the step lie in a ring of turned keys [slots,
  * kvHeads, sinks + size, headDim], the others are the step's own k (turned) and v [tokens, kvHeads*headDim]. With `shortOnly`
- * it leaves the tokens of long rows to others.
+ * it leaves the tokens of long rows to others, with a `join` those of short rows.
  */
 export function windowAttention(
   shape: AttentionShape,
@@ -92,7 +92,7 @@ fn value_at(entry: Entry, c: u32) -> f32 {
 }`,
     size,
     main: online(shape, {
-      visible: `${shortOnly ? `  if (row.w > ${shortRow}u) { return; }\n` : ''}  let first = u32(max(i32(token.z) - ${window.size - 1}, 0));
+      visible: `${join ? `  if (row.w <= ${shortRow}u) { return; }\n` : shortOnly ? `  if (row.w > ${shortRow}u) { return; }\n` : ''}  let first = u32(max(i32(token.z) - ${window.size - 1}, 0));
   let sinks = min(${window.sinks}u, first);
   let visible = sinks + token.z - first + 1u;`,
       entry: 'entry_of(select(first + n - sinks, n, n < sinks), row, kv)',
