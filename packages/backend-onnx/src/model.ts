@@ -6,7 +6,7 @@ import { invalid } from './errors.js';
 import type { Control, Derivation, Lowering, PartDerivation, Port, Source, Table } from './lowering.js';
 import { isStateful, joinsRows, lowerStateful } from './nodes/stateful.js';
 import { lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
-import { isOwnLinear, ownLinear } from './own-linear.js';
+import { isOwnLinear, ownLinear } from './own.js';
 import { float } from './protobuf.js';
 import { bitsOf, blockSize, blocksOf, hasBlocks } from './quantise.js';
 import type { Tape } from './tape.js';

@@ -4,7 +4,7 @@ import { type Joint, joinProjections } from './joint.js';
 import { type Model, type ModelOptions, modelOf } from './model.js';
 import { isStateful, type Stateful } from './nodes/stateful.js';
 import { isTokenWise } from './nodes/token-wise.js';
-import { ownLinears } from './own-linear.js';
+import { ownNodes } from './own.js';
 import { type Tape, tapeOf } from './tape.js';
 
 /** A stretch of token-wise nodes, run for all rows at once, or one node with a state. */
@@ -48,7 +48,7 @@ export function compileProgram(
   // Of many tokens three products are as fast, and attention is faster. Sessions that pack matrices would pack them twice.
   const joining = options.dialect.compute === 'float16' || options.standIn === undefined;
   const joined = joining && stages.length > 1 ? joinProjections(tape, options.dialect, joins) : tape;
-  const alone = ownLinears(joined, options.dialect);
+  const alone = ownNodes(joined, options.dialect);
   return {
     ...program,
     ...(stages.length > 1 && { whole: wholeOf(joined) }),

@@ -1,4 +1,4 @@
-import { inferWidths, inlineCalls, type LayerGraph, type Weight } from '@dsla/spec';
+import { inferWidths, inlineCalls, type LayerGraph, type Node, type Weight } from '@dsla/spec';
 
 /** A checked tape without calls, with what is known of its values and weights. */
 export interface Tape {
@@ -12,4 +12,9 @@ export function tapeOf(layer: LayerGraph, shapeOf: (weight: Weight) => readonly 
   const graph = inlineCalls(layer);
   inferWidths(layer, shapeOf); // with its calls, whose arguments are checked too
   return { graph, widths: inferWidths(graph, shapeOf), shapeOf };
+}
+
+/** A node that is to be an operator of our own (own.ts). */
+export function isOwn(node: Node): boolean {
+  return 'own' in node;
 }

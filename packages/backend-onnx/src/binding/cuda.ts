@@ -264,8 +264,10 @@ async function kernelsOf(runtime: string, call: Call): Promise<Kernels | string>
     call('cudaDeviceGetAttribute', out, which, 0);
     return out[0]!;
   };
+  const capability = [attribute(capabilityMajor), attribute(capabilityMinor)] as const;
+  if (capability[0] < 9) return `they need compute capability 9.0, the device has ${capability.join('.')}`; // clusters of blocks
   try {
-    return await openKernels(majorOf(runtime), [attribute(capabilityMajor), attribute(capabilityMinor)]);
+    return await openKernels(majorOf(runtime), capability);
   } catch (error) {
     return (error as Error).message;
   }

@@ -1,5 +1,6 @@
 import koffi from 'koffi';
 import { describe, expect, it } from 'vitest';
+import { attentionOperator } from './attention.js';
 import { compilerLibrary, openCompiler } from './compile.js';
 import { linearOperator } from './linear.js';
 
@@ -29,6 +30,16 @@ describe.skipIf(library === undefined)(`CUDA C (${library ?? 'skipped: the loade
     const compiler = await openCompiler(library!);
     const { name, source } = linearOperator(form);
     expect((await compiler.compile(name, source, 'sm_80')).length).toBeGreaterThan(0);
+  });
+
+  it.each([
+    { heads: 32, kvHeads: 32, headDim: 128, rotaryDim: 128, scale: 0.1, packed: true },
+    { heads: 6, kvHeads: 2, headDim: 80, rotaryDim: 32, scale: 0.1, packed: false },
+    { heads: 8, kvHeads: 1, headDim: 256, rotaryDim: 0, scale: 1, packed: true },
+  ])('of attention compiles: %o', async (form) => {
+    const compiler = await openCompiler(library!);
+    const { name, source } = attentionOperator(form);
+    expect((await compiler.compile(name, source, 'sm_90a')).length).toBeGreaterThan(0);
   });
 
   it('that is wrong is refused in the words of the compiler', async () => {

@@ -90,23 +90,6 @@ extern "C" __global__ void __launch_bounds__(32 * WARPS) linear(${parameters.joi
 }
 
 const common = `
-/** 16 bytes of a matrix, read once: they are not to displace anything. */
-__device__ __forceinline__ uint4 streamed(const uint4 *from) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
-  return v;
-}
-
-__device__ __forceinline__ void unpack(float *f, uint4 v) {
-  const float2 a = toFloats(v.x), b = toFloats(v.y), c = toFloats(v.z), d = toFloats(v.w);
-  f[0] = a.x; f[1] = a.y; f[2] = b.x; f[3] = b.y; f[4] = c.x; f[5] = c.y; f[6] = d.x; f[7] = d.y;
-}
-
-__device__ __forceinline__ uint4 pack(const float *f) {
-  return make_uint4(toHalves(f[0], f[1]), toHalves(f[2], f[3]), toHalves(f[4], f[5]), toHalves(f[6], f[7]));
-}
-
 __device__ __forceinline__ void load(uint4 (&to)[ROWS][LOADS], const uint4 *const (&row)[ROWS], int chunk) {
 #pragma unroll
   for (int u = 0; u < LOADS; u++)

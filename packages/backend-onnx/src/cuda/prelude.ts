@@ -28,6 +28,25 @@ __device__ __forceinline__ half2_t toHalves(float first, float second) {
   return y;
 }
 
+/** 16 bytes that are read once: they are not to displace anything. */
+__device__ __forceinline__ uint4 streamed(const uint4 *from) {
+  uint4 v;
+  asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from));
+  return v;
+}
+
+/** Eight float16 of 16 bytes, */
+__device__ __forceinline__ void unpack(float *f, uint4 v) {
+  const float2 a = toFloats(v.x), b = toFloats(v.y), c = toFloats(v.z), d = toFloats(v.w);
+  f[0] = a.x; f[1] = a.y; f[2] = b.x; f[3] = b.y; f[4] = c.x; f[5] = c.y; f[6] = d.x; f[7] = d.y;
+}
+
+/** and back. */
+__device__ __forceinline__ uint4 pack(const float *f) {
+  return make_uint4(toHalves(f[0], f[1]), toHalves(f[2], f[3]), toHalves(f[4], f[5]), toHalves(f[6], f[7]));
+}
+
 /** Sum over the lanes of a warp, for each of them. */
 __device__ __forceinline__ float warpSum(float x) {
   for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);

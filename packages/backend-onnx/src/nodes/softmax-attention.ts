@@ -1,9 +1,11 @@
 import type { NodeOf } from '@dsla/spec';
+import { attentionOperator } from '../cuda/attention.js';
 import type { Dialect } from '../dialect.js';
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
 import { float } from '../protobuf.js';
 import { ropeTables, rotateTokens } from '../rope.js';
+import { isOwn } from '../tape.js';
 import { byHead } from './blocks.js';
 import { windowAttention } from './window-attention.js';
 
@@ -17,6 +19,7 @@ function isPacked(node: NodeOf<'softmaxAttention'>): node is PackedAttention {
 /** Causal attention of one row, or of one token of each of several rows, which lead then: q [1, T, heads*hd], k and v [1, T, kvHeads*hd] -> [1, T, heads*hd]. */
 export function softmaxAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
   const { window } = node;
+  if (isOwn(node)) return ownAttention(node, lowering, q, k, v);
   if (!window && fused(node, lowering.dialect)) return groupQueryAttention(node, lowering, q, k, v);
   const [queries, keys, values] = [q, k, v].map(lowering.float) as [Ref, Ref, Ref];
   if (window) return lowering.compute(windowAttention({ ...node, window }, lowering, queries, keys, values));
@@ -56,8 +59,8 @@ function groupQueryAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowerin
   const { heads, kvHeads, headDim, scale, rope, state } = node;
   const { graph, dialect } = lowering;
   const cache = [lowering.rows(1), kvHeads, 'tokens', headDim];
-  const own = isPacked(node) ? [q, '', ''] : [q, k, v];
-  const inputs = [...own, lowering.past(state, 0, cache), lowering.past(state, 1, cache)];
+  const given = isPacked(node) ? [q, '', ''] : [q, k, v];
+  const inputs = [...given, lowering.past(state, 0, cache), lowering.past(state, 1, cache)];
   // Of one token the operator wants to know no more than that it is not the first of a prompt.
   const total = lowering.decode && dialect.replays ? lowering.capacity(state) : lowering.control(total32);
   inputs.push(lowering.control(lastIndex), total);
@@ -71,6 +74,24 @@ function groupQueryAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowerin
     scale: float(scale),
     do_rotary: rope ? 1 : 0,
   });
+  lowering.present(state, 0, keys!, cache);
+  lowering.present(state, 1, values!, cache);
+  return out!;
+}
+
+/** One token of one row: one kernel, where ONNX Runtime's operator takes several. The cache is bound as past and as present. */
+function ownAttention(node: NodeOf<'softmaxAttention'>, lowering: Lowering, q: Ref, k: Ref, v: Ref): Ref {
+  const { heads, kvHeads, headDim, scale, rope, state } = node;
+  const cache = [lowering.rows(1), kvHeads, 'tokens', headDim];
+  const packed = isPacked(node);
+  const inputs = packed ? [q] : [q, k, v];
+  inputs.push(lowering.past(state, 0, cache), lowering.past(state, 1, cache), lowering.control(lastIndex));
+  if (rope) {
+    const { cos, sin } = ropeTables(rope, { type: lowering.dialect.compute });
+    inputs.push(lowering.table(cos), lowering.table(sin));
+  }
+  const form = { heads, kvHeads, headDim, rotaryDim: rope?.rotaryDim ?? 0, scale, packed };
+  const [out, keys, values] = lowering.graph.own(attentionOperator(form), inputs);
   lowering.present(state, 0, keys!, cache);
   lowering.present(state, 1, values!, cache);
   return out!;

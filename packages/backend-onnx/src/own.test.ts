@@ -1,7 +1,7 @@
 import type { Node } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { onCuda } from './dialect.js';
-import { isOwnLinear, ownLinears } from './own-linear.js';
+import { isOwnLinear, ownNodes } from './own.js';
 import type { Tape } from './tape.js';
 
 const width = 8;
@@ -86,7 +86,7 @@ const kinds = ({ graph }: Tape): string[] =>
   graph.nodes.filter(({ op }) => op !== 'input').map((node) => (isOwnLinear(node) ? 'own' : node.op));
 
 function expectSame(tape: Tape, wanted: readonly string[]): void {
-  const own = ownLinears(tape, dialect);
+  const own = ownNodes(tape, dialect);
   expect(kinds(own)).toEqual(wanted);
   const [got, want] = [outputs(own, x), outputs(tape, x)];
   for (const [at, values] of want.entries())
@@ -109,6 +109,6 @@ describe('linear maps of one token', () => {
   it('stay as they are without operators of our own, in float32 and with matrices in blocks', () => {
     const tape = tapeOf();
     for (const other of [onCuda('float16'), onCuda('float', true), { ...dialect, weights: 'q8' } as const])
-      expect(ownLinears(tape, other)).toBe(tape);
+      expect(ownNodes(tape, other)).toBe(tape);
   });
 });

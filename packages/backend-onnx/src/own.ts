@@ -3,10 +3,11 @@ import { linearOperator, widestLinear } from './cuda/linear.js';
 import type { Dialect } from './dialect.js';
 import type { Ref } from './emit.js';
 import type { Lowering } from './lowering.js';
-import type { Tape } from './tape.js';
+import { fused } from './nodes/softmax-attention.js';
+import { isOwn, type Tape } from './tape.js';
 
-// Where a step has one token, linear maps are operators of our own: they read matrices faster, and norms before them and sums after
-// them cost no kernels.
+// Where a step has one token, linear maps and softmax attention are operators of our own: they read matrices faster, norms before
+// them and sums after them cost no kernels, and neither do the rotation of heads and the copy into the cache.
 
 /** A linear map of one token, with the nodes beside it that it computes too. */
 export interface OwnLinear extends NodeOf<'linear'> {
@@ -19,7 +20,7 @@ export interface OwnLinear extends NodeOf<'linear'> {
 }
 
 export function isOwnLinear(node: Node): node is OwnLinear {
-  return 'own' in node;
+  return node.op === 'linear' && isOwn(node);
 }
 
 /** Adds it to a model; the result is its value, [1, 1, n]. */
@@ -37,18 +38,23 @@ export function ownLinear(node: OwnLinear, lowering: Lowering, value: (index: nu
 }
 
 /** The tape for one token of one row, where values keep their indices; the same where operators of our own can do nothing for it. */
-export function ownLinears(tape: Tape, dialect: Dialect): Tape {
+export function ownNodes(tape: Tape, dialect: Dialect): Tape {
   const { graph, shapeOf } = tape;
   if (!dialect.operators || dialect.compute !== 'float16' || dialect.weights !== undefined) return tape;
-  const nodes = graph.nodes.map((node): Node => (fits(node, shapeOf) ? ({ ...node, own: true } as OwnLinear) : node));
-  if (!nodes.some(isOwnLinear)) return tape;
+  const nodes = graph.nodes.map((node): Node => (fits(node, shapeOf, dialect) ? ownOf(node) : node));
+  if (!nodes.some(isOwn)) return tape;
   for (const index of nodes.keys()) takeNorm(nodes, index);
   for (const index of nodes.keys()) takeGate(nodes, index, shapeOf);
   for (const index of nodes.keys()) takeResidual(nodes, index);
   return { ...tape, graph: { ...graph, nodes } };
 }
 
-function fits(node: Node, shapeOf: Tape['shapeOf']): boolean {
+function ownOf(node: Node): Node & { readonly own: true } {
+  return { ...node, own: true };
+}
+
+function fits(node: Node, shapeOf: Tape['shapeOf'], dialect: Dialect): boolean {
+  if (node.op === 'softmaxAttention') return !node.window && fused(node, dialect);
   if (node.op !== 'linear') return false;
   const [, k] = shapeOf(node.weight) as [number, number];
   return k % 8 === 0 && k <= widestLinear;
