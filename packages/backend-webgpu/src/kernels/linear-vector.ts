@@ -235,6 +235,7 @@ export function vectorShape(
 ): VectorShape {
   if (isQuantised(format)) return { size: 256, items, rows: gated ? 1 : 2, team: 1, lanes, places: 1 };
   const shape = { items, rows: gated || items > 4 ? 1 : 2, lanes, places: 8 };
+  if (width <= lanes * loadWidth[format]) return { ...shape, size: 128, team: 1, straight: true };
   if (width % (8 * 8 * lanes) === 0) return { ...shape, size: 256, team: Math.min(8, 256 / lanes) };
   const team = items <= 2 ? teamOf(format, lanes, width, threads) : undefined;
   if (team) return { ...shape, size: team * lanes * Math.max(1, Math.floor(128 / team / lanes)), team, straight: true };
