@@ -97,6 +97,7 @@ describe('what CUDA needs', () => {
       'libcublas',
       'libcurand',
       'libcudnn',
+      'libnvrtc',
     ]);
     const [cudart, newer] = [cudaRequirements(12)[3]!, cudaRequirements(13)[3]!];
     expect([cudart.version, newer.version]).toEqual(['12', '13']);

@@ -43,6 +43,8 @@ export function requirementsOf(major: number): ReadonlyMap<string, CudaRequireme
     linked('libcurand', '10', `libcurand-${major}-0`, `nvidia-curand${suffix}`),
     linked('libcufft', `${major - 1}`, `libcufft-${major}-0`, `nvidia-cufft${suffix}`),
     linked('libcudnn', 'at least 9', `cudnn9-cuda-${major}`, `nvidia-cudnn-cu${major}`),
+    // Without it ONNX Runtime's operators do all by themselves, more slowly.
+    linked('libnvrtc', `${major}`, `cuda-nvrtc-${major}-0`, `nvidia-cuda-nvrtc${suffix}`),
   ]);
 }
 
