@@ -1,10 +1,11 @@
 import { featureWidth, gateWidth, type NodeOf, type Weight } from '@dsla/spec';
 import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
-import { dualArrive, recordLayout } from './kernels/dual-arrive.js';
+import { dualArrive } from './kernels/dual-arrive.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import * as dual from './kernels/dual-linear-attention.js';
 import * as chunks from './kernels/dual-matrices.js';
 import { chunkOutputs } from './kernels/dual-outputs.js';
+import { recordLayout } from './kernels/dual-record.js';
 import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';

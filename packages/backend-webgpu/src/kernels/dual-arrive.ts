@@ -1,74 +1,13 @@
+import { featureMemory, featuresOf } from './dual-features.js';
 import { type DualShape, entriesOf, gateColumns, ringOf } from './dual-linear-attention.js';
+import { gatesOf, numbersFrom, type Reading, readingOf, recordLayout, sharedOf } from './dual-record.js';
 import { float, type Kernel, type KernelParts, kernel, logFunctions, shortRow } from './kernel.js';
+import { ringAttention, ringMemory } from './ring-attention.js';
 import { ropeBuffer, ropeFunctions } from './rope.js';
 
 // The tokens of short rows, one after the other, one workgroup a row and kv head; this is the definition, and decoding.
 // `dualArrive` takes a token in and leaves a record of what its states need: everything but the states themselves, which
 // recur.ts then reads and writes once.
-
-/** Float32 numbers of a record, which there is one of for every token and kv head, and where its parts begin. */
-export interface RecordLayout {
-  /** phi of the key that enters: zeros where none does. */
-  readonly key: number;
-  /** Its value. */
-  readonly value: number;
-  /** What is kept of the states: [states, gates of a state and head]. */
-  readonly keep: number;
-  /** phi of the queries [heads of the kv head, width]; what follows is absent from a replay. */
-  readonly queries: number;
-  /** The exact part [heads of the kv head, headDim + 1]: weighted values, then the sum of the weights. */
-  readonly exact: number;
-  readonly length: number;
-}
-
-export function recordLayout(shape: DualShape, replay: boolean): RecordLayout {
-  const { form, width } = shape;
-  const { headDim, states } = form;
-  const shared = replay ? 0 : sharedOf(shape);
-  const value = width;
-  const keep = value + headDim;
-  const queries = keep + states * gatesOf(shape);
-  const exact = queries + shared * width;
-  return { key: 0, value, keep, queries, exact, length: exact + (form.exact ? shared * (headDim + 1) : 0) };
-}
-
-/** Query heads of a kv head. */
-export const sharedOf = ({ heads, form }: DualShape): number => heads / form.kvHeads;
-/** Gates of a state and head. */
-export const gatesOf = ({ form }: DualShape): number => (form.gate === 'vector' ? form.headDim : 1);
-
-/** Lanes that share the product of two vectors. */
-const team = 4;
-
-/** How keys and values are read: four features at a time, where a head has whole ones. */
-interface Reading {
-  readonly each: 1 | 4;
-  /** Loads of a head. */
-  readonly words: number;
-  /** WGSL type of a load, and of the numbers in it. */
-  readonly load: string;
-  readonly numbers: string;
-  /** Numbers of a load of keys or values. */
-  readonly numbersOf: (load: string) => string;
-  readonly product: (a: string, b: string) => string;
-}
-
-function readingOf({ form, type }: DualShape): Reading {
-  const { headDim } = form;
-  if (headDim % 4 !== 0) {
-    const product = (a: string, b: string) => `${a} * ${b}`;
-    return { each: 1, words: headDim, load: type, numbers: 'f32', numbersOf: (load) => `f32(${load})`, product };
-  }
-  const half = (load: string) => `four_of(${load})`;
-  return {
-    each: 4,
-    words: headDim / 4,
-    load: type === 'f16' ? 'vec2u' : 'vec4f',
-    numbers: 'vec4f',
-    numbersOf: type === 'f16' ? half : (load) => load,
-    product: (a, b) => `dot(${a}, ${b})`,
-  };
-}
 
 /**
  * record [tokens, kvHeads, recordLayout().length] of q [tokens, heads*headDim], k and v [tokens, kvHeads*headDim] and the gate
@@ -86,10 +25,10 @@ export function dualArrive(shape: DualShape, scale: number, replay: boolean, thr
     stage(shape, size, replay),
     exact ? take(shape, size) : '',
     `    workgroupBarrier();`,
-    featureMap ? mapped(shape, size, 'key', '0u') : '',
+    featureMap ? featuresOf(shape, size, 'key', '0u') : '',
     ...(shared > 0 ? [`    for (var h = 0u; h < ${shared}u; h++) {`] : []),
-    featureMap && shared > 0 ? mapped(shape, size, 'query', 'h + 1u') : '',
-    exact && shared > 0 ? attend(shape, size, scale, reading) : '',
+    featureMap && shared > 0 ? featuresOf(shape, size, 'query', 'h + 1u') : '',
+    exact && shared > 0 ? ringAttention(shape, size, scale, reading) : '',
     ...(shared > 0 ? ['    }'] : []),
     `    workgroupBarrier();`,
   ];
@@ -130,32 +69,21 @@ function buffersOf(shape: DualShape, replay: boolean, { load, numbers }: Reading
   };
 }
 
-/** Names of numbers in a load from feature c on. */
-const features = ({ each }: Reading, of: (c: string) => string): string =>
-  each === 1 ? of('c') : `vec4f(${[0, 1, 2, 3].map((i) => of(i === 0 ? 'c' : `c + ${i}u`)).join(', ')})`;
-
 function moduleOf(shape: DualShape, size: number, shared: number, reading: Reading): string {
-  const { form, width } = shape;
-  const { exact, featureMap, rope } = form;
+  const { exact, featureMap, rope } = shape.form;
   const { each, words, numbers, numbersOf } = reading;
   const turn = (of: string, position: string) =>
     rope ? `turn(f32(${of}[base + c]), f32(${of}[base + partner(c)]), c, ${position}, 1.0)` : `f32(${of}[base + c])`;
   const at = each === 1 ? '' : `[(base + c) % 4u]`;
   const ring = exact
     ? `fn ring_key(base: u32, c: u32) -> f32 { return ${numbersOf(`ring_k[(base + c) / ${each}u]`)}${at}; }
-fn entry_at(n: u32, first: u32, sinks: u32, base: u32) -> u32 {
-  return (base + ring_index(select(first + n - sinks, n, n < sinks))) * ${words}u;
-}
-var<workgroup> turned: array<${numbers}, ${Math.max(shared, 1) * words}>; // queries of the exact part
-var<workgroup> scores: array<f32, ${size / team}>;
-var<workgroup> joined: array<${numbers}, ${size}>;`
+${shared > 0 ? ringMemory(size, shared, reading) : ''}`
     : '';
   return `fn key_turned(base: u32, c: u32, position: u32) -> f32 { return ${turn('k', 'position')}; }
 ${shared > 0 ? `fn query_turned(base: u32, c: u32, position: u32) -> f32 { return ${turn('q', 'position')}; }` : ''}
 ${ring}
 var<workgroup> vectors: array<${numbers}, ${(1 + shared) * words}>; // the key that enters, and queries, as phi takes them
-${featureMap ? `var<workgroup> mapped: array<f32, ${width / 2}>;` : ''}
-${featureMap || exact ? `var<workgroup> partial: array<f32, ${Math.max(size, (width / 2) * team)}>;` : ''}`;
+${featureMap ? featureMemory(shape) : ''}`;
 }
 
 /** WGSL of the index of a gate of the head in [states, kvHeads, gates]. */
@@ -180,16 +108,16 @@ function stage(shape: DualShape, size: number, replay: boolean): string {
   const arriving = (c: string) => (rope && ropeInState ? `key_turned(base, ${c}, position)` : `f32(k[base + ${c}])`);
   const enters = exact
     ? `      if (valid) {
-        key = ${features(reading, leaving)};
+        key = ${numbersFrom(reading, leaving)};
         value = ${numbersOf(`ring_v[old / ${each}u + w]`)};
       }`
-    : `      key = ${features(reading, arriving)};
-      value = ${features(reading, (c) => `f32(v[base + ${c}])`)};`;
+    : `      key = ${numbersFrom(reading, arriving)};
+      value = ${numbersFrom(reading, (c) => `f32(v[base + ${c}])`)};`;
   const logit = exact
     ? `ring_gates[(row.x * ${entriesOf(form)}u + entry) * ${gateColumns(form)}u + ${gateAt(shape)}]`
     : `f32(gates[item * ${gateColumns(form)}u + ${gateAt(shape)}])`;
   const wanted = (turned: boolean) =>
-    features(reading, (c) => (turned && rope ? `query_turned(origin, ${c}, position)` : `f32(q[origin + ${c}])`));
+    numbersFrom(reading, (c) => (turned && rope ? `query_turned(origin, ${c}, position)` : `f32(q[origin + ${c}])`));
   const queries = `    for (var e = lane; e < ${shared * words}u; e += ${size}u) {
       let origin = (item * ${heads}u + kv * ${shared}u) * ${headDim}u + e / ${words}u * ${headDim}u;
       let c = e % ${words}u * ${each}u;
@@ -234,113 +162,12 @@ function take(shape: DualShape, size: number): string {
   return `    storageBarrier();
     for (var w = lane; w < ${words}u; w += ${size}u) {
       let c = w * ${each}u;
-      ring_k[old / ${each}u + w] = ${word(features(reading, (of) => `key_turned(base, ${of}, position)`))};
-      ring_v[old / ${each}u + w] = ${word(features(reading, (of) => `f32(v[base + ${of}])`))};
+      ring_k[old / ${each}u + w] = ${word(numbersFrom(reading, (of) => `key_turned(base, ${of}, position)`))};
+      ring_v[old / ${each}u + w] = ${word(numbersFrom(reading, (of) => `f32(v[base + ${of}])`))};
     }
     for (var g = lane; g < ${form.states * gatesOf(shape)}u; g += ${size}u) {
       let at = ${gateAt(shape)};
       ring_gates[(row.x * ${entriesOf(form)}u + entry) * ${gateColumns(form)}u + at] = f32(gates[item * ${gateColumns(form)}u + at]);
     }
     storageBarrier();`;
-}
-
-/** phi of a vector to the record: a team of lanes a row of the map, then every lane finds the bound. */
-function mapped(shape: DualShape, size: number, of: 'key' | 'query', vector: string): string {
-  const { width } = shape;
-  const half = width / 2;
-  const { words, product } = readingOf(shape);
-  const layout = recordLayout(shape, of === 'key');
-  const shared = sharedOf(shape);
-  const [head, to] =
-    of === 'key' ? ['kv', `out + ${layout.key}u`] : [`kv * ${shared}u + h`, `out + ${layout.queries}u + h * ${width}u`];
-  const sum = [...Array(team).keys()].map((m) => `partial[f * ${team}u + ${m}u]`).join(' + ');
-  const value = (sign: string) => `exp(${sign}mapped[f] - bound)`;
-  const put = (sign: string) => (of === 'key' ? `select(0.0, ${value(sign)}, valid)` : value(sign));
-  return `    {
-      for (var e = lane; e < ${half * team}u; e += ${size}u) {
-        let weight = ((${head}) * ${half}u + e / ${team}u) * ${words}u;
-        var sum = 0.0;
-        for (var j = e % ${team}u; j < ${words}u; j += ${team}u) {
-          sum += ${product(`map_${of}[weight + j]`, `vectors[(${vector}) * ${words}u + j]`)};
-        }
-        partial[e] = sum;
-      }
-      workgroupBarrier();
-      for (var f = lane; f < ${half}u; f += ${size}u) { mapped[f] = ${sum}; }
-      workgroupBarrier();
-      var bound = 0.0;
-      for (var f = 0u; f < ${half}u; f++) { bound = max(bound, abs(mapped[f])); }
-      for (var f = lane; f < ${half}u; f += ${size}u) {
-        record[${to} + f] = ${put('')};
-        record[${to} + ${half}u + f] = ${put('-')};
-      }
-    }`;
-}
-
-/** The exact part of query h: softmax over the ring in one pass over blocks of entries. */
-function attend(shape: DualShape, size: number, scale: number, reading: Reading): string {
-  const { form } = shape;
-  const { kvHeads, headDim, exact } = form;
-  const { window, sinks } = exact!;
-  const { each, words, numbers, numbersOf, product } = reading;
-  const block = size / team;
-  const subsets = Math.floor(size / words);
-  const layout = recordLayout(shape, false);
-  const score = [...Array(team).keys()].map((m) => `partial[lane * ${team}u + ${m}u]`).join(' + ');
-  const put =
-    each === 1
-      ? '        record[into + w] = sum;'
-      : [0, 1, 2, 3].map((i) => `        record[into + 4u * w + ${i}u] = sum[${i}];`).join('\n');
-  return `    {
-      let first = max(position, ${window - 1}u) - ${window - 1}u;
-      let sinks = min(${sinks}u, first);
-      let visible = sinks + position - first + 1u;
-      let entries = (row.x * ${kvHeads}u + kv) * ${entriesOf(form)}u;
-      let subset = lane / ${words}u;
-      var top = -3e38;
-      var total = 0.0;
-      var o = ${numbers}();
-      for (var begin = 0u; begin < visible; begin += ${block}u) {
-        let here = min(${block}u, visible - begin);
-        var sum = 0.0;
-        if (lane / ${team}u < here) {
-          let at = entry_at(begin + lane / ${team}u, first, sinks, entries);
-          for (var j = lane % ${team}u; j < ${words}u; j += ${team}u) {
-            sum += ${product(numbersOf('ring_k[at + j]'), `turned[h * ${words}u + j]`)};
-          }
-        }
-        partial[lane] = sum;
-        workgroupBarrier();
-        if (lane < here) { scores[lane] = (${score}) * ${float(scale)}; }
-        workgroupBarrier();
-        var next = top;
-        for (var n = 0u; n < here; n++) { next = max(next, scores[n]); }
-        let shrink = exp(max(top - next, -100.0));
-        top = next;
-        total *= shrink;
-        o *= shrink;
-        if (subset < ${subsets}u) {
-          for (var n = subset; n < here; n += ${subsets}u) {
-            let weight = exp(scores[n] - top);
-            total += weight;
-            o += weight * ${numbersOf(`ring_v[entry_at(begin + n, first, sinks, entries) + lane % ${words}u]`)};
-          }
-        }
-      }
-      joined[lane] = o;
-      partial[lane] = total;
-      workgroupBarrier();
-      let into = out + ${layout.exact}u + h * ${headDim + 1}u;
-      for (var w = lane; w < ${words}u; w += ${size}u) {
-        var sum = ${numbers}();
-        for (var s = 0u; s < ${subsets}u; s++) { sum += joined[s * ${words}u + w]; }
-${put}
-      }
-      if (lane == 0u) {
-        var sum = 0.0;
-        for (var s = 0u; s < ${subsets}u; s++) { sum += partial[s * ${words}u]; }
-        record[into + ${headDim}u] = sum;
-      }
-      workgroupBarrier();
-    }`;
 }

@@ -1,5 +1,5 @@
-import { gatesOf, recordLayout, sharedOf } from './dual-arrive.js';
 import { columnsOf, type DualShape, mixFunction } from './dual-linear-attention.js';
+import { gatesOf, recordLayout, sharedOf } from './dual-record.js';
 import { float, type Kernel, kernel, shortRow } from './kernel.js';
 import { upTo } from './matrices.js';
 
