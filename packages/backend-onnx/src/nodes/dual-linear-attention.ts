@@ -5,6 +5,7 @@ import { float } from '../protobuf.js';
 import { rotateBack, rotateTokens } from '../rope.js';
 import { blocksOf, byHead, flat, floats, fromBlocks, reshapeTo, toBlocks } from './blocks.js';
 import { featureMap, featuresOf } from './feature-map.js';
+import { ownDual } from './own-dual.js';
 import { narrow, typed, wide } from './precision.js';
 import { exactScores, type Heads, type Kept, keep, leavesAt, leavingPositions, type Ring } from './ring.js';
 import { chunkedScalar } from './scalar-gates.js';
@@ -20,6 +21,12 @@ type Dual = NodeOf<'dualLinearAttention'>;
  * type -> [1, T, heads*hd] of the compute type.
  */
 export function dualLinearAttention(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref {
+  const own = ownDual(node, lowering, q, k, v, gates);
+  return own === undefined ? inGraph(node, lowering, q, k, v, gates) : normedHeads(node, lowering, own);
+}
+
+/** By operators of ONNX. */
+function inGraph(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref {
   const { graph } = lowering;
   const { heads, form, scale } = node;
   const { kvHeads, headDim, rope, normaliser, featureMap: map } = form;
@@ -226,6 +233,15 @@ export function outputNorm({ outputNorm: norm }: Dual, { graph, floatWeight }: L
   if (!norm) return out;
   const attributes = { axis: -1, epsilon: float(norm.eps), stash_type: 1 };
   return graph.op('SimplifiedLayerNormalization', [out, floatWeight(norm.weight)], attributes);
+}
+
+/** The norm of every head, if any: [1, T, heads*hd] of the compute type. */
+function normedHeads(node: Dual, lowering: Lowering, out: Ref): Ref {
+  if (!node.outputNorm) return out;
+  const { graph } = lowering;
+  const { heads, form } = node;
+  const byHead = graph.reshape(lowering.float(out), [0, 0, heads, form.headDim]);
+  return lowering.compute(graph.reshape(outputNorm(node, lowering, byHead), [0, 0, -1]));
 }
 
 function maskControl(

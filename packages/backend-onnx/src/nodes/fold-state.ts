@@ -1,10 +1,13 @@
 import { gateWidth, type NodeOf, ringIndex } from '@dsla/spec';
+import { replayOperator } from '../cuda/dual-fold.js';
+import { absorbOperator } from '../cuda/dual-operator.js';
 import type { Ref } from '../emit.js';
 import type { Control, Lowering } from '../lowering.js';
-import { rotateBack } from '../rope.js';
+import { ropeTables, rotateBack } from '../rope.js';
 import { blockSize, flat, ints, reshapeTo } from './blocks.js';
 import { decaysOf, gateType, sizesOf, withOnes } from './dual-linear-attention.js';
-import { featureMap } from './feature-map.js';
+import { featureMap, featuresOf } from './feature-map.js';
+import { hasOwnDual, runOwn } from './own-dual.js';
 import { narrow, typed } from './precision.js';
 import type { Ring } from './ring.js';
 import { absorbScalar } from './scalar-gates.js';
@@ -16,11 +19,46 @@ import { absorbVector } from './vector-gates.js';
  * would be; with an exact part its ring is gathered from the cache. In the comments: letters as in streams.ts.
  */
 export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
+  const { kvHeads, headDim, exact, featureMap: map } = node.form;
+  const entries = lowering.entriesOf(node.from);
+  const cache = (part: number): Ref => lowering.past(node.from, part, [kvHeads, entries, headDim]);
+  const features = featuresOf(lowering, map?.key, headDim);
+  const fold = hasOwnDual(lowering.dialect, { form: node.form, features }) ? foldOwn : foldInGraph;
+  fold(node, lowering, cache, features);
+  if (exact) foldRing(node, exact, lowering, cache);
+}
+
+type Cache = (part: number) => Ref;
+
+/** By operators of our own, but for the gates. */
+function foldOwn(node: NodeOf<'foldState'>, lowering: Lowering, cache: Cache, features: number): void {
+  const { graph } = lowering;
+  const { form, gateSource } = node;
+  const { rope, ropeInState, exact, featureMap: map } = form;
+  const tables = rope ? ropeTables(rope) : undefined;
+  const count = lowering.control(enteredCount(exact));
+  const [plain, v, rotated] = graph.own(replayOperator(form), [
+    cache(0),
+    cache(1),
+    lowering.control(enteredTokens(exact)),
+    count,
+    ...(tables ? [lowering.table(tables.cos), lowering.table(tables.sin)] : []),
+  ]);
+  const made = runOwn(absorbOperator(form, features), lowering, {
+    k: () => (ropeInState && rotated ? rotated : plain!),
+    v: () => v!,
+    gates: () => gateLogits(node, lowering, gateSource === 'value' ? v! : plain!),
+    past: () => count,
+    mapK: () => lowering.weight(map!.key),
+  });
+  const { value, dims } = made.get('after')!;
+  lowering.present(node.to, 0, value, dims);
+}
+
+function foldInGraph(node: NodeOf<'foldState'>, lowering: Lowering, cache: Cache): void {
   const { graph } = lowering;
   const { form } = node;
   const { states, kvHeads, headDim, exact } = form;
-  const entries = lowering.entriesOf(node.from);
-  const cache = (part: number): Ref => lowering.past(node.from, part, [kvHeads, entries, headDim]);
 
   const { tokens, mask, blocks } = entered(exact, lowering);
   const sizes = sizesOf(form, lowering, 1, 1);
@@ -50,11 +88,10 @@ export function foldState(node: NodeOf<'foldState'>, lowering: Lowering): void {
     next: (value) =>
       lowering.present(node.to, 0, held === sizes.columns ? value : graph.slice(value, 3, 0, held), dims),
   });
-  if (exact) foldRing(node, exact, lowering, cache);
 }
 
 /** Keys, values and gates of the tokens that have not entered. */
-function foldRing(node: NodeOf<'foldState'>, ring: Ring, lowering: Lowering, cache: (part: number) => Ref): void {
+function foldRing(node: NodeOf<'foldState'>, ring: Ring, lowering: Lowering, cache: Cache): void {
   const { graph, control } = lowering;
   const { kvHeads, headDim } = node.form;
   const entries = ring.sinks + ring.window;
@@ -87,16 +124,49 @@ function gatesOf(node: NodeOf<'foldState'>, lowering: Lowering, keys: Ref, value
   const { kvHeads, headDim } = node.form;
   const source = graph.transpose(node.gateSource === 'value' ? values : keys, [1, 2, 0, 3]);
   const rows = graph.reshape(source, [-1, kvHeads * headDim]);
-  const logits = lowering.product(type === lowering.dialect.compute ? rows : lowering.compute(rows), node.gateWeight);
-  const { gateBias } = node;
-  return gateBias === undefined ? logits : graph.op('Add', [logits, lowering.weight(gateBias)]);
+  return gateLogits(node, lowering, type === lowering.dialect.compute ? rows : lowering.compute(rows));
+}
+
+/** W u + b: u [.., g*hd] of the compute type -> [.., gate width] */
+function gateLogits({ gateWeight, gateBias }: NodeOf<'foldState'>, lowering: Lowering, source: Ref): Ref {
+  const logits = lowering.product(source, gateWeight);
+  return gateBias === undefined ? logits : lowering.graph.op('Add', [logits, lowering.weight(gateBias)]);
+}
+
+/** How many tokens of a cache have entered the states. */
+function enteredOf(exact: Ring | undefined, past: number): number {
+  return Math.max(0, past - (exact?.window ?? 0) - (exact?.sinks ?? 0));
+}
+
+/** int64 [1] */
+function enteredCount(exact: Ring | undefined): Control {
+  return {
+    key: `how many entered ${exact?.sinks ?? 0} ${exact?.window ?? 0}`,
+    type: 'int64',
+    dims: [1],
+    make: ({ past }) => ints([1], () => enteredOf(exact, past)),
+  };
+}
+
+/** int64 [1, T]: where they are; one where there is none. */
+function enteredTokens(exact: Ring | undefined): Control {
+  const sinks = exact?.sinks ?? 0;
+  return {
+    key: `which entered ${sinks} ${exact?.window ?? 0}`,
+    type: 'int64',
+    dims: [1, 'entered'],
+    make({ past }) {
+      const length = Math.max(1, enteredOf(exact, past));
+      return ints([1, length], (at) => sinks + at);
+    },
+  };
 }
 
 /** The tokens that have entered the states, in whole blocks. */
 function entered(exact: Ring | undefined, lowering: Lowering) {
   const first = exact?.sinks ?? 0;
   const key = `entered ${first} ${exact?.window ?? 0}`;
-  const countOf = (past: number): number => Math.max(0, past - (exact?.window ?? 0) - first);
+  const countOf = (past: number): number => enteredOf(exact, past);
   const blocksOf = (past: number): number => Math.max(1, Math.ceil(countOf(past) / blockSize));
   const tokens: Control = {
     key,

@@ -7,6 +7,7 @@ import { causalConv } from './causal-conv.js';
 import { dualDecode } from './dual-decode.js';
 import { dualLinearAttention } from './dual-linear-attention.js';
 import { foldState } from './fold-state.js';
+import { hasOwnDual } from './own-dual.js';
 import { scanPiece, selectiveScan } from './selective-scan.js';
 import { fused, softmaxAttention, softmaxPiece } from './softmax-attention.js';
 
@@ -66,8 +67,12 @@ export function pieceOf(
     case 'softmaxAttention':
       if (node.window) return pieceOfBlocks(left, longest);
       return Math.min(left, softmaxPiece(node, dialect, states[node.state]!.store.tokens));
-    case 'dualLinearAttention':
-      return pieceOfBlocks(left, longest);
+    case 'dualLinearAttention': {
+      const features = Number(states[node.state]!.store.spec.parts[0]!.shape[2]);
+      return hasOwnDual(dialect, { form: node.form, features })
+        ? Math.min(left, longest)
+        : pieceOfBlocks(left, longest);
+    }
     case 'selectiveScan': {
       const [channels, n] = states[node.state]!.store.spec.parts[0]!.shape as [number, number];
       return Math.min(left, scanPiece(channels, n));
