@@ -115,22 +115,33 @@ export function loadOperators(koffi, at, provider) {
   };
 }
 
-/** The launcher of a CUDA stream; an operator's launches know their CUfunctions. `launch`: cuLaunchKernel. */
+/**
+ * The launcher of a CUDA stream; an operator's launches know their CUfunctions. `launch`: cuLaunchKernelEx, whose structures lie in
+ * one block of memory: the arguments' size, how they are handed over, CUlaunchConfig, its one CUlaunchAttribute, the arguments.
+ */
 export function launcherOn(koffi, launch, stream) {
-  const room = new ArrayBuffer(4096 + 48);
+  const [extraAt, configAt, attributeAt, argumentsAt] = [8, 48, 104, 176];
+  const room = new ArrayBuffer(argumentsAt + 4096);
   const start = koffi.address(new Uint8Array(room));
-  const [size, extra] = [new BigUint64Array(room, 0, 1), new BigUint64Array(room, 8, 5)];
-  extra.set([1n, start + 48n, 2n, start, 0n]); // CU_LAUNCH_PARAM_BUFFER_POINTER, _SIZE, _END
+  const at = (offset) => start + BigInt(offset);
+  const size = new BigUint64Array(room, 0, 1);
+  new BigUint64Array(room, extraAt).set([1n, at(argumentsAt), 2n, start, 0n]); // CU_LAUNCH_PARAM_BUFFER_POINTER, _SIZE, _END
+  const geometry = new Uint32Array(room, configAt, 7); // blocks x, y, z, threads x, y, z, bytes of shared memory
+  new BigUint64Array(room, configAt + 32).set([stream ?? 0n, at(attributeAt)]);
+  const attributes = new Uint32Array(room, configAt + 48, 1);
+  new Uint32Array(room, attributeAt).set([6, 0, 1]); // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: allowed
   return ({ launches }) =>
     (pointers, named) => {
-      new BigUint64Array(room, 48).set(pointers);
-      new Int32Array(room, 48 + 8 * pointers.length).set([...named.values()]);
+      new BigUint64Array(room, argumentsAt).set(pointers);
+      new Int32Array(room, argumentsAt + 8 * pointers.length).set([...named.values()]);
       size[0] = BigInt(8 * pointers.length + 4 * named.size);
-      for (const { function: kernel, grid, threads, shared = 0 } of launches) {
+      for (const { function: kernel, grid, threads, shared = 0, early = false } of launches) {
         const [x, y = 1, z = 1] = grid.map((blocks) => sizeOf(blocks, named));
         if (x * y * z === 0) continue;
-        const status = launch(kernel, x, y, z, threads, 1, 1, shared, stream, null, start + 8n);
-        if (status !== 0) throw new Error(`cuLaunchKernel: CUDA driver error ${status}`);
+        geometry.set([x, y, z, threads, 1, 1, shared]);
+        attributes[0] = Number(early);
+        const status = launch(at(configAt), kernel, null, at(extraAt));
+        if (status !== 0) throw new Error(`cuLaunchKernelEx: CUDA driver error ${status}`);
       }
     };
 }

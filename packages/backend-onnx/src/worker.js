@@ -202,7 +202,7 @@ function loadCuda(koffi, runtime) {
     queryEvent: library.func('cudaEventQuery', 'int', [P]),
   };
   const driver = koffi.load('libcuda.so.1');
-  const launchKernel = driver.func('cuLaunchKernel', 'int', [P, ...Array(7).fill('uint'), P, P, P]);
+  const launchKernel = driver.func('cuLaunchKernelEx', 'int', [P, P, P, P]);
   return (cuda) => openCuda(runtimeApi, cuda, launcherOn(koffi, launchKernel, cuda.stream));
 }
 

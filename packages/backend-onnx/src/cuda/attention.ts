@@ -42,22 +42,28 @@ export function attentionOperator(form: AttentionForm): Operator {
     ],
     outputs: [vector(heads), cache, cache],
     source: sourceOf(form, queries, splits),
-    launches: [{ kernel: 'attention', grid: [splits, kvHeads, slices], threads: 32 * warps }],
+    launches: [{ kernel: 'attention', grid: [splits, kvHeads, slices], threads: 32 * warps, early: true }],
   };
 }
 
 /** Warps of a block, and the 16-byte loads of keys and of values that each lane has on their way. */
 const [warps, loads] = [8, 4];
 
-/** Queries that a block serves at once: they share what it reads. */
+/** Blocks that keep a large device busy. */
+const busy = 256;
+/** Of a cluster: no more on every device. */
+const mostSplits = 8;
+
+/** Queries that a block serves at once, sharing what it reads: one where there are few blocks. */
 function queriesOf({ heads, kvHeads }: AttentionForm): number {
   const group = heads / kvHeads;
-  return [4, 3, 2, 1].find((queries) => group % queries === 0)!;
+  const shared = [4, 3, 2].find((count) => group % count === 0 && (heads / count) * mostSplits >= busy);
+  return shared ?? 1;
 }
 
-/** Blocks of a cluster: enough of them to keep a large device busy, no more than every device takes. */
+/** Blocks of a cluster. */
 function splitsOf(clusters: number): number {
-  return [1, 2, 4].find((splits) => splits * clusters >= 256) ?? 8;
+  return [1, 2, 4].find((splits) => splits * clusters >= busy) ?? mostSplits;
 }
 
 function sourceOf(
@@ -82,7 +88,8 @@ ${parts}
 ${rotaryDim > 0 ? rotation : ''}
 extern "C" __global__ void __cluster_dims__(SPLITS, 1, 1) __launch_bounds__(THREADS) attention(
     ${packed ? 'const half_t *q' : 'const half_t *q, const half_t *k, const half_t *v'}, const half_t *keys, const half_t *values,
-    const int *past, ${tables}half_t *y, half_t *nextKeys, half_t *nextValues, int capacity) {
+    const int *past, ${tables}half_t *y, half_t *nextKeys, half_t *nextValues, int capacity${rotaryDim > 0 ? ', int' : ''}) {
+  before();
   const int kv = blockIdx.y, head = kv * (HEADS / KV_HEADS) + blockIdx.z * QUERIES;
   ${packed ? 'const half_t *k = q + HEADS * HEAD, *v = k + KV_HEADS * HEAD;' : ''}
   ${rotaryDim > 0 ? 'const Rotation rotation = {cosines + *past * (ROTARY / 2), sines + *past * (ROTARY / 2)};' : 'const Plain rotation;'}
@@ -157,18 +164,19 @@ __device__ __forceinline__ float tokenSum(float x) {
   return x;
 }
 
-/** Takes in up to TOKENS * LOADS tokens from one on; k and v: this lane's channels of the first token. */
-__device__ __forceinline__ void take(Part (&part)[QUERIES], const float (&q)[QUERIES][8], const uint4 *k, const uint4 *v,
-                                     int from, int to) {
+/** This lane's channels of TOKENS * LOADS tokens from one on; x: of the first of all. Beyond the last one it is read again. */
+__device__ __forceinline__ void load(uint4 (&a)[LOADS], const uint4 *x, int from, int to) {
   const int slot = threadIdx.x % 32 / LANES;
   const bool active = 8 * (threadIdx.x % LANES) < HEAD;
-  uint4 a[LOADS], b[LOADS];
 #pragma unroll
   for (int u = 0; u < LOADS; u++)
-    a[u] = active ? streamed(k + min(from + u * TOKENS + slot, to - 1) * (HEAD / 8)) : make_uint4(0, 0, 0, 0);
-#pragma unroll
-  for (int u = 0; u < LOADS; u++)
-    b[u] = active ? streamed(v + min(from + u * TOKENS + slot, to - 1) * (HEAD / 8)) : make_uint4(0, 0, 0, 0);
+    a[u] = active ? streamed(x + min(from + u * TOKENS + slot, to - 1) * (HEAD / 8)) : make_uint4(0, 0, 0, 0);
+}
+
+/** Takes in what was loaded of their keys and values. */
+__device__ __forceinline__ void take(Part (&part)[QUERIES], const float (&q)[QUERIES][8], const uint4 (&a)[LOADS],
+                                     const uint4 (&b)[LOADS], int from, int to) {
+  const int slot = threadIdx.x % 32 / LANES;
 #pragma unroll
   for (int i = 0; i < QUERIES; i++) {
     float score[LOADS], f[8], best = part[i].best;
@@ -281,8 +289,18 @@ __device__ __forceinline__ void attend(const half_t *query, const half_t *newKey
   }
   const int each = (past + SPLITS - 1) / SPLITS, from = blockIdx.x * each, to = min(past, from + each);
   const int step = TOKENS * LOADS;
-  for (int at = from + warp * step; at < to; at += WARPS * step)
-    take(part, q, (const uint4 *)(keys + first), (const uint4 *)(values + first), at, to);
+  const uint4 *k = (const uint4 *)(keys + first), *v = (const uint4 *)(values + first);
+  uint4 a[LOADS], b[LOADS];
+  int at = from + warp * step;
+  if (at < to) load(a, k, at, to), load(b, v, at, to);
+  while (at < to) {
+    const int next = at + WARPS * step;
+    uint4 nextA[LOADS], nextB[LOADS];
+    if (next < to) load(nextA, k, next, to), load(nextB, v, next, to);
+    take(part, q, a, b, at, to);
+    for (int u = 0; u < LOADS; u++) a[u] = nextA[u], b[u] = nextB[u];
+    at = next;
+  }
   if (blockIdx.x == 0 && warp == 0) {
     const bool counts = lane < LANES;
     for (int i = 0; i < QUERIES; i++) {

@@ -13,7 +13,7 @@ export interface LinearForm {
   readonly residual: boolean;
 }
 
-/** Widest x, in numbers: it lies in shared memory. */
+/** Widest x, in numbers: a block's threads hold it and a few rows of the matrices in registers. */
 export const widestLinear = 16384;
 
 /** Inputs: x [1, 1, k], W, then as the form says G, gain [k], residual [1, 1, n]; output: y [1, 1, n]. */
@@ -23,7 +23,7 @@ export function linearOperator(form: LinearForm): Operator {
   const vector = (width: number) => ({ type: 'float16', dims: [1, 1, width] }) as const;
   const gain = { type: 'float16', dims: [k] } as const;
   const what = [gated && 'gated', epsilon !== undefined && `norm ${epsilon}`, residual && 'residual'].filter(Boolean);
-  const perBlock = (rows * warps) / (gated ? 2 : 1);
+  const outputs = gated ? rows / 2 : rows;
   return {
     name: ['Linear', `${n} x ${k}`, ...what].join(' '),
     inputs: [
@@ -35,106 +35,96 @@ export function linearOperator(form: LinearForm): Operator {
     ],
     outputs: [vector(n)],
     source: sourceOf(form),
-    launches: [{ kernel: 'linear', grid: [Math.ceil(n / perBlock)], threads: 32 * warps }],
+    launches: [{ kernel: 'linear', grid: [Math.ceil(n / outputs)], threads: 32 * warps, early: true }],
   };
 }
 
-/** Rows of matrices that a warp multiplies at once, 16-byte loads of each that it has on their way, warps of a block. */
-const [rows, loads, warps] = [2, 4, 8];
+/** Rows of matrices that a block multiplies, and its warps: enough loads on their way, and many small blocks. */
+const [rows, warps] = [2, 16];
 
 function sourceOf({ n, k, epsilon, gated, residual }: LinearForm): string {
   const parameters = [
-    'const half_t *x',
-    'const half_t *w',
-    ...(gated ? ['const half_t *gate'] : []),
-    ...(epsilon === undefined ? [] : ['const half_t *gain']),
+    'const uint4 *x',
+    'const uint4 *w',
+    ...(gated ? ['const uint4 *gate'] : []),
+    ...(epsilon === undefined ? [] : ['const uint4 *gain']),
     ...(residual ? ['const half_t *residual'] : []),
     'half_t *y',
   ];
-  const rowOf = gated ? '(r < OUTPUTS ? gate : w)' : 'w';
   const value = gated ? 'sum[i] / (1 + __expf(-sum[i])) * sum[OUTPUTS + i]' : 'sum[i]';
   return `
 #define N ${n}
 #define CHUNKS ${k / 8}
 #define ROWS ${rows}
-#define LOADS ${loads}
 #define WARPS ${warps}
-#define OUTPUTS ${gated ? rows / 2 : rows}
+#define OUTPUTS ${gated ? 'ROWS / 2' : 'ROWS'}
+#define THREADS (32 * WARPS)
+#define PASSES ((CHUNKS + THREADS - 1) / THREADS)
+#define NORM ${Number(epsilon !== undefined)}
 ${common}
-extern "C" __global__ void __launch_bounds__(32 * WARPS) linear(${parameters.join(', ')}) {
-  __shared__ uint4 shared[CHUNKS];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int first = (blockIdx.x * WARPS + warp) * OUTPUTS;
-  const uint4 *row[ROWS];
+extern "C" __global__ void __launch_bounds__(THREADS) linear(${parameters.join(', ')}) {
+  const int first = blockIdx.x * OUTPUTS;
+  uint4 a[ROWS][PASSES], g[PASSES];
   for (int r = 0; r < ROWS; r++)
-    row[r] = (const uint4 *)${rowOf} + (size_t)min(first + r % OUTPUTS, N - 1) * CHUNKS;
-  uint4 now[ROWS][LOADS], next[ROWS][LOADS];
-  load(now, row, lane);
-  ${epsilon === undefined ? 'copyTo(shared, x);' : `normaliseTo(shared, x, gain, ${epsilon}f);`}
-  __syncthreads();
-  float sum[ROWS] = {};
-  for (int chunk = lane; chunk < CHUNKS; chunk += 32 * LOADS) {
-    load(next, row, chunk + 32 * LOADS);
-    multiply(sum, now, shared, chunk);
-    for (int u = 0; u < LOADS; u++)
-      for (int r = 0; r < ROWS; r++) now[r][u] = next[r][u];
-  }
-  for (int r = 0; r < ROWS; r++) sum[r] = warpSum(sum[r]);
-  if (lane > 0) return;
-  for (int i = 0; i < OUTPUTS; i++) {
-    if (first + i == N) return;
-    y[first + i] = toHalf(${value}${residual ? ' + toFloat(residual[first + i])' : ''});
-  }
+    load(a[r], ${gated ? '(r < OUTPUTS ? gate : w)' : 'w'} + (size_t)min(first + r % OUTPUTS, N - 1) * CHUNKS);
+  ${epsilon === undefined ? '' : 'load(g, gain);'}
+  before();
+  float sum[ROWS + NORM] = {};
+  multiply(sum, a, x, g);
+  blockSums(sum);
+  ${epsilon === undefined ? '' : `const float scale = rsqrtf(sum[ROWS] / (8 * CHUNKS) + ${epsilon}f);`}
+  ${epsilon === undefined ? '' : 'for (int r = 0; r < ROWS; r++) sum[r] *= scale;'}
+  for (int i = 0; i < OUTPUTS; i++)
+    if (threadIdx.x == i && first + i < N)
+      y[first + i] = toHalf(${value}${residual ? ' + toFloat(residual[first + i])' : ''});
 }
 `;
 }
 
 const common = `
-__device__ __forceinline__ void load(uint4 (&to)[ROWS][LOADS], const uint4 *const (&row)[ROWS], int chunk) {
+__device__ __forceinline__ void load(uint4 (&to)[PASSES], const uint4 *row) {
 #pragma unroll
-  for (int u = 0; u < LOADS; u++)
-#pragma unroll
-    for (int r = 0; r < ROWS; r++)
-      if (chunk + 32 * u < CHUNKS) to[r][u] = streamed(row[r] + chunk + 32 * u);
+  for (int i = 0; i < PASSES; i++)
+    if (i * THREADS + threadIdx.x < CHUNKS) to[i] = streamed(row + i * THREADS + threadIdx.x);
 }
 
-__device__ __forceinline__ void multiply(float (&sum)[ROWS], const uint4 (&w)[ROWS][LOADS], const uint4 *x, int chunk) {
+/** This thread's part of the products with x or, with a norm, with gain * x, whose squares are summed up last. */
+__device__ __forceinline__ void multiply(float (&sum)[ROWS + NORM], const uint4 (&a)[ROWS][PASSES], const uint4 *x,
+                                         const uint4 (&gain)[PASSES]) {
 #pragma unroll
-  for (int u = 0; u < LOADS; u++) {
-    if (chunk + 32 * u >= CHUNKS) return;
-    float a[8], b[8];
-    unpack(a, x[chunk + 32 * u]);
+  for (int i = 0; i < PASSES; i++) {
+    if (i * THREADS + threadIdx.x >= CHUNKS) break;
+    float f[8], g[8];
+    unpack(f, x[i * THREADS + threadIdx.x]);
+    if (NORM) {
+      unpack(g, gain[i]);
+#pragma unroll
+      for (int j = 0; j < 8; j++) {
+        sum[ROWS + NORM - 1] = fmaf(f[j], f[j], sum[ROWS + NORM - 1]);
+        f[j] *= g[j];
+      }
+    }
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-      unpack(b, w[r][u]);
+      unpack(g, a[r][i]);
 #pragma unroll
-      for (int j = 0; j < 8; j++) sum[r] = fmaf(a[j], b[j], sum[r]);
+      for (int j = 0; j < 8; j++) sum[r] = fmaf(f[j], g[j], sum[r]);
     }
   }
 }
 
-__device__ __forceinline__ void copyTo(uint4 *to, const half_t *x) {
-  for (int i = threadIdx.x; i < CHUNKS; i += blockDim.x) to[i] = ((const uint4 *)x)[i];
-}
-
-__device__ __forceinline__ void normaliseTo(uint4 *to, const half_t *x, const half_t *gain, float epsilon) {
-  __shared__ float squares[WARPS];
-  float square = 0, a[8], b[8];
-  for (int i = threadIdx.x; i < CHUNKS; i += blockDim.x) {
-    unpack(a, ((const uint4 *)x)[i]);
-    for (int j = 0; j < 8; j++) square = fmaf(a[j], a[j], square);
+/** Sums over the block, for the threads of its first warp. */
+__device__ __forceinline__ void blockSums(float (&sum)[ROWS + NORM]) {
+  __shared__ float parts[ROWS + NORM][WARPS];
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int r = 0; r < ROWS + NORM; r++) {
+    sum[r] = warpSum(sum[r]);
+    if (lane == 0) parts[r][threadIdx.x / 32] = sum[r];
   }
-  square = warpSum(square);
-  if (threadIdx.x % 32 == 0) squares[threadIdx.x / 32] = square;
   __syncthreads();
-  square = 0;
-  for (int i = 0; i < WARPS; i++) square += squares[i];
-  const float scale = rsqrtf(square / (8 * CHUNKS) + epsilon);
-  for (int i = threadIdx.x; i < CHUNKS; i += blockDim.x) {
-    unpack(a, ((const uint4 *)x)[i]);
-    unpack(b, ((const uint4 *)gain)[i]);
-    for (int j = 0; j < 8; j++) a[j] *= scale * b[j];
-    to[i] = pack(a);
-  }
+  if (threadIdx.x >= 32) return;
+#pragma unroll
+  for (int r = 0; r < ROWS + NORM; r++) sum[r] = warpSum(lane < WARPS ? parts[r][lane] : 0);
 }
 `;

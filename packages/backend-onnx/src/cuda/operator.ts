@@ -21,6 +21,8 @@ export interface Launch {
   readonly threads: number;
   /** Dynamic shared memory of a block, in bytes: up to what the device has, beyond 48 KiB too. */
   readonly shared?: number;
+  /** It may begin while the kernel before it still runs: it calls `before()` ahead of all that depends on others. */
+  readonly early?: true;
 }
 
 /**

@@ -47,6 +47,12 @@ __device__ __forceinline__ uint4 pack(const float *f) {
   return make_uint4(toHalves(f[0], f[1]), toHalves(f[2], f[3]), toHalves(f[4], f[5]), toHalves(f[6], f[7]));
 }
 
+/** Waits until the kernels before this one are done; those after it may begin, where they wait in turn. */
+__device__ __forceinline__ void before() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
 /** Sum over the lanes of a warp, for each of them. */
 __device__ __forceinline__ float warpSum(float x) {
   for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
