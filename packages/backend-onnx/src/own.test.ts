@@ -1,5 +1,9 @@
-import type { Node } from '@dsla/spec';
+import { f32, type Node, toFloat16 } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
+import type { Binding } from './binding/binding.js';
+import { openCApi } from './binding/c-api.js';
+import { libraryPath } from './binding/choose.js';
+import { OnnxDevice } from './device.js';
 import { onCuda } from './dialect.js';
 import { isOwnLinear, ownNodes } from './own.js';
 import type { Tape } from './tape.js';
@@ -110,5 +114,35 @@ describe('linear maps of one token', () => {
     const tape = tapeOf();
     for (const other of [onCuda('float16'), onCuda('float', true), { ...dialect, weights: 'q8' } as const])
       expect(ownNodes(tape, other)).toBe(tape);
+  });
+});
+
+describe('operators of our own that do not compile', () => {
+  it("give way to ONNX Runtime's", async () => {
+    const binding = await openCApi(libraryPath(), { threads: 1, packs: false });
+    const asked: string[] = [];
+    const without = { dialect: { ...onCuda('float16'), replays: false } };
+    const ready: Binding['ready'] = async (operators) => {
+      asked.push(...operators.map(({ name }) => name));
+      if (operators.length > 0) Object.assign(binding, without);
+      return operators.length === 0;
+    };
+    const asking = Object.assign(binding, { ready, dialect: { ...without.dialect, operators: true } });
+    await using device = new OnnxDevice(asking);
+    const tape = tapeOf();
+    using layer = await device.compile(tape.graph, {
+      spec: (name) => ({ storage: 'f32', shape: shapes[name]! }),
+      read: async (name) => ({ dtype: 'f16', shape: shapes[name]!, data: toFloat16(Float32Array.from(weight(name))) }),
+    });
+    expect(asked).toEqual(['Linear 24 x 8 gated norm 0.001', 'Linear 8 x 24 residual']);
+    using buffer = device.upload(f32([1, width], Float32Array.from(x)));
+    const batch = { ids: new Int32Array(1), rows: [{ slot: 0, past: 0, count: 1 }] };
+    using step = device.beginStep(batch, { x: buffer });
+    step.run(layer, {});
+    await step.submit();
+    const { data } = await device.download(step.value('y'));
+    const want = outputs(tape, x)[0]!;
+    const off = Math.max(...want.map((value, i) => Math.abs(value - Number(data[i]))));
+    expect(off).toBeLessThan(1e-2 * Math.max(...want.map(Math.abs)));
   });
 });
