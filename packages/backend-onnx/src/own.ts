@@ -27,8 +27,8 @@ export function isOwnLinear(node: Node): node is OwnLinear {
 export function ownLinear(node: OwnLinear, lowering: Lowering, value: (index: number) => Ref): Ref {
   const { graph, weight, shapeOf } = lowering;
   const { norm, gate, residual, bias } = node;
-  const [n, k] = shapeOf(node.weight) as [number, number];
-  const form = { n, k, epsilon: norm?.eps, gated: gate !== undefined, residual: residual !== undefined };
+  const [, k] = shapeOf(node.weight) as [number, number];
+  const form = { k, epsilon: norm?.eps, gated: gate !== undefined, residual: residual !== undefined };
   const inputs = [value(node.x), weight(node.weight)];
   if (gate !== undefined) inputs.push(weight(gate));
   if (norm) inputs.push(weight(norm.weight));

@@ -3,7 +3,6 @@ import type { Operator } from './operator.js';
 /** A linear map of one token in float16, y = W x, with what may come before and after it. */
 export interface LinearForm {
   /** W is [n, k]; k is a multiple of 8. */
-  readonly n: number;
   readonly k: number;
   /** Of x / sqrt(mean of squares + epsilon) * gain, which W is applied to then. */
   readonly epsilon?: number | undefined;
@@ -18,31 +17,31 @@ export const widestLinear = 16384;
 
 /** Inputs: x [1, 1, k], W, then as the form says G, gain [k], residual [1, 1, n]; output: y [1, 1, n]. */
 export function linearOperator(form: LinearForm): Operator {
-  const { n, k, epsilon, gated, residual } = form;
-  const matrix = { type: 'float16', dims: [n, k] } as const;
-  const vector = (width: number) => ({ type: 'float16', dims: [1, 1, width] }) as const;
+  const { k, epsilon, gated, residual } = form;
+  const matrix = { type: 'float16', dims: ['n', k] } as const;
+  const vector = (width: number | string) => ({ type: 'float16', dims: [1, 1, width] }) as const;
   const gain = { type: 'float16', dims: [k] } as const;
   const what = [gated && 'gated', epsilon !== undefined && `norm ${epsilon}`, residual && 'residual'].filter(Boolean);
   const outputs = gated ? rows / 2 : rows;
   return {
-    name: ['Linear', `${n} x ${k}`, ...what].join(' '),
+    name: ['Linear', k, ...what].join(' '),
     inputs: [
       vector(k),
       matrix,
       ...(gated ? [matrix] : []),
       ...(epsilon === undefined ? [] : [gain]),
-      ...(residual ? [vector(n)] : []),
+      ...(residual ? [vector('n')] : []),
     ],
-    outputs: [vector(n)],
+    outputs: [vector('n')],
     source: sourceOf(form),
-    launches: [{ kernel: 'linear', grid: [Math.ceil(n / outputs)], threads: 32 * warps, early: true }],
+    launches: [{ kernel: 'linear', grid: [{ blocks: 'n', by: outputs }], threads: 32 * warps, early: true }],
   };
 }
 
 /** Rows of matrices that a block multiplies, and its warps: enough loads on their way, and many small blocks. */
 const [rows, warps] = [2, 16];
 
-function sourceOf({ n, k, epsilon, gated, residual }: LinearForm): string {
+function sourceOf({ k, epsilon, gated, residual }: LinearForm): string {
   const parameters = [
     'const uint4 *x',
     'const uint4 *w',
@@ -50,10 +49,10 @@ function sourceOf({ n, k, epsilon, gated, residual }: LinearForm): string {
     ...(epsilon === undefined ? [] : ['const uint4 *gain']),
     ...(residual ? ['const half_t *residual'] : []),
     'half_t *y',
+    'int n',
   ];
   const value = gated ? 'sum[i] / (1 + __expf(-sum[i])) * sum[OUTPUTS + i]' : 'sum[i]';
   return `
-#define N ${n}
 #define CHUNKS ${k / 8}
 #define ROWS ${rows}
 #define WARPS ${warps}
@@ -66,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(${parameters.join('
   const int first = blockIdx.x * OUTPUTS;
   uint4 a[ROWS][PASSES], g[PASSES];
   for (int r = 0; r < ROWS; r++)
-    load(a[r], ${gated ? '(r < OUTPUTS ? gate : w)' : 'w'} + (size_t)min(first + r % OUTPUTS, N - 1) * CHUNKS);
+    load(a[r], ${gated ? '(r < OUTPUTS ? gate : w)' : 'w'} + (size_t)min(first + r % OUTPUTS, n - 1) * CHUNKS);
   ${epsilon === undefined ? '' : 'load(g, gain);'}
   before();
   float sum[ROWS + NORM] = {};
@@ -75,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) linear(${parameters.join('
   ${epsilon === undefined ? '' : `const float scale = rsqrtf(sum[ROWS] / (8 * CHUNKS) + ${epsilon}f);`}
   ${epsilon === undefined ? '' : 'for (int r = 0; r < ROWS; r++) sum[r] *= scale;'}
   for (int i = 0; i < OUTPUTS; i++)
-    if (threadIdx.x == i && first + i < N)
+    if (threadIdx.x == i && first + i < n)
       y[first + i] = toHalf(${value}${residual ? ' + toFloat(residual[first + i])' : ''});
 }
 `;
