@@ -40,6 +40,8 @@ interface Line {
   /** Type of the matrices, float16 where it is left out. */
   readonly weights?: string;
   readonly layers?: number;
+  /** Of our own: on where it is left out. */
+  readonly operators?: string;
   readonly command?: string;
   readonly computeType?: string;
   readonly passed?: number;
@@ -113,7 +115,7 @@ function linesOf(path: string): Line[] {
 function summarised(run: Line, all: readonly Line[]): Summary[] {
   const { plan, tokens, batch, milliseconds, error, device, shape, layers, code } = run;
   const test = phaseOf(run);
-  if (!test || error || layers !== 32) return [];
+  if (!test || error || layers !== 32 || run.operators === 'off') return [];
   // Token to token, where that was timed too.
   if (run.test === 'decode' && all.some((line) => line.test === ahead && alike(line, run))) return [];
   const { median: ms, sd, n } = milliseconds as Statistics;
@@ -147,7 +149,7 @@ function phaseOf({ test }: Line): 'prefill' | 'decode' | undefined {
 
 /** The same rows of the same model and code. */
 function alike(a: Line, b: Line): boolean {
-  const keys = ['code', 'plan', 'tokens', 'batch', 'layers', 'weights', 'shape'] as const;
+  const keys = ['code', 'plan', 'tokens', 'batch', 'layers', 'weights', 'operators', 'shape'] as const;
   return keys.every((key) => a[key] === b[key]);
 }
 
@@ -167,7 +169,8 @@ Rendered from onnx-cuda.json by packages/backend-onnx/bench/cuda-page.ts. ${firs
 random weights. Milliseconds from recording a step on the host to the logits on the host; "in sessions" is the part on the computing
 thread. Bytes are what one step copies between host and device. "decode, ahead" is the time from token to token where a step draws its
 token and the next one is handed over before that is known, as text is generated. A plan is a mixer and how many of the first layers take it, then the type of the matrices, if
-not float16; "level 0" is softmax attention throughout, in the same call.
+not float16; "operators off" means without operators of our own, by ONNX Runtime's alone; "level 0" is softmax attention throughout, in
+the same call.
 
 ${hosts.map(({ code, date, driver, note }) => `- Code of commit ${code}, ${date}, driver ${driver}. ${note ?? ''}`).join('\n')}
 
@@ -258,11 +261,16 @@ ${[...new Set(runs.map(({ command }) => command))].map((command) => `- \`${comma
 }
 
 function cells(run: Line, runs: readonly Line[]): (string | number | undefined)[] {
-  const { code, test, tokens, batch, error, inSessions, copied, weights = 'f16' } = run;
-  const plan = weights === 'f16' ? run.plan : `${run.plan}, ${weights}`;
+  const { code, test, tokens, batch, error, inSessions, copied } = run;
+  const plan = labelOf(run);
   if (error) return [code, test, plan, tokens, batch, error, '', '', '', '', '', ''];
   const more = [inSessions?.toFixed(2) ?? '-', copied?.toDevice ?? '-', copied?.toHost ?? '-', ratio(run, runs)];
   return [code, test, plan, tokens, batch, ...figures(run), ...more];
+}
+
+/** The plan, and what is not as usual. */
+function labelOf({ plan, weights = 'f16', operators }: Line): string {
+  return [plan, weights !== 'f16' && weights, operators === 'off' && 'operators off'].filter(Boolean).join(', ');
 }
 
 /** What a decode step must read at least, weights and cache, at the rate of a device copy, which counts reads and writes. */
@@ -273,20 +281,10 @@ function floors(all: readonly Line[], whole: readonly Line[]): string {
     if (floor === undefined) return [];
     const [ours, inside] = [median(run), run.inSessions].map((x) => (x === undefined ? '-' : (x / floor).toFixed(2)));
     return [
-      [
-        run.code,
-        run.test,
-        run.weights ?? 'f16',
-        run.tokens,
-        run.batch,
-        floor.toFixed(2),
-        median(run).toFixed(2),
-        ours,
-        inside,
-      ],
+      [run.code, run.test, labelOf(run), run.tokens, run.batch, floor.toFixed(2), median(run).toFixed(2), ours, inside],
     ];
   });
-  return `${table(['code', 'test', 'matrices', 'tokens', 'rows', 'floor', 'median', 'median / floor', 'in sessions / floor'], rows)}
+  return `${table(['code', 'test', 'plan', 'tokens', 'rows', 'floor', 'median', 'median / floor', 'in sessions / floor'], rows)}
 
 The floor is weights (without the table of embeddings) and cache read once at the rate of a device copy, timed in calls of the same commit where there is one
 (${bandwidthsOf(all)} GB/s, read and write).`;

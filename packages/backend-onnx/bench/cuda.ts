@@ -219,6 +219,7 @@ async function fold(mixer: string, tokens: number): Promise<void> {
 
 function print(line: Readonly<Record<string, unknown>>): void {
   const command = `cuda.mjs ${process.argv.slice(2).join(' ')}`;
-  const about = { shape: options.shape, layers: model.convertible, weights: options.weights ?? options.type, command };
+  const { shape, operators, weights = options.type } = options;
+  const about = { shape, layers: model.convertible, weights, operators, command };
   console.log(JSON.stringify({ ...line, ...about, device: device.description, node: process.version }));
 }
