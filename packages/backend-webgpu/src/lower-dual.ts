@@ -1,7 +1,8 @@
 import { featureWidth, gateWidth, type NodeOf, type Weight } from '@dsla/spec';
-import { type Builder, type Operand, perElement, result, ropeRef, vector } from './builder.js';
+import { type Builder, matrix, type Operand, perElement, result, ropeRef, vector } from './builder.js';
 import { dualArrive } from './kernels/dual-arrive.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
+import { dualJoin } from './kernels/dual-join.js';
 import * as dual from './kernels/dual-linear-attention.js';
 import * as chunks from './kernels/dual-matrices.js';
 import { chunkOutputs } from './kernels/dual-outputs.js';
@@ -9,7 +10,7 @@ import { recordLayout } from './kernels/dual-record.js';
 import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
-import { recur } from './kernels/recur.js';
+import { recur, recurParts } from './kernels/recur.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import { emitLinear } from './lower-linear.js';
@@ -114,19 +115,27 @@ function lowerShort(
   // A replay also clears the states of rows without tokens.
   const each = ({ rows, singles }: View): Grid => (replay || singles > 0 ? [rows, kvHeads, 1] : none);
   const query = reading ? [reading.q] : [];
-  const maps = featureMap ? [vector(featureMap.key), ...(replay ? [] : [vector(featureMap.query)])] : [];
+  const maps = featureMap
+    ? [matrix(builder, featureMap.key), ...(replay ? [] : [matrix(builder, featureMap.query)])]
+    : [];
   const rings = exact ? [1, 2, 3].map((part) => statePart(state, part)) : [];
   const arriving = [...query, k.ref, v.ref, gates.ref, ...maps, ...ropeRef(rope), ...rings, record];
   emit(dualArrive(shape, reading?.node.scale ?? 1, replay, traits.threads), arriving, each, replay);
   const target = statePart(state, 0);
+  const parts = recurParts(shape, traits.threads);
+  const perPart = (view: View): Grid => (each(view) === none ? none : [view.rows, kvHeads, parts]);
   if (!reading) {
-    emit(recur(shape, undefined, traits.threads), [record, target], each, true);
+    emit(recur(shape, false, true, traits.threads), [record, target], perPart, true);
     return;
   }
-  const { mix, scale, outputNorm } = reading.node;
-  const reads = { mixPerHead: builder.shapeOf(mix)[0]! > 1, scale, outputNorm };
-  const weights = [mix, ...(exact ? [exact.logWeight] : []), ...(outputNorm ? [outputNorm.weight] : [])].map(vector);
-  emit(recur(shape, reads, traits.threads), [record, ...weights, target, reading.y], each);
+  const { mix, outputNorm } = reading.node;
+  const sums = temp(shape.heads * parts * dual.columnsOf(form), 'f32');
+  const perHead = builder.shapeOf(mix)[0]! > 1;
+  emit(recur(shape, perHead, false, traits.threads), [record, vector(mix), target, sums], perPart);
+  const joined = exact ? [record, vector(exact.logWeight)] : [];
+  const norm = outputNorm ? [vector(outputNorm.weight)] : [];
+  const all = ({ tokens, singles }: View): Grid => (singles > 0 ? [tokens, shape.heads, 1] : none);
+  emit(dualJoin(shape, parts, reading.node), [sums, ...joined, ...norm, reading.y], all);
 }
 
 const none: Grid = [0, 0, 0];
@@ -252,7 +261,7 @@ function lowerEntering(
   if (!form.featureMap) return { phi: turnedInState(builder, shape, k, replay), v: entering, decay };
   const phi = builder.temp(form.kvHeads * width, type, domain);
   const ropes = form.rope && (form.ropeInState || form.exact) ? ropeRef(form.rope) : [];
-  emitFeatures(builder, shape, 'key', [k.ref, vector(form.featureMap.key), ...ropes, ...ring(1), phi], replay);
+  emitFeatures(builder, shape, 'key', [k.ref, matrix(builder, form.featureMap.key), ...ropes, ...ring(1), phi], replay);
   return { phi, v: entering, decay };
 }
 
@@ -261,7 +270,7 @@ function lowerQueries(builder: Builder, shape: dual.DualShape, q: Operand): Buff
   if (!form.featureMap) return turnedInState(builder, shape, q, false);
   const phi = builder.temp(heads * width, builder.type);
   const ropes = form.rope && form.ropeInState ? ropeRef(form.rope) : [];
-  const buffers = [q.ref, vector(form.featureMap.query), ...ropes, phi];
+  const buffers = [q.ref, matrix(builder, form.featureMap.query), ...ropes, phi];
   emitFeatures(builder, shape, 'query', buffers, false);
   return phi;
 }

@@ -114,8 +114,8 @@ export function readsParts(builder: Builder, x: Pick<Operand, 'width' | 'type'>,
 }
 
 const narrow = 64;
-/** Fewer workgroups leave a GPU idle: each must load more at once. */
-const fewGroups = 16;
+/** Of so few outputs tiles of matrices leave a GPU idle. */
+const fewOutputs = 512;
 
 /** How the matrix of a product of x is stored. */
 function formatOf({ traits, type }: Builder, x: Pick<Operand, 'width' | 'type'>): Format {
@@ -139,23 +139,26 @@ export function emitFew(builder: Builder, x: Operand, products: readonly Product
   emitVectors(builder, x, parts, buffers, replay);
 }
 
+/** For a few items; with `many` for more than those, up to so many. */
 function emitVectors(
   builder: Builder,
   x: Operand,
   parts: readonly VectorPart[],
   buffers: readonly BufferRef[],
   replay = false,
+  many?: number,
 ): void {
   const { traits, emit } = builder;
   const { domain, normed } = x;
   const source = normed?.x ?? x;
   const sources = parts[0]!.x ? [] : [sourceOf(source), ...(normed ? [vector(normed.weight)] : [])];
   const format = formatOf(builder, x);
-  let least = 1;
-  const all = vectorItems(format, x.width);
+  const few = fewItems(builder);
+  let least = many ? few + 1 : 1;
+  const all = vectorItems(format, x.width).filter((items) => !many || items > few);
   for (const items of all) {
     const shape = vectorShape(format, items, traits.lanes, parts[0]!.gate !== undefined, x.width, traits.threads);
-    const [low, most] = [least, items === all.at(-1) ? fewItems(builder) : items];
+    const [low, most] = [least, items === all.at(-1) ? (many ?? few) : items];
     const groups = vectorGroups(parts, shape);
     const grid = (view: View): Grid => {
       const count = countOf(view, domain);
@@ -233,21 +236,18 @@ function emitTiles({ type, emit }: Builder, x: Operand, product: Ready, only: On
 }
 
 /** By subgroup matrices: some items by one kernel for all products, many by one for each. */
-function emitMatrices(
-  { traits, emit }: Builder,
-  x: Operand,
-  products: readonly Ready[],
-  only: Only,
-  replay: boolean,
-): void {
+function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], only: Only, replay: boolean): void {
+  const { traits, emit } = builder;
   const { domain } = x;
   const [of, source] = [partOf(x), sourceOf(x)];
   const parts = products.map(({ y, bias }) => ({ y, bias: bias !== undefined }));
+  const outputs = parts.reduce((sum, { y }) => sum + y.width, 0);
+  const slim = outputs <= fewOutputs && !traits.weights;
+  if (slim) emitVectors(builder, x, parts, products.flatMap(buffersOf), replay, thinItems);
   let least = 0;
-  for (const most of [16, 32, thinItems]) {
-    const wide = thinShape(most);
-    const [low, groups] = [least, parts.reduce((sum, { y }) => sum + Math.ceil(y.width / wide.outputs), 0)];
-    const shape = groups < fewGroups ? { ...wide, ahead: 4 } : wide;
+  for (const most of slim ? [] : [16, 32, thinItems]) {
+    const shape = thinShape(most);
+    const [low, groups] = [least, parts.reduce((sum, { y }) => sum + Math.ceil(y.width / shape.outputs), 0)];
     const some = (view: View): Grid => {
       const count = countOf(view, domain);
       return count > low && count <= most ? [groups, 1, 1] : none;

@@ -261,11 +261,11 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const shape: DualShape = { heads: 1, form, width: 2 * features, type: 'f16' };
     const runner = await openRunner([{ slot: 0, past, count }]);
     const [x, ring] = [halves(count * headDim, 1, 2), halves((sinks + window) * headDim, 2, 2)];
-    const w = Float32Array.from({ length: features * headDim }, (_, i) => 0.3 * Math.sin(i * i));
+    const w = halves(features * headDim, 3, 0.3);
     const phi = runner.buffer(new Uint32Array(count * features));
     const buffers = [
       runner.buffer(x.words),
-      runner.buffer(w),
+      runner.buffer(w.words),
       ...(turns ? [runner.buffer(ropeTable(rope, 128))] : []),
       ...(of === 'key' ? [runner.buffer(ring.words)] : []),
       phi,
@@ -279,7 +279,9 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
       const found = from.numbers.subarray(at * headDim, (at + 1) * headDim);
       const by = turns && kept !== ropeInState ? (kept ? -token : token) : 0;
       const own = turned(found, rope, by);
-      const y = [...Array(features).keys()].map((f) => own.reduce((sum, v, c) => sum + v * w[f * headDim + c]!, 0));
+      const y = [...Array(features).keys()].map((f) =>
+        own.reduce((sum, v, c) => sum + v * w.numbers[f * headDim + c]!, 0),
+      );
       const top = Math.max(...y.map(Math.abs));
       return [...y.map((v) => Math.exp(v - top)), ...y.map((v) => Math.exp(-v - top))];
     });

@@ -1,4 +1,4 @@
-import { featureMemory, featuresOf } from './dual-features.js';
+import { featureMemory, featuresOf, mapLoads } from './dual-features.js';
 import { type DualShape, entriesOf, gateColumns, ringOf } from './dual-linear-attention.js';
 import { gatesOf, numbersFrom, type Reading, readingOf, recordLayout, sharedOf } from './dual-record.js';
 import { float, type Kernel, type KernelParts, kernel, logFunctions, shortRow } from './kernel.js';
@@ -21,16 +21,19 @@ export function dualArrive(shape: DualShape, scale: number, replay: boolean, thr
   const shared = replay ? 0 : sharedOf(shape);
   const { length } = recordLayout(shape, replay);
   const reading = readingOf(shape);
+  const held = featureMap && shared === 1;
+  const queries = [
+    featureMap && !held ? mapLoads(shape, size, 'query', `kv * ${shared}u + h`) : '',
+    featureMap ? featuresOf(shape, size, 'query', 'h + 1u') : '',
+    exact ? ringAttention(shape, size, scale, reading) : '',
+  ];
   const parts = [
     stage(shape, size, replay),
     exact ? take(shape, size) : '',
-    `    workgroupBarrier();`,
+    '    workgroupBarrier();',
     featureMap ? featuresOf(shape, size, 'key', '0u') : '',
-    ...(shared > 0 ? [`    for (var h = 0u; h < ${shared}u; h++) {`] : []),
-    featureMap && shared > 0 ? featuresOf(shape, size, 'query', 'h + 1u') : '',
-    exact && shared > 0 ? ringAttention(shape, size, scale, reading) : '',
-    ...(shared > 0 ? ['    }'] : []),
-    `    workgroupBarrier();`,
+    ...(shared > 0 ? [`    for (var h = 0u; h < ${shared}u; h++) {`, ...queries, '    }'] : []),
+    '    workgroupBarrier();',
   ];
   return kernel({
     name: replay ? 'dual-arrive-replay' : 'dual-arrive',
@@ -44,6 +47,8 @@ ${moduleOf(shape, size, shared, reading)}`,
     main: `  let row = row_at(group.x);
   if (row.w > ${shortRow}u || row.w == 0u) { return; }
   let kv = group.y;
+${featureMap ? mapLoads(shape, size, 'key', 'kv') : ''}
+${held ? mapLoads(shape, size, 'query', 'kv') : ''}
   for (var t = 0u; t < row.w; t++) {
     let item = row.z + t;
     let position = row.y + t;
@@ -53,7 +58,7 @@ ${parts.filter(Boolean).join('\n')}
   });
 }
 
-function buffersOf(shape: DualShape, replay: boolean, { load, numbers }: Reading): KernelParts['buffers'] {
+function buffersOf(shape: DualShape, replay: boolean, { load }: Reading): KernelParts['buffers'] {
   const { form, type } = shape;
   const { featureMap, rope, exact } = form;
   return {
@@ -61,8 +66,8 @@ function buffersOf(shape: DualShape, replay: boolean, { load, numbers }: Reading
     k: [type, 'read'],
     v: [type, 'read'],
     gates: [type, 'read'],
-    ...(featureMap ? { map_key: [numbers, 'read'] as const } : {}),
-    ...(featureMap && !replay ? { map_query: [numbers, 'read'] as const } : {}),
+    ...(featureMap ? { map_key: [load, 'read'] as const } : {}),
+    ...(featureMap && !replay ? { map_query: [load, 'read'] as const } : {}),
     ...(rope ? ropeBuffer : {}),
     ...(exact ? ({ ring_k: [load, 'write'], ring_v: [load, 'write'], ring_gates: ['f32', 'write'] } as const) : {}),
     record: ['f32', 'write'],

@@ -137,7 +137,7 @@ export function features({ heads, form, width, type }: DualShape, of: 'query' | 
     name: `features-${of}`,
     buffers: {
       x: [type, 'read'],
-      w: ['f32', 'read'],
+      w: [type, 'read'],
       ...(turns ? ropeBuffer : {}),
       ...(entering ? { ring: [type, 'read'] as const } : {}),
       phi: [type, 'write'],
@@ -167,7 +167,7 @@ ${
   for (var f = lane; f < ${half}u; f += ${featureSize}u) {
     let weight = (head * ${half}u + f) * ${headDim}u;
     var sum = 0.0;
-    for (var c = 0u; c < ${headDim}u; c++) { sum += w[weight + c] * vector[c]; }
+    for (var c = 0u; c < ${headDim}u; c++) { sum += f32(w[weight + c]) * vector[c]; }
     y[f / ${featureSize}u] = sum;
     top = max(top, abs(sum));
   }

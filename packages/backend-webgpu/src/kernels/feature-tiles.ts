@@ -38,10 +38,8 @@ export function featureTiles(shape: DualShape, of: 'query' | 'key'): Kernel {
   const pitch = pitchOf(headDim);
   const [two, four, deep, blocks] = [upTo(2), upTo(4), upTo(headDim / 16), upTo(half / 64)];
   const own = (r: number, b: number, j: number) => `y${r}_${b}_${j}`;
-  const weight = (b: number) => (line: string, eight: string) => {
-    const at = `(head * ${half}u + ${64 * b}u + ${line}) * ${headDim / 4}u + ${eight} * 2u`;
-    return `eight_of(w[${at}], w[${at} + 1u])`;
-  };
+  const weight = (b: number) => (line: string, eight: string) =>
+    `w[(head * ${half}u + ${64 * b}u + ${line}) * ${headDim / 8}u + ${eight}]`;
   const token = (line: string, eight: string) => `features_of(first + min(${line}, count - 1u), head, 8u * ${eight})`;
   // Loads of the ring in a pass of their own: elsewhere nothing waits for a branch.
   const kept = `    for (var e = lane; e < ${(tileTokens * headDim) / 8}u; e += ${stageSize}u) {
@@ -55,7 +53,7 @@ export function featureTiles(shape: DualShape, of: 'query' | 'key'): Kernel {
     name: `feature-tiles-${of}`,
     buffers: {
       x: ['vec4u', 'read'],
-      w: ['vec4f', 'read'],
+      w: ['vec4u', 'read'],
       ...(turns ? ropeEights : {}),
       ...(entering ? { ring: ['vec4u', 'read'] as const } : {}),
       phi: ['vec4u', 'write'],

@@ -1,24 +1,27 @@
 import { columnsOf, type DualShape, mixFunction } from './dual-linear-attention.js';
 import { gatesOf, recordLayout, sharedOf } from './dual-record.js';
-import { float, type Kernel, kernel, shortRow } from './kernel.js';
+import { type Kernel, kernel, shortRow } from './kernel.js';
 import { upTo } from './matrices.js';
 
-/** Loads of a state that a lane has under way: those of so many rounds, of all states. */
-const roundsAtOnce = 4;
+/** Lanes of a workgroup at most, and loads of a state that one has under way, all of them at once. */
+const [most, together] = [640, 4];
 
-/** How a workgroup goes through a state [width, columns]: whole stretches of it a round, so that a lane's columns stay the same. */
+/**
+ * How a workgroup cuts a state [width, columns]: whole stretches of it, a round after the other, so that a lane's columns stay the
+ * same.
+ */
 interface Cut {
   /** Numbers of a load. */
   readonly each: 1 | 4;
-  /** Loads of a round, one a lane unless lanes are fewer. */
+  /** Loads of a round, one a lane unless lanes are fewer, in turns. */
   readonly places: number;
+  readonly size: number;
+  readonly turns: number;
   /** Rows of the state in a round. */
   readonly rows: number;
-  /** Rounds whose loads are under way at once. */
-  readonly together: number;
-  readonly size: number;
-  /** Places of a lane. */
-  readonly turns: number;
+  readonly rounds: number;
+  /** Workgroups of a state. */
+  readonly parts: number;
 }
 
 function cutOf({ form, width }: DualShape, threads: number): Cut {
@@ -26,11 +29,12 @@ function cutOf({ form, width }: DualShape, threads: number): Cut {
   const fourths = columns % 4 === 0 ? 1 : columns % 2 === 0 ? 2 : 4; // fewest rows that are whole loads of four
   const each = width % fourths === 0 ? 4 : 1;
   const least = each === 4 ? fourths : 1;
-  const most = Math.max(Math.floor(Math.min(threads, 512 + columns) / ((least * columns) / each)), 1);
-  const rows = least * divisor(width / least, most);
+  const fits = Math.floor(Math.min(threads, most) / ((least * columns) / each));
+  const rows = least * divisor(width / least, fits);
+  const rounds = divisor(width / rows, together);
   const places = (rows * columns) / each;
   const size = Math.min(places, threads);
-  return { each, places, rows, together: divisor(width / rows, roundsAtOnce), size, turns: Math.ceil(places / size) };
+  return { each, places, size, turns: Math.ceil(places / size), rows, rounds, parts: width / rows / rounds };
 }
 
 /** The greatest that is at most `limit`. */
@@ -39,77 +43,98 @@ function divisor(of: number, limit: number): number {
   return 1;
 }
 
-export interface Reads {
-  readonly mixPerHead: boolean;
-  readonly scale: number;
-  readonly outputNorm?: { readonly eps: number } | undefined;
+/** Workgroups of a state, each with some of its rows. */
+export function recurParts(shape: DualShape, threads?: number): number {
+  return cutOf(shape, threads ?? 256).parts;
 }
 
 /**
- * The states of short rows [slots, states, kvHeads, width, columns], token by token, one workgroup a row and kv head:
- * S_i <- keep_i S_i + phi(k) [v, 1]^T and, with `reads`, the result y [tokens, heads*headDim] of sum_i gamma_i phi(q)^T S_i,
- * joined with the exact part where there is one. record [tokens, kvHeads, ...] as dual-arrive.ts leaves it. Without `reads` it is a
- * replay, from zero.
+ * The states of short rows [slots, states, kvHeads, width, columns], token by token, recurParts workgroups a row and kv head:
+ * S_i <- keep_i S_i + phi(k) [v, 1]^T, and sums [tokens, heads, recurParts, columns] = sum_i gamma_i phi(q)^T S_i over the rows of
+ * each part. record [tokens, kvHeads, ...] as dual-arrive.ts leaves it. `replay`: from zero, without sums.
  */
-export function recur(shape: DualShape, reads: Reads | undefined, threads = 256): Kernel {
-  const { form, width, type } = shape;
-  const { states, kvHeads, headDim } = form;
+export function recur(shape: DualShape, mixPerHead: boolean, replay: boolean, threads = 256): Kernel {
+  const { form, width } = shape;
+  const { states, kvHeads } = form;
   const cut = cutOf(shape, threads);
-  const { each, places, rows, size, turns } = cut;
+  const { each, places, size, turns, rows } = cut;
   const columns = columnsOf(form);
   const numbers = each === 4 ? 'vec4f' : 'f32';
-  const shared = reads ? sharedOf(shape) : 0;
-  const { length } = recordLayout(shape, !reads);
+  const shared = replay ? 0 : sharedOf(shape);
+  const { length, exact } = recordLayout(shape, replay);
+  const cells = cellsOf(shape, cut);
+  const origin = `(row.x * ${states * kvHeads}u + group.y) * ${(width * columns) / each}u + group.z * ${cut.rounds * places}u`;
   return kernel({
-    name: reads ? 'recur' : 'recur-replay',
+    name: replay ? 'recur-replay' : 'recur',
     buffers: {
       record: ['f32', 'read'],
-      ...(reads ? { mix_logits: ['f32', 'read'] as const } : {}),
-      ...(reads && form.exact ? { log_weight: ['f32', 'read'] as const } : {}),
-      ...(reads?.outputNorm ? { norm: ['f32', 'read'] as const } : {}),
+      ...(replay ? {} : { mix_logits: ['f32', 'read'] as const }),
       states: [numbers, 'write'],
-      ...(reads ? { y: [type, 'write'] as const } : {}),
+      ...(replay ? {} : { sums: ['f32', 'write'] as const }),
     },
-    module: `${reads ? mixFunction(states, reads.mixPerHead) : ''}
-var<workgroup> own: array<f32, ${length}>;
-${
-  reads
-    ? `var<workgroup> partial: array<f32, ${places * each}>; // [rows, columns]
-fn all_of(column: u32) -> f32 {
-  var sum = 0.0;
-  for (var r = 0u; r < ${rows}u; r++) { sum += partial[r * ${columns}u + column]; }
-  return sum;
-}`
-    : ''
-}
-${reads?.outputNorm ? `var<workgroup> results: array<f32, ${headDim}>;` : ''}`,
+    module: `${replay ? '' : mixFunction(states, mixPerHead)}
+var<workgroup> own: array<f32, ${exact}>;
+${replay ? '' : `var<workgroup> partial: array<f32, ${places * each}>; // [rows, columns]`}`,
     size,
     main: `  let row = row_at(group.x);
-  if (row.w > ${shortRow}u${reads ? ' || row.w == 0u' : ''}) { return; }
+  if (row.w > ${shortRow}u${replay ? '' : ' || row.w == 0u'}) { return; }
   let kv = group.y;
-  let origin = (row.x * ${states * kvHeads}u + kv) * ${(width * columns) / each}u;
-${reads ? mixed(shape) : clear(shape, cut)}
+  let origin = ${origin};
+${upTo(turns)
+  .map((k) => placeOf(shape, cut, k))
+  .join('\n')}
+  // All loads at once, while the record is on its way.
+${lines(cells, ({ name, at }) => `  var ${name} = ${replay ? `${numbers}()` : at};`)}
+${replay ? '' : mixed(shape)}
   for (var t = 0u; t < row.w; t++) {
     let item = row.z + t;
-    for (var e = lane; e < ${length}u; e += ${size}u) { own[e] = record[(item * ${kvHeads}u + kv) * ${length}u + e]; }
+    for (var e = lane; e < ${exact}u; e += ${size}u) { own[e] = record[(item * ${kvHeads}u + kv) * ${length}u + e]; }
     workgroupBarrier();
-${lines(upTo(turns * shared), (n) => `    var sum${Math.floor(n / shared)}_${n % shared} = ${numbers}();`)}
-${lines(upTo(turns), (k) => {
-  const body = through(shape, cut, reads, k);
-  const place = `      let place = lane + ${k * size}u;`;
-  return turns === 1
-    ? `    {\n${place}\n${body}\n    }`
-    : `    if (lane + ${k * size}u < ${places}u) {\n${place}\n${body}\n    }`;
-})}
+    let c = group.z * ${cut.rounds * rows}u;
+${upTo(turns)
+  .map((k) => update(shape, cut, replay, k))
+  .join('\n')}
 ${upTo(shared)
-  .map((h) => finish(shape, cut, reads!, h))
+  .map((h) => read(shape, cut, h))
   .join('\n')}
     workgroupBarrier();
-  }`,
+  }
+${upTo(turns)
+  .map((k) => storeOf(cut, cells, k))
+  .join('\n')}`,
   });
 }
 
 const lines = <T>(of: readonly T[], line: (each: T) => string): string => of.map(line).join('\n');
+
+/** What a lane holds: state i, turn k, round u. */
+interface Cell {
+  readonly i: number;
+  readonly k: number;
+  readonly u: number;
+  readonly name: string;
+  readonly at: string;
+}
+
+function cellsOf({ form, width }: DualShape, { each, places, turns, rounds }: Cut): Cell[] {
+  const state = (form.kvHeads * width * columnsOf(form)) / each;
+  return upTo(turns).flatMap((k) =>
+    upTo(rounds).flatMap((u) =>
+      upTo(form.states).map((i) => {
+        const at = `states[origin + ${i * state + u * places}u + min(place${k}, ${places - 1}u)]`;
+        return { i, k, u, name: `s${i}_${k}_${u}`, at };
+      }),
+    ),
+  );
+}
+
+/** The place of turn k, its rows within a round and its columns. */
+function placeOf({ form }: DualShape, { each, places, size }: Cut, k: number): string {
+  const columns = columnsOf(form);
+  const at = (e: number) => `(min(place${k}, ${places - 1}u) * ${each}u + ${e}u)`;
+  return `  let place${k} = lane + ${k * size}u;
+${lines(upTo(each), (e) => `  let row${k}_${e} = ${at(e)} / ${columns}u;\n  let column${k}_${e} = ${at(e)} % ${columns}u;`)}`;
+}
 
 /** gamma of the heads and states. */
 function mixed(shape: DualShape): string {
@@ -120,81 +145,67 @@ function mixed(shape: DualShape): string {
   });
 }
 
-function clear({ form, width }: DualShape, { each, size }: Cut): string {
-  const cells = (width * columnsOf(form)) / each;
-  return `  for (var e = lane; e < ${cells}u; e += ${size}u) {
-${lines(upTo(form.states), (i) => `    states[origin + ${i * form.kvHeads * cells}u + e] = ${each === 4 ? 'vec4f' : 'f32'}();`)}
-  }
-  storageBarrier();`;
+const several = (each: 1 | 4, of: (e: number) => string): string =>
+  each === 1 ? of(0) : `vec4f(${upTo(4).map(of).join(', ')})`;
+
+/** WGSL of numbers of the record, one a row, from `first` on, for the rows of turn k and round u. */
+function byRow({ each, rows }: Cut, first: number, k: number, u: number): string {
+  return several(each, (e) => `own[${first + u * rows}u + c + row${k}_${e}]`);
 }
 
-/** All rounds of the k-th place of a lane. Loads come before the first store, which the compiler could not move them over. */
-function through(shape: DualShape, { each, places, rows, together }: Cut, reads: Reads | undefined, k: number): string {
-  const { form, width } = shape;
-  const { states, kvHeads, headDim, gate } = form;
-  const columns = columnsOf(form);
-  const layout = recordLayout(shape, !reads);
-  const several = (of: (e: number) => string) => (each === 1 ? of(0) : `vec4f(${upTo(4).map(of).join(', ')})`);
-  const cells = upTo(together).flatMap((u) =>
-    upTo(states).map((i) => {
-      const first = (i * kvHeads * width * columns) / each + u * places;
-      return { u, i, name: `s${i}_${u}`, at: `states[origin + ${first}u + c / ${rows}u * ${places}u + place]` };
-    }),
-  );
-  const of = (from: number, u: number) => several((e) => `own[${from + u * rows}u + c + row${e}]`);
+/** The states of turn k. */
+function update(shape: DualShape, cut: Cut, replay: boolean, k: number): string {
+  const { form } = shape;
+  const { headDim, gate } = form;
+  const layout = recordLayout(shape, replay);
+  const value = (e: number) => {
+    const column = `column${k}_${e}`;
+    if (columnsOf(form) === headDim) return `own[${layout.value}u + ${column}]`;
+    return `select(1.0, own[${layout.value}u + min(${column}, ${headDim - 1}u)], ${column} < ${headDim}u)`;
+  };
   const keep = (i: number, u: number) =>
-    gate === 'vector' ? of(layout.keep + i * gatesOf(shape), u) : `own[${layout.keep + i}u]`;
-  const read = (h: number, u: number) => {
-    const sum = upTo(states).map((i) => `mixed${h * states + i} * s${i}_${u}`);
-    return `        sum${k}_${h} += ${of(layout.queries + h * width, u)} * (${sum.join(' + ')});`;
-  };
-  const value = (e: number) =>
-    columns > headDim
-      ? `select(1.0, own[${layout.value}u + min(column${e}, ${headDim - 1}u)], column${e} < ${headDim}u)`
-      : `own[${layout.value}u + column${e}]`;
-  return `${lines(upTo(each), (e) => `      let row${e} = (place * ${each}u + ${e}u) / ${columns}u;\n      let column${e} = (place * ${each}u + ${e}u) % ${columns}u;`)}
-      let value = ${several(value)};
-      for (var c = 0u; c < ${width}u; c += ${rows * together}u) {
-${lines(cells, ({ name, at }) => `        var ${name} = ${at};`)}
-${lines(upTo(together), (u) => `        let key${u} = ${of(layout.key, u)} * value;`)}
-${lines(cells, ({ name, i, u }) => `        ${name} = ${keep(i, u)} * ${name} + key${u};`)}
-${lines(cells, ({ name, at }) => `        ${at} = ${name};`)}
-${reads ? lines(upTo(sharedOf(shape)), (h) => lines(upTo(together), (u) => read(h, u))) : ''}
-      }`;
+    gate === 'vector' ? byRow(cut, layout.keep + i * gatesOf(shape), k, u) : `own[${layout.keep + i}u]`;
+  const cells = cellsOf(shape, cut).filter((cell) => cell.k === k);
+  return `    let value${k} = ${several(cut.each, value)};
+${lines(upTo(cut.rounds), (u) => `    let key${k}_${u} = ${byRow(cut, layout.key, k, u)} * value${k};`)}
+${lines(cells, ({ name, i, u }) => `    ${name} = ${keep(i, u)} * ${name} + key${k}_${u};`)}`;
 }
 
-/** The result of query head h from the sums of all places. */
-function finish(shape: DualShape, { each, places, turns, size }: Cut, reads: Reads, h: number): string {
-  const { heads, form, type } = shape;
-  const { headDim, normaliser, exact } = form;
-  const hand = (k: number) => {
-    const put = (e: number, value: string) => `      partial[(lane + ${k * size}u) * ${each}u + ${e}u] = ${value};`;
-    const puts = each === 1 ? put(0, `sum${k}_${h}`) : lines(upTo(4), (e) => put(e, `sum${k}_${h}[${e}]`));
-    return `    if (lane + ${k * size}u < ${places}u) {\n${puts}\n    }`;
+/** The sums of query head h: of a lane, then of all that have a column. */
+function read(shape: DualShape, cut: Cut, h: number): string {
+  const { heads, form, width } = shape;
+  const { each, places, size, turns, rows, rounds, parts } = cut;
+  const columns = columnsOf(form);
+  const first = recordLayout(shape, false).queries + h * width;
+  const weighted = (k: number, u: number) =>
+    upTo(form.states)
+      .map((i) => `mixed${h * form.states + i} * s${i}_${k}_${u}`)
+      .join(' + ');
+  const sum = (k: number) => {
+    const terms = upTo(rounds).map((u) => `${byRow(cut, first, k, u)} * (${weighted(k, u)})`);
+    const put = (e: number, value: string) => `        partial[place${k} * ${each}u + ${e}u] = ${value};`;
+    return `      if (place${k} < ${places}u) {
+        let sum = ${terms.join('\n          + ')};
+${each === 1 ? put(0, 'sum') : lines(upTo(4), (e) => put(e, `sum[${e}]`))}
+      }`;
   };
-  const first = recordLayout(shape, false).exact + h * (headDim + 1);
-  const [share, divisor] = exact
-    ? [`own[${first}u + c] + share * sum`, `(own[${first + headDim}u] + share * all_of(${headDim}u))`]
-    : ['sum', `all_of(${headDim}u)`];
-  const value = normaliser ? `(${share}) / divisor` : `sum * ${float(reads.scale)}`;
-  const to = `y[(item * ${heads}u + kv * ${sharedOf(shape)}u + ${h}u) * ${headDim}u + c]`;
-  const norm = reads.outputNorm
-    ? `    workgroupBarrier();
-    var squares = 0.0;
-    for (var c = 0u; c < ${headDim}u; c++) { squares += results[c] * results[c]; }
-    let rms = inverseSqrt(squares / ${float(headDim)} + ${float(reads.outputNorm.eps)});
-    for (var c = lane; c < ${headDim}u; c += ${size}u) { ${to} = ${type}(results[c] * rms * norm[c]); }
-`
-    : '';
   return `    {
-${lines(upTo(turns), hand)}
-    workgroupBarrier();
-${exact ? `    let share = exp(log_weight[kv * ${sharedOf(shape)}u + ${h}u]);` : ''}
-${normaliser ? `    let divisor = ${divisor};` : ''}
-    for (var c = lane; c < ${headDim}u; c += ${size}u) {
-      let sum = all_of(c);
-      ${reads.outputNorm ? `results[c] = ${value};` : `${to} = ${type}(${value});`}
-    }
-${norm}    workgroupBarrier();
+${lines(upTo(turns), sum)}
+      workgroupBarrier();
+      for (var column = lane; column < ${columns}u; column += ${size}u) {
+        var sum = 0.0;
+        for (var r = 0u; r < ${rows}u; r++) { sum += partial[r * ${columns}u + column]; }
+        let head = item * ${heads}u + kv * ${sharedOf(shape)}u + ${h}u;
+        sums[(head * ${parts}u + group.z) * ${columns}u + column] = sum;
+      }
+      workgroupBarrier();
     }`;
+}
+
+function storeOf({ places, size, turns }: Cut, cells: readonly Cell[], k: number): string {
+  const stores = lines(
+    cells.filter((cell) => cell.k === k),
+    ({ name, at }) => `  ${at} = ${name};`,
+  );
+  return turns * size === places ? stores : `  if (place${k} < ${places}u) {\n${stores}\n  }`;
 }

@@ -20,8 +20,15 @@ export function ringAttention(shape: DualShape, size: number, scale: number, rea
   const { kvHeads, headDim, exact } = form;
   const { window, sinks } = exact!;
   const { each, words, numbers, numbersOf, product } = reading;
-  const block = size / team;
   const subsets = Math.floor(size / words);
+  const block = Math.min(size / team, subsets * Math.ceil(entriesOf(form) / subsets));
+  const [keys, values] = [upTo(Math.ceil(words / team)), upTo(Math.ceil(block / subsets))];
+  const word = (j: number) => `min(lane % ${team}u + ${j * team}u, ${words - 1}u)`;
+  const place = (n: string) => `entry_at(begin + min(${n}, here - 1u), first, sinks, entries)`;
+  const term = (j: number) => {
+    const one = product(numbersOf(`key${j}`), `turned[h * ${words}u + ${word(j)}]`);
+    return (j + 1) * team <= words ? one : `select(0.0, ${one}, lane % ${team}u + ${j * team}u < ${words}u)`;
+  };
   const layout = recordLayout(shape, false);
   const score = upTo(team)
     .map((m) => `partial[lane * ${team}u + ${m}u]`)
@@ -41,14 +48,10 @@ export function ringAttention(shape: DualShape, size: number, scale: number, rea
       var o = ${numbers}();
       for (var begin = 0u; begin < visible; begin += ${block}u) {
         let here = min(${block}u, visible - begin);
-        var sum = 0.0;
-        if (lane / ${team}u < here) {
-          let at = entry_at(begin + lane / ${team}u, first, sinks, entries);
-          for (var j = lane % ${team}u; j < ${words}u; j += ${team}u) {
-            sum += ${product(numbersOf('ring_k[at + j]'), `turned[h * ${words}u + j]`)};
-          }
-        }
-        partial[lane] = sum;
+        let at = ${place(`lane / ${team}u`)};
+${keys.map((j) => `        let key${j} = ring_k[at + ${word(j)}];`).join('\n')}
+${values.map((i) => `        let value${i} = ring_v[${place(`subset + ${i * subsets}u`)} + lane % ${words}u];`).join('\n')}
+        partial[lane] = ${keys.map(term).join('\n          + ')};
         workgroupBarrier();
         if (lane < here) { scores[lane] = (${score}) * ${float(scale)}; }
         workgroupBarrier();
@@ -58,13 +61,16 @@ export function ringAttention(shape: DualShape, size: number, scale: number, rea
         top = next;
         total *= shrink;
         o *= shrink;
-        if (subset < ${subsets}u) {
-          for (var n = subset; n < here; n += ${subsets}u) {
-            let weight = exp(scores[n] - top);
-            total += weight;
-            o += weight * ${numbersOf(`ring_v[entry_at(begin + n, first, sinks, entries) + lane % ${words}u]`)};
-          }
-        }
+${values
+  .map(
+    (i) => `        {
+          let n = subset + ${i * subsets}u;
+          let weight = select(0.0, exp(scores[min(n, here - 1u)] - top), n < here && subset < ${subsets}u);
+          total += weight;
+          o += weight * ${numbersOf(`value${i}`)};
+        }`,
+  )
+  .join('\n')}
       }
       joined[lane] = o;
       partial[lane] = total;

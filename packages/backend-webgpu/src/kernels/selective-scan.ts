@@ -9,9 +9,11 @@ import { upTo } from './matrices.js';
 /** Tokens that are staged at once, lanes of a workgroup, tokens between two looks at whether there are more. */
 const [staged, lanes, unrolled] = [16, 128, 4];
 
+type ScanPart = Part & { readonly source: number };
+
 /** f of values end to end, each a part of one of the sources. */
 export interface ScanOperand {
-  readonly parts: readonly (Part & { readonly source: number })[];
+  readonly parts: readonly ScanPart[];
   readonly fn?: Activation | undefined;
 }
 
@@ -71,18 +73,46 @@ export function scanGroups(shape: ScanShape): number {
 const activated = (fn: Activation | undefined, value: string): string =>
   fn ? `${activationName[fn]}(${value})` : value;
 
-/** WGSL of the functions `{name}_at` of a token and a feature; f of dt is left to those who call it. */
-function readers(shape: ScanShape): string {
-  const reader = (name: 'dt' | 'b' | 'c'): string => {
-    const { parts, fn } = shape[name];
-    let end = 0;
-    const lines = parts.map(({ source, width, stride = width, from = 0 }, index) => {
-      const value = `f32(source${source}[t * ${stride}u + ${from}u + feature - ${end}u])`;
-      const line = `return ${name === 'dt' ? value : activated(fn, value)};`;
-      end += width;
-      return index === parts.length - 1 ? `  ${line}` : `  if (feature < ${end}u) { ${line} }`;
+type Name = 'dt' | 'b' | 'c';
+
+/** WGSL of a feature of an operand that lies in a part which begins at `begin`; f of dt is left to those who call it. */
+function read({ dt, b, c }: ScanShape, name: Name, part: ScanPart, begin: number, feature: string): string {
+  const { source, width, stride = width, from = 0 } = part;
+  const value = `f32(source${source}[token * ${stride}u + ${feature} + ${from}u - ${begin}u])`;
+  return name === 'dt' ? value : activated({ dt, b, c }[name].fn, value);
+}
+
+/** Parts of an operand, and where they begin. */
+function partsOf({ parts }: ScanOperand): { readonly part: ScanPart; readonly begin: number }[] {
+  let end = 0;
+  return parts.map((part) => {
+    const begin = end;
+    end += part.width;
+    return { part, begin };
+  });
+}
+
+/** How the features of a head are read: where they lie in one part of an operand without asking in which. */
+function readers(shape: ScanShape, head: number): Readonly<Record<Name, (feature: string) => string>> {
+  const { heads, channels, n } = shape;
+  const reader = (name: Name, width: number) => {
+    const parts = partsOf(shape[name]);
+    const own = parts.find(({ part, begin }) => begin <= head * width && (head + 1) * width <= begin + part.width);
+    return (feature: string) =>
+      own ? read(shape, name, own.part, own.begin, feature) : `${name}_at(token, ${feature})`;
+  };
+  return { dt: reader('dt', channels / heads), b: reader('b', n), c: reader('c', n) };
+}
+
+/** WGSL of the functions `{name}_at` of a token and a feature, which ask. */
+function functions(shape: ScanShape): string {
+  const reader = (name: Name): string => {
+    const parts = partsOf(shape[name]);
+    const lines = parts.map(({ part, begin }, index) => {
+      const line = `return ${read(shape, name, part, begin, 'feature')};`;
+      return index === parts.length - 1 ? `  ${line}` : `  if (feature < ${begin + part.width}u) { ${line} }`;
     });
-    return `fn ${name}_at(t: u32, feature: u32) -> f32 {\n${lines.join('\n')}\n}`;
+    return `fn ${name}_at(token: u32, feature: u32) -> f32 {\n${lines.join('\n')}\n}`;
   };
   return [logFunctions, activationFunctions, reader('dt'), reader('b'), reader('c')].join('\n');
 }
@@ -108,7 +138,7 @@ export function selectiveScan(shape: ScanShape): Kernel {
       y: [type, 'write'],
       state: [several, 'write'],
     },
-    module: `${readers(shape)}
+    module: `${functions(shape)}
 var<workgroup> steps: array<vec2f, ${staged * across}>; // dt and dt x
 var<workgroup> inputs: array<${several}, ${staged * team}>;
 var<workgroup> outputs: array<${several}, ${staged * team}>;
@@ -153,12 +183,29 @@ function loadedOf({ gate }: ScanShape, { pairs, shares, several }: Cut): [name: 
   ];
 }
 
-/** Loads of the tokens from `start` on; beyond the last one it is loaded again. */
-function load(shape: ScanShape, { entries, team, across, size, several, pairs, shares }: Cut, start: string): string {
+/** Loads of the tokens from `start` on, for heads whose operands lie elsewhere on branches of their own: one that each load has would make it wait. */
+function load(shape: ScanShape, cut: Cut, start: string): string {
+  const bodies = upTo(shape.heads).map((head) => loads(shape, cut, start, readers(shape, head)));
+  const last = bodies.length - 1;
+  const ends = bodies.flatMap((body, head) => (head === last || body !== bodies[head + 1] ? [{ body, head }] : []));
+  if (ends.length === 1) return bodies[0]!;
+  const branches = ends.map(({ body, head }) =>
+    head === last ? `{\n${body}\n  }` : `if (head <= ${head}u) {\n${body}\n  }`,
+  );
+  return `  ${branches.join(' else ')}`;
+}
+
+/** As load, of one head; beyond the last token it is loaded again. */
+function loads(
+  shape: ScanShape,
+  { entries, team, across, size, several, pairs, shares }: Cut,
+  start: string,
+  at: ReturnType<typeof readers>,
+): string {
   const { channels, n, gate } = shape;
   const token = (width: number) => `row.z + min(${start} + e / ${width}u, row.w - 1u)`;
   const entriesOf = (name: 'b' | 'c') => {
-    const each = upTo(entries).map((i) => `${name}_at(token, head * ${n}u + e % ${team}u * ${entries}u + ${i}u)`);
+    const each = upTo(entries).map((i) => at[name](`head * ${n}u + e % ${team}u * ${entries}u + ${i}u`));
     return `${several}(${each.join(', ')})`;
   };
   const own = pairs.map(
@@ -167,7 +214,7 @@ function load(shape: ScanShape, { entries, team, across, size, several, pairs, s
       let token = ${token(across)};
       let at = min(first + e % ${across}u, last);
       next_x${k} = f32(x[token * ${channels}u + at]);
-      next_dt${k} = dt_at(token, at);
+      next_dt${k} = ${at.dt('at')};
 ${gate ? `      next_z${k} = f32(z[token * ${channels}u + at]);\n` : ''}    }`,
   );
   const shared = shares.map(

@@ -1,7 +1,6 @@
 import { float, type Kernel, kernel, tileTokens } from './kernel.js';
 import {
   eightFunctions,
-  fours,
   halves,
   load,
   loadSums,
@@ -16,10 +15,11 @@ import type { AttentionShape } from './softmax-attention.js';
 
 const size = 256;
 const keys = 32; // of a block
-const slice = 64; // columns of queries and keys that are staged at once
-const slicePitch = pitchOf(slice);
 const scorePitch = scorePitchOf(keys);
-const weightPitch = pitchOf(keys);
+const weightPitch = 2 * scorePitch; // weights take the place of scores
+const scores = tileTokens * scorePitch; // of a half of the columns
+const passTiles = 4; // of 16 columns of the queries that are staged at once, from each half
+const passPitch = pitchOf(2 * passTiles * 16);
 
 /** Head widths of this kernel; narrower ones fit tile-attention.ts. */
 export function wideTileable({ headDim }: AttentionShape): boolean {
@@ -27,34 +27,30 @@ export function wideTileable({ headDim }: AttentionShape): boolean {
 }
 
 /**
- * As tileAttention, for heads whose queries fit neither registers nor workgroup memory: for every block of 32 keys queries and
- * keys are staged some columns at a time, the next while these are multiplied. 64 queries of one head a workgroup; a subgroup of
- * 32 lanes has 16 queries, with 16 keys of the scores and half of the columns of the result; for the softmax every query has
- * four lanes. q [tokens, heads*headDim], turned already; cache [slots, kvHeads, tokens, headDim].
+ * As tileAttention, for wide heads: 64 queries of one head a workgroup over blocks of 32 keys, which are staged whole, then their
+ * values in the same place. A subgroup of 32 lanes has 16 queries and half of the columns: of the queries, so that scores are the
+ * sums of two subgroups, and of the result; for the softmax every query has four lanes. q [tokens, heads*headDim], turned
+ * already; cache [slots, kvHeads, tokens, headDim].
  */
 export function wideAttention({ heads, kvHeads, headDim, scale }: AttentionShape): Kernel {
   const eights = headDim / 8;
   const pitch = pitchOf(headDim);
-  const slices = Math.ceil(headDim / slice);
-  const across = Math.ceil(headDim / 32); // tiles of the result of a subgroup; of an odd number the last has two owners
+  const across = Math.ceil(headDim / 32); // tiles of a subgroup; of an odd number the last has two owners, one with zeros of q
   const last = headDim / 16 - 1;
   const tiles = upTo(across);
-  const valueLoads = upTo(Math.ceil((keys * eights) / size));
+  const column = (c: number) => `min(side * ${across}u + ${c}u, ${last}u) * 16u`;
+  const loads = upTo(Math.ceil((keys * eights) / size));
   const place = (n: number) => `min(lane + ${n * size}u, ${keys * eights - 1}u)`;
-  // Columns beyond the head's are zeros.
-  const fetch = (at: string) => `    {
-      let c = (${at}) * ${slice / 8}u + lane % ${slice / 8}u;
-      let eight = min(c, ${eights - 1}u);
-      let line = lane / ${slice / 8}u;
-      let inside = c < ${eights}u;
-${[0, 1].map((n) => `      next_q${n} = select(vec4u(), q[((first + min(line + ${32 * n}u, tile.z - 1u)) * ${heads}u + head) * ${eights}u + eight], inside);`).join('\n')}
-      next_k = select(vec4u(), keys[(cache + min(b * ${keys}u + line, visible - 1u)) * ${eights}u + eight], inside);
-    }`;
-  const step = (d: number) => {
-    const query = load('Left', 'row', 'rows', `down * ${slicePitch}u + ${16 * d}u`, slicePitch);
-    const key = `(${tileTokens}u + side * 16u) * ${slicePitch}u + ${16 * d}u`;
-    return `      ${multiply('s', query, load('Right', 'col', 'rows', key, slicePitch))}`;
-  };
+  const fetch = (of: 'keys' | 'values', b: string) =>
+    loads
+      .map((n) => {
+        const key = `min((${b}) * ${keys}u + ${place(n)} / ${eights}u, visible - 1u)`;
+        return `    next${n} = ${of}[(cache + ${key}) * ${eights}u + ${place(n)} % ${eights}u];`;
+      })
+      .join('\n');
+  const store = loads
+    .map((n) => `    store_rows(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, next${n});`)
+    .join('\n');
   return kernel({
     name: 'wide-attention',
     buffers: {
@@ -66,9 +62,8 @@ ${[0, 1].map((n) => `      next_q${n} = select(vec4u(), q[((first + min(line + $
     },
     matrices: true,
     module: `${matrixTypes}
-${halves('rows', Math.max(keys * pitch, (tileTokens + keys) * slicePitch))} // columns of queries and keys, then values
-${fours('scores', tileTokens * scorePitch)} // and tiles of the result
-${halves('weights', tileTokens * weightPitch)}
+${halves('rows', Math.max(keys * pitch, tileTokens * passPitch))} // columns of queries, then keys and values in turns
+${halves('scores', 4 * scores)} // float32 of each half of the columns, then weights and tiles of the result
 ${eightFunctions}
 var<workgroup> shrink: array<f32, ${tileTokens}>;
 var<workgroup> moved: array<u32, 8>;`,
@@ -85,41 +80,119 @@ var<workgroup> moved: array<u32, 8>;`,
   let own = lane % 32u;
   let down = subgroup / 2u * 16u;
   let side = subgroup % 2u;
-  let mine = subgroup * 256u;
+  let mine = ${scores}u + subgroup * 256u;
   let query = lane / 4u;
   let member = own % 4u * 8u;
   var top = -1e30;
   var total = 0.0;
-  var next_q0 = vec4u();
-  var next_q1 = vec4u();
-  var next_k = vec4u();
+${loads.map((n) => `  var next${n} = vec4u();`).join('\n')}
+${queries(heads, eights, across)}
 ${tiles.map((c) => `  var o${c} = Sum();`).join('\n')}
+${fetch('keys', '0u')}
   for (var b = 0u; b * ${keys}u < visible; b++) {
-${fetch('0u')}
-    var s = Sum();
-    for (var part = 0u; part < ${slices}u; part++) {
-      workgroupBarrier();
-      let to = lane / ${slice / 8}u * ${slicePitch}u + lane % ${slice / 8}u * 8u;
-      store_rows(to, next_q0);
-      store_rows(to + ${32 * slicePitch}u, next_q1);
-      store_rows(to + ${tileTokens * slicePitch}u, next_k);
-      if (lane < 8u) { moved[lane] = 0u; }
-      // Before a barrier, behind which the compiler cannot put the loads off.
-${fetch(`min(part + 1u, ${slices - 1}u)`)}
-      workgroupBarrier();
-${upTo(slice / 16)
-  .map(step)
+${store}
+    if (lane < 8u) { moved[lane] = 0u; }
+    // Before a barrier, behind which the compiler cannot put the loads off.
+${fetch('values', 'b')}
+    workgroupBarrier();
+${upTo(keys / 16)
+  .map(
+    (k) => `    {
+      var s = Sum();
+${tiles.map((c) => `      ${multiply('s', `q${c}`, load('Right', 'col', 'rows', `${16 * k * pitch}u + ${column(c)}`, pitch))}`).join('\n')}
+      ${storeSums('scores', `side * ${scores}u + down * ${scorePitch}u + ${16 * k}u`, 's', scorePitch)}
+    }`,
+  )
   .join('\n')}
-    }
-    ${storeSums('scores', `down * ${scorePitch}u + side * 16u`, 's', scorePitch)}
-${valueLoads.map((n) => `    let value${n} = values[(cache + min(b * ${keys}u + ${place(n)} / ${eights}u, visible - 1u)) * ${eights}u + ${place(n)} % ${eights}u];`).join('\n')}
     workgroupBarrier();
     // Values beyond the last token are the last one's, with a weight of 0.
-${valueLoads.map((n) => `    store_rows(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, value${n});`).join('\n')}
-    {
-      let at = query * ${scorePitch}u + member;
-      var low = scores[at / 4u] * ${float(scale * Math.LOG2E)};
-      var high = scores[at / 4u + 1u] * ${float(scale * Math.LOG2E)};
+${store}
+${softmax(scale)}
+${fetch('keys', 'b + 1u')}
+    workgroupBarrier();
+    let rescale = workgroupUniformLoad(&moved);
+    if (${upTo(8)
+      .map((n) => `rescale[${n}]`)
+      .join(' + ')} > 0u) {
+${tiles
+  .map((c) =>
+    through(
+      c,
+      `      for (var e = own; e < 64u; e += 32u) {
+        let scaled = bitcast<vec4f>(scores[mine / 4u + e]) * shrink[down + e / 4u];
+        store_scores(2u * mine + 8u * e, bitcast<vec4u>(scaled));
+      }
+      workgroupBarrier();
+      o${c} = ${loadSums('scores', 'mine', 16)};`,
+    ),
+  )
+  .join('\n')}
+    }
+${upTo(keys / 16)
+  .map(
+    (k) => `    {
+      let p = ${load('Left', 'row', 'scores', `down * ${weightPitch}u + ${16 * k}u`, weightPitch)};
+${tiles.map((c) => `      ${multiply(`o${c}`, 'p', load('Right', 'row', 'rows', `${16 * k * pitch}u + ${column(c)}`, pitch))}`).join('\n')}
+    }`,
+  )
+  .join('\n')}
+    workgroupBarrier();
+  }
+  total += subgroupShuffleXor(total, 1u);
+  total += subgroupShuffleXor(total, 2u);
+  shrink[query] = 1.0 / total;
+${tiles
+  .map((c) =>
+    through(
+      c,
+      `      if (down + own / 2u < tile.z) {
+        let r = down + own / 2u;
+        let column = ${column(c)} + own % 2u * 8u;
+        let at = mine / 4u + own * 2u;
+        y[(((first + r) * ${heads}u + head) * ${headDim}u + column) / 8u] =
+          eight_of(bitcast<vec4f>(scores[at]) * shrink[r], bitcast<vec4f>(scores[at + 1u]) * shrink[r]);
+      }`,
+    ),
+  )
+  .join('\n')}`,
+  });
+}
+
+/** Declares q0, q1 ...: the tiles of the queries of a subgroup; columns beyond the head's are zeros. */
+function queries(heads: number, eights: number, across: number): string {
+  const line = passTiles * 4; // eights of a query in a pass
+  const passes = upTo(Math.ceil(across / passTiles)).map((pass) => {
+    const stage = upTo((tileTokens * line) / size).map(
+      (n) => `    {
+      let line = lane / ${line}u + ${(n * size) / line}u;
+      let half = lane % ${line}u / ${line / 2}u;
+      let tile_of = ${pass * passTiles}u + lane % ${line / 2}u / 2u;
+      let eight = (half * ${across}u + tile_of) * 2u + lane % 2u;
+      let at = ((first + min(line, tile.z - 1u)) * ${heads}u + head) * ${eights}u + min(eight, ${eights - 1}u);
+      store_rows(line * ${passPitch}u + lane % ${line}u * 8u, select(vec4u(), q[at], eight < ${eights}u && tile_of < ${across}u));
+    }`,
+    );
+    const tiles = upTo(Math.min(passTiles, across - pass * passTiles)).map((t) => {
+      const at = `down * ${passPitch}u + side * ${passTiles * 16}u + ${16 * t}u`;
+      return `  let q${pass * passTiles + t} = ${load('Left', 'row', 'rows', at, passPitch)};`;
+    });
+    return [...stage, '  workgroupBarrier();', ...tiles, '  workgroupBarrier();'].join('\n');
+  });
+  return passes.join('\n');
+}
+
+/**
+ * Weights of a block in the place of scores: what the four lanes of a query write depends on all that they have read. The running
+ * maximum moves only when it is passed by more than 2^8.
+ */
+function softmax(scale: number): string {
+  const factor = float(scale * Math.LOG2E);
+  const sum = (n: number) =>
+    `(bitcast<vec4f>(scores[at + ${n}u]) + bitcast<vec4f>(scores[at + ${scores / 4 + n}u])) * ${factor}`;
+  return `    {
+      let at = (query * ${scorePitch}u + member) / 4u;
+      var low = ${sum(0)};
+      var high = ${sum(1)};
       if (b * ${keys}u + ${keys}u > position + 1u) {
         let here = vec4u(0u, 1u, 2u, 3u) + b * ${keys}u + member;
         low = select(vec4f(-1e30), low, here <= vec4u(position + query));
@@ -135,61 +208,15 @@ ${valueLoads.map((n) => `    store_rows(${place(n)} / ${eights}u * ${pitch}u + $
       top = next;
       low = exp2(low - top);
       high = exp2(high - top);
-      store_weights(query * ${weightPitch}u + member, eight_of(low, high));
+      store_scores(query * ${weightPitch}u + member, eight_of(low, high));
       let sum = low + high;
       total = total * factor + (sum.x + sum.y) + (sum.z + sum.w);
       if (moves && b > 0u) { moved[subgroup] = 1u; }
       if (member == 0u) { shrink[query] = factor; }
-    }
-    workgroupBarrier();
-    let rescale = workgroupUniformLoad(&moved);
-    if (${upTo(8)
-      .map((n) => `rescale[${n}]`)
-      .join(' + ')} > 0u) {
-${tiles
-  .map((c) =>
-    through(
-      c,
-      `      for (var e = own; e < 64u; e += 32u) { scores[mine / 4u + e] *= shrink[down + e / 4u]; }
-      workgroupBarrier();
-      o${c} = ${loadSums('scores', 'mine', 16)};`,
-    ),
-  )
-  .join('\n')}
-    }
-${upTo(keys / 16)
-  .map(
-    (k) => `    {
-      let p = ${load('Left', 'row', 'weights', `down * ${weightPitch}u + ${16 * k}u`, weightPitch)};
-${tiles.map((c) => `      ${multiply(`o${c}`, 'p', load('Right', 'row', 'rows', `${16 * k * pitch}u + ${columnOf(c)} * 16u`, pitch))}`).join('\n')}
-    }`,
-  )
-  .join('\n')}
-  }
-  workgroupBarrier();
-  total += subgroupShuffleXor(total, 1u);
-  total += subgroupShuffleXor(total, 2u);
-  shrink[query] = 1.0 / total;
-${tiles
-  .map((c) =>
-    through(
-      c,
-      `      if (down + own / 2u < tile.z) {
-        let r = down + own / 2u;
-        let column = ${columnOf(c)} * 16u + own % 2u * 8u;
-        let at = mine / 4u + own * 2u;
-        y[(((first + r) * ${heads}u + head) * ${headDim}u + column) / 8u] = eight_of(scores[at] * shrink[r], scores[at + 1u] * shrink[r]);
-      }`,
-    ),
-  )
-  .join('\n')}`,
-  });
-
-  function columnOf(c: number): string {
-    return `min(side * ${across}u + ${c}u, ${last}u)`;
-  }
+    }`;
 }
 
+/** A tile of the result through workgroup memory. */
 function through(c: number, change: string): string {
   return `      ${storeSums('scores', 'mine', `o${c}`, 16)}
       workgroupBarrier();
