@@ -1,5 +1,5 @@
 import { readFileSync, writeFileSync } from 'node:fs';
-import { bullets, commands, goals, table } from './markdown.js';
+import { bullets, commands, type Goal, goals, table } from './markdown.js';
 
 // docs/results/webgpu.json to webgpu.md beside it.
 
@@ -26,6 +26,7 @@ interface KernelRun {
   readonly microseconds: number;
 }
 interface Correct {
+  readonly code: string;
   readonly test: string;
   readonly computeType?: string;
   readonly checks?: string;
@@ -68,10 +69,10 @@ const correct = all.correct.lines as Correct[];
 const largest = (rms: Correct['rms']): number =>
   typeof rms === 'number' ? rms : Math.max(...Object.values(rms ?? {}));
 const outcomes = correct.map(
-  ({ test, computeType, checks, passed, failed, type, tokens, mixer, rms, error, others, greedy, first }) => {
+  ({ code, test, computeType, checks, passed, failed, type, tokens, mixer, rms, error, others, greedy, first }) => {
     if (test === 'conformance') {
       const list = failed!.map(({ name, message }) => `\n  - ${name}: ${message}`).join('');
-      return `- conformance ${computeType}, checks ${checks}: ${passed} passed, ${failed!.length} failed${list}`;
+      return `- ${code}, conformance ${computeType}, checks ${checks}: ${passed} passed, ${failed!.length} failed${list}`;
     }
     const margins = others?.map(({ token, margin }) => `${margin.toFixed(4)} at ${token}`).join(', ');
     const elsewhere = margins
@@ -79,23 +80,21 @@ const outcomes = correct.map(
       : '';
     const same = first === undefined ? '' : `, the same token first at ${first} of ${tokens}${elsewhere}`;
     const drawn = greedy === undefined ? '' : `, greedy tokens equal: ${greedy}`;
-    return `- ${test} ${type ?? mixer}: largest RMS ratio ${largest(rms).toExponential(1)}${drawn}${same}`;
+    return `- ${code}, ${test} ${type ?? mixer}: largest RMS ratio ${largest(rms).toExponential(1)}${drawn}${same}`;
   },
 );
 
-const { code } = all.correct as { code: string };
-const worst = (test: string, type?: string): number | undefined => {
-  const lines = correct.filter((line) => line.test === test && (type === undefined || line.type === type));
-  return lines.length === 0 ? undefined : Math.max(...lines.map(({ rms }) => largest(rms)));
-};
-const failures = (type: string) =>
-  correct
-    .filter((line) => line.test === 'conformance' && line.computeType === type)
-    .reduce((n, c) => n + c.failed!.length, 0);
-const otherwise = (type: string): number | undefined => {
-  const line = correct.find((one) => one.test === 'reference' && one.type === type);
-  return line && line.tokens! - line.first!;
-};
+const of = (test: string, type?: string): readonly Correct[] =>
+  correct.filter((line) => line.test === test && (type === undefined || (line.type ?? line.computeType) === type));
+const codeOf = (lines: readonly Correct[]): string => [...new Set(lines.map(({ code }) => code))].join(', ');
+/** A goal that lines of the record tell about. */
+function told(goal: string, limit: number, lines: readonly Correct[], value: (line: Correct) => number): Goal {
+  const measured = lines.length === 0 ? undefined : Math.max(...lines.map(value));
+  return { goal, limit, measured, unit: '', code: codeOf(lines) };
+}
+const rmsOf = ({ rms }: Correct): number => largest(rms);
+const otherwise = ({ tokens, first }: Correct): number => tokens! - first!;
+const failures = ({ failed }: Correct): number => failed!.length;
 const prefills = all.prefill.lines as Run[];
 const prefillAt = (tokens: number, level: number): number | undefined =>
   prefills.find((run) => run.level === level && run.tokens === tokens)?.milliseconds.median;
@@ -169,49 +168,13 @@ const reached = goals([
     unit: 'ms',
     code: all.prefill.code,
   },
-  {
-    goal: 'logits in float32 against golden ones, RMS ratio',
-    limit: 1e-5,
-    measured: worst('golden', 'f32'),
-    unit: '',
-    code,
-  },
-  {
-    goal: 'logits in float16 against golden ones, RMS ratio',
-    limit: 5e-3,
-    measured: worst('golden', 'f16'),
-    unit: '',
-    code,
-  },
-  {
-    goal: 'other first tokens than the reference, of 1,000, float32',
-    limit: 0,
-    measured: otherwise('f32'),
-    unit: '',
-    code,
-  },
-  {
-    goal: 'other first tokens than the reference, of 1,000, float16',
-    limit: 0,
-    measured: otherwise('f16'),
-    unit: '',
-    code,
-  },
-  {
-    goal: 'folded states against prefilled ones in float16, RMS ratio',
-    limit: 1e-3,
-    measured: worst('fold'),
-    unit: '',
-    code,
-  },
-  { goal: 'cases of the conformance suite that fail, float32', limit: 0, measured: failures('f32'), unit: '', code },
-  {
-    goal: 'cases of the conformance suite that fail, float16',
-    limit: 0,
-    measured: failures('f16'),
-    unit: '',
-    code,
-  },
+  told('logits in float32 against golden ones, RMS ratio', 1e-5, of('golden', 'f32'), rmsOf),
+  told('logits in float16 against golden ones, RMS ratio', 5e-3, of('golden', 'f16'), rmsOf),
+  told('other first tokens than the reference, of 1,000, float32', 0, of('reference', 'f32'), otherwise),
+  told('other first tokens than the reference, of 1,000, float16', 0, of('reference', 'f16'), otherwise),
+  told('folded states against prefilled ones in float16, RMS ratio', 1e-3, of('fold'), rmsOf),
+  told('cases of the conformance suite that fail, float32', 0, of('conformance', 'f32'), failures),
+  told('cases of the conformance suite that fail, float16', 0, of('conformance', 'f16'), failures),
 ]);
 
 writeFileSync(
@@ -236,7 +199,7 @@ ${bullets(all.prefill.notes)}
 
 ${runs(all.zamba.lines)}
 
-## Correctness at ${code}
+## Correctness
 
 Golden logits: 64 tokens of llama-4m. Layers: of real width, float16 against float32 on the same adapter, 600 tokens. Folds: folded states against prefilled ones.
 
