@@ -110,8 +110,11 @@ export function loadOperators(koffi, at, provider) {
         tell(domain, operator, launcher(operator), room, index * operatorBytes);
       });
     },
-    /** All that were told: their sessions do not run any more. */
-    forget: () => known.clear(),
+    /** Those in a room: their session is gone. */
+    drop(room) {
+      for (let from = 0; from < room.byteLength; from += operatorBytes)
+        known.delete(koffi.address(new Uint8Array(room, from)));
+    },
   };
 }
 

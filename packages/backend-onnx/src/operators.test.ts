@@ -13,6 +13,7 @@ import { GraphBuilder } from './emit.js';
 type Launcher = (operator: Operator) => (pointers: readonly bigint[], named: ReadonlyMap<string, number>) => void;
 interface Operators {
   add(domain: Handle, operators: readonly Operator[], launcher: Launcher, room: SharedArrayBuffer): void;
+  drop(room: unknown): void;
 }
 
 const onLinux = process.platform === 'linux';
@@ -72,13 +73,16 @@ describe.skipIf(!onLinux)('operators of our own in a graph', () => {
     graph.output('z', zeros, ['blocks']);
     const model = graph.finish('sums');
     const options = library.make('CreateSessionOptions');
-    const own = new OwnOperators(library, graph.operators, options);
+    const own = new OwnOperators(library, graph.operators, options, { tell: ({ room }) => operators.drop(room) });
     const { domain, room } = own.request;
     operators.add(domain, own.request.operators, launcher, room);
     const pack = library.make('CreatePrepackedWeightsContainer');
     const create = 'CreateSessionFromArrayWithPrepackedWeightsContainer';
     const handle = library.make(create, env, model, model.byteLength, options, pack);
-    const session = new CApiSession(library, handle, { constants: [], own }, () => {});
+    const session = new CApiSession(library, handle, () => {
+      library.call('ReleaseSession', handle);
+      own.dispose();
+    });
     const tensor = (values: readonly number[], dims: readonly number[]): Tensor => {
       const memory = new CApiMemory(library.allocate(4 * values.length)!, info, 4 * values.length, () => {});
       memory.write(Float32Array.from(values));

@@ -13,6 +13,8 @@ export interface Thread {
   readonly computed: number;
   /** The last commands were not issued one by one but launched as a recorded graph. */
   readonly replayed: boolean;
+  /** Nobody waits for an answer, and it has not ended. */
+  readonly idle: boolean;
   /** A request that cannot fail and gets no answer. */
   tell(request: { readonly kind: string } & Readonly<Record<string, unknown>>, transfer?: readonly ArrayBuffer[]): void;
   close(): Promise<void>;
@@ -53,93 +55,29 @@ export interface Patience {
   readonly next: number;
 }
 
-/** What a thread computes with, */
-export interface Engine {
-  readonly binding: string;
-  readonly [setting: string]: unknown;
-}
-
-/** and the device that it computes for. */
-export interface Settings {
-  readonly patience?: Patience;
-  readonly [setting: string]: unknown;
-}
-
-/** Threads whose device is gone, by their engine: koffi gives nothing back when a thread ends, so the next device takes them. */
-const spare = new Map<string, Runner[]>();
-
-/** A thread for a device, started where none is to spare. @throws DslaError E_DEVICE */
-export async function startThread(engine: Engine, settings: Settings = {}): Promise<Thread> {
-  const patience = settings.patience ?? { answer: 0.05, next: 0.5 };
-  const key = JSON.stringify(engine, (_, value) => (typeof value === 'bigint' ? `${value}` : value));
-  const unused = spare.get(key) ?? [];
-  spare.set(key, unused);
-  const runner = unused.pop() ?? (await startRunner(engine));
-  if (runner.ended) return await startThread(engine, settings);
-  try {
-    await runner.ask({ kind: 'open', ...settings, patience });
-  } catch (cause) {
-    await runner.end();
-    throw new DslaError('E_DEVICE', { where: 'onnx', rule: 'the computing thread must open its device', cause });
-  }
-  runner.answerPatience = patience.answer;
-  let gone = false;
-  const lost = new Promise<Error>((resolve) => {
-    runner.loss = (error) => {
-      if (!gone) resolve(error);
-    };
-  });
-  return {
-    lost,
-    ask: (request) => runner.ask(request),
-    again: (commands) => runner.again(commands),
-    get computed() {
-      return runner.cells[cell.microseconds]!;
-    },
-    get replayed() {
-      return runner.cells[cell.replayed] === 1;
-    },
-    tell(request, transfer = []) {
-      if (!gone) runner.tell(request, transfer);
-    },
-    async close() {
-      if (gone) return;
-      gone = true;
-      if (engine.binding === 'c-api' && !runner.ended && !runner.busy) unused.push(runner);
-      else await runner.end();
-    },
-  };
-}
-
-/** A running worker.js. */
-interface Runner extends Pick<Thread, 'ask' | 'again' | 'tell'> {
-  readonly cells: Int32Array;
-  /** Requests wait for their answers. */
-  readonly busy: boolean;
-  /** It has ended by itself. */
-  readonly ended: boolean;
-  answerPatience: number;
-  /** Called when it ends by itself. */
-  loss: (error: Error) => void;
-  end(): Promise<void>;
-}
-
-/** Resolves when it is ready. */
-async function startRunner(engine: Engine): Promise<Runner> {
+/** Starts worker.js; resolves when it is ready. @throws DslaError E_UNAVAILABLE */
+export async function startThread(
+  workerData: Readonly<Record<string, unknown>>,
+  patience: Patience = { answer: 0.05, next: 0.5 },
+): Promise<Thread> {
   const cells = new Int32Array(new SharedArrayBuffer(4 * (cell.slots + 3 * slots)));
-  const line = { cells, cell, says };
-  const worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: { ...engine, line } });
+  const line = { cells, cell, says, patience };
+  const worker = new Worker(new URL('./worker.js', import.meta.url), { workerData: { ...workerData, line } });
   const waiting = new Map<number, { resolve(result: unknown): void; reject(error: unknown): void }>();
   let next = 1;
   let ended: Error | undefined;
   let closing = false;
+  let loss: (error: Error) => void = () => {};
+  const lost = new Promise<Error>((resolve) => {
+    loss = resolve;
+  });
   const fail = (cause: unknown): void => {
     if (closing || ended) return;
     const error = new DslaError('E_DEVICE', { where: 'onnx', rule: 'the computing thread ended', cause });
     ended = error;
     for (const { reject } of waiting.values()) reject(error);
     waiting.clear();
-    runner.loss(error);
+    loss(error);
   };
   const ready = new Promise<void>((resolve, reject) => {
     waiting.set(0, { resolve: () => resolve(), reject });
@@ -199,30 +137,30 @@ async function startRunner(engine: Engine): Promise<Runner> {
     asked = (asked + 1) | 0;
     Atomics.store(cells, cell.asked, asked);
     if (Atomics.load(cells, cell.line) === says.deaf) worker.postMessage({ kind: 'listen' });
-    end = performance.now() + runner.answerPatience;
+    end = performance.now() + patience.answer;
     if (!looking) look();
-  };
-  const runner: Runner = {
-    cells,
-    answerPatience: 0,
-    loss: () => {},
-    get busy() {
-      return waiting.size > 0;
-    },
-    get ended() {
-      return ended !== undefined;
-    },
-    ask: (body) => request((id) => send({ id, ...body })),
-    again: (commands) => request((id) => ring(id, commands)),
-    tell: (request, transfer = []) => worker.postMessage(request, [...transfer]),
-    async end() {
-      closing = true;
-      await worker.terminate();
-    },
   };
   worker.on('message', settle);
   worker.on('error', fail);
   worker.on('exit', (code) => fail(new Error(`exit code ${code}`)));
   await ready;
-  return runner;
+  return {
+    lost,
+    ask: (body) => request((id) => send({ id, ...body })),
+    again: (commands) => request((id) => ring(id, commands)),
+    get computed() {
+      return cells[cell.microseconds]!;
+    },
+    get replayed() {
+      return cells[cell.replayed] === 1;
+    },
+    get idle() {
+      return waiting.size === 0 && ended === undefined;
+    },
+    tell: (request, transfer = []) => worker.postMessage(request, [...transfer]),
+    async close() {
+      closing = true;
+      await worker.terminate();
+    },
+  };
 }

@@ -4,20 +4,13 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import { launcherOn, loadOperators } from './operators.js';
 
-const { cells, cell, says } = workerData.line;
-const open = workerData.binding === 'c-api' ? await loadCApi(workerData) : () => openNode(workerData);
-/** For one device after another. */
-let engine;
-let patience;
+const { cells, cell, says, patience } = workerData.line;
+const engine = workerData.binding === 'c-api' ? await openCApi(workerData) : await openNode(workerData);
 
 let received = 0; // requests
 parentPort.on('message', async ({ id, kind, ...request }) => {
   if (id !== undefined) received = (received + 1) | 0;
   try {
-    if (kind === 'open') {
-      engine = await open(request);
-      patience = request.patience;
-    }
     const result = await engine[kind]?.(request);
     if (id !== undefined) parentPort.postMessage({ id, result });
   } catch (error) {
@@ -87,7 +80,7 @@ function finish() {
 }
 
 /** ONNX Runtime's C API by the addresses of its functions: handles are valid in every thread of the process. */
-async function loadCApi({ addresses, runtime }) {
+async function openCApi({ addresses, cuda }) {
   const { default: koffi } = await import('koffi');
   const P = 'void *';
   const at = (name, result, args) => koffi.decode(addresses[name], koffi.proto(null, result, args));
@@ -95,14 +88,9 @@ async function loadCApi({ addresses, runtime }) {
   const runWithBinding = at('RunWithBinding', P, [P, P, P]);
   const getErrorMessage = at('GetErrorMessage', 'const char *', [P]);
   const releaseStatus = at('ReleaseStatus', 'void', [P]);
-  const openDevice = runtime === undefined ? loadHost(koffi) : loadCuda(koffi, runtime);
-  const operators = loadOperators(koffi, at, runtime === undefined ? null : 'CUDAExecutionProvider');
-  const api = { createSession, runWithBinding, getErrorMessage, releaseStatus, operators };
-  return ({ cuda }) => openCApi(api, openDevice(cuda));
-}
+  const device = cuda ? openCuda(koffi, cuda) : openHost(koffi);
+  const operators = loadOperators(koffi, at, cuda ? 'CUDAExecutionProvider' : null);
 
-function openCApi({ createSession, runWithBinding, getErrorMessage, releaseStatus, operators }, device) {
-  operators.forget(); // those of the device before
   const failure = (status) => {
     const message = getErrorMessage(status);
     releaseStatus(status);
@@ -139,6 +127,8 @@ function openCApi({ createSession, runWithBinding, getErrorMessage, releaseStatu
       device.execute(made);
       cells[cell.microseconds] = 1000 * (performance.now() - start);
     },
+    /** The session with these operators of our own is gone. */
+    dropOperators: ({ room }) => operators.drop(room),
     /** Gives back what was made of commands. */
     forget,
     forgetAll() {
@@ -153,11 +143,10 @@ function openCApi({ createSession, runWithBinding, getErrorMessage, releaseStatu
   };
 }
 
-function loadHost(koffi) {
-  const copy = koffi.load('libc.so.6').func('memcpy', 'void *', ['void *', 'void *', 'size_t']);
-  return () => ({
+function openHost(koffi) {
+  return {
     runOptions: null,
-    copy,
+    copy: koffi.load('libc.so.6').func('memcpy', 'void *', ['void *', 'void *', 'size_t']),
     execute: ({ issue }) => issue(),
     begin({ issue }) {
       issue();
@@ -166,44 +155,7 @@ function loadHost(koffi) {
     wanted: () => false,
     rest() {},
     forget() {},
-  });
-}
-
-/** The functions of the CUDA runtime that are used, for a thread that computes on its first device. */
-function loadCuda(koffi, runtime) {
-  const P = 'void *';
-  const library = koffi.load(runtime);
-  const textOf = library.func('cudaGetErrorString', 'const char *', ['int']);
-  const checked = (name, ...args) => {
-    const call = library.func(name, 'int', args);
-    return (...values) => {
-      const status = call(...values);
-      if (status !== 0) throw new Error(`${name}: ${textOf(status)}`);
-    };
   };
-  checked('cudaSetDevice', 'int')(0);
-  const runtimeApi = {
-    textOf,
-    memcpy: checked('cudaMemcpyAsync', P, P, 'size_t', 'int', P),
-    synchronize: checked('cudaStreamSynchronize', P),
-    begin: checked('cudaStreamBeginCapture', P, 'int'),
-    end: checked('cudaStreamEndCapture', P, P),
-    nodesOf: checked('cudaGraphGetNodes', P, P, P),
-    typeOf: checked('cudaGraphNodeGetType', P, P),
-    instantiate: checked('cudaGraphInstantiate', P, P, 'uint64_t'),
-    destroy: checked('cudaGraphDestroy', P),
-    destroyInstance: checked('cudaGraphExecDestroy', P),
-    launch: checked('cudaGraphLaunch', P, P),
-    clearError: library.func('cudaGetLastError', 'int', []),
-    copyOf: checked('cudaGraphMemcpyNodeGetParams', P, P),
-    makeEvent: checked('cudaEventCreateWithFlags', P, 'uint'),
-    destroyEvent: checked('cudaEventDestroy', P),
-    recordEvent: checked('cudaEventRecord', P, P),
-    queryEvent: library.func('cudaEventQuery', 'int', [P]),
-  };
-  const driver = koffi.load('libcuda.so.1');
-  const launchKernel = driver.func('cuLaunchKernelEx', 'int', [P, P, P, P]);
-  return (cuda) => openCuda(runtimeApi, cuda, launcherOn(koffi, launchKernel, cuda.stream));
 }
 
 /**
@@ -211,13 +163,39 @@ function loadCuda(koffi, runtime) {
  * then on. It stays as it was where the recording fails, holds work of the host, which must not be done twice, or copies from host
  * memory, which ONNX Runtime takes back.
  */
-function openCuda(runtimeApi, { stream, runOptions, turn, own }, launcher) {
-  const { textOf, memcpy, synchronize, begin, end, nodesOf, typeOf, instantiate, destroy, destroyInstance } =
-    runtimeApi;
-  const { launch, clearError, copyOf, makeEvent, destroyEvent, recordEvent, queryEvent } = runtimeApi;
+function openCuda(koffi, { runtime, stream, runOptions, turn, own }) {
+  const P = 'void *';
+  const library = koffi.load(runtime);
+  const textOf = library.func('cudaGetErrorString', 'const char *', ['int']);
+  const cuda = (name, ...args) => {
+    const call = library.func(name, 'int', args);
+    return (...values) => {
+      const status = call(...values);
+      if (status !== 0) throw new Error(`${name}: ${textOf(status)}`);
+    };
+  };
+  const setDevice = cuda('cudaSetDevice', 'int');
+  const memcpy = cuda('cudaMemcpyAsync', P, P, 'size_t', 'int', P);
+  const synchronize = cuda('cudaStreamSynchronize', P);
+  const begin = cuda('cudaStreamBeginCapture', P, 'int');
+  const end = cuda('cudaStreamEndCapture', P, P);
+  const nodesOf = cuda('cudaGraphGetNodes', P, P, P);
+  const typeOf = cuda('cudaGraphNodeGetType', P, P);
+  const instantiate = cuda('cudaGraphInstantiate', P, P, 'uint64_t');
+  const destroy = cuda('cudaGraphDestroy', P);
+  const destroyInstance = cuda('cudaGraphExecDestroy', P);
+  const launch = cuda('cudaGraphLaunch', P, P);
+  const clearError = library.func('cudaGetLastError', 'int', []);
+  const copyOf = cuda('cudaGraphMemcpyNodeGetParams', P, P);
   const [onDevice, relaxed] = [3, 2]; // cudaMemcpyDeviceToDevice, cudaStreamCaptureModeRelaxed
   const [copyNode, hostNode] = [1, 3]; // cudaGraphNodeType
+  const makeEvent = cuda('cudaEventCreateWithFlags', P, 'uint');
+  const destroyEvent = cuda('cudaEventDestroy', P);
+  const recordEvent = cuda('cudaEventRecord', P, P);
+  const queryEvent = library.func('cudaEventQuery', 'int', [P]);
   const [untimed, notReady] = [2, 600]; // cudaEventDisableTiming, cudaErrorNotReady
+  setDevice(0);
+  const launchKernel = koffi.load('libcuda.so.1').func('cuLaunchKernelEx', 'int', [P, P, P, P]);
 
   /** A run waits for its end, and gives back what it took from the host's memory, unless it is recorded. */
   let recording = false;
@@ -294,7 +272,7 @@ function openCuda(runtimeApi, { stream, runOptions, turn, own }, launcher) {
     get runOptions() {
       return recording ? runOptions : null;
     },
-    launcher,
+    launcher: launcherOn(koffi, launchKernel, stream),
     copy: (to, from, bytes) => memcpy(to, from, bytes, onDevice, stream),
     rest,
     wanted: () => Atomics.load(turn, 0) === turns.wanted,

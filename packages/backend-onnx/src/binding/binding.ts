@@ -67,6 +67,9 @@ export interface Session {
   dispose(): void;
 }
 
+/** Of the inputs of an operator, by name. */
+export type Sizes = ReadonlyMap<string, number>;
+
 /** What an error names: `layers.3 row 2`. */
 export interface CommandPlace {
   readonly kernel: { readonly model: { readonly name: string } };
@@ -111,6 +114,13 @@ export interface Binding {
   pack(): Pack;
   /** Compiles operators of our own for sessions; without them from then on (`dialect`) and false where that fails. */
   ready(operators: readonly Operator[]): Promise<boolean>;
+  /**
+   * Runs an operator of our own once, by itself; `named`: its sizes. Undefined where there are none.
+   * @throws Error with what the compiler or the driver says
+   */
+  readonly run:
+    | ((operator: Operator, inputs: readonly Memory[], outputs: readonly Memory[], named: Sizes) => Promise<void>)
+    | undefined;
   /** @throws DslaError E_DEVICE with ONNX Runtime's text. */
   session(request: SessionRequest): Promise<Session>;
   commands(): Commands;

@@ -2,6 +2,7 @@ import { DslaError } from '@dsla/spec';
 import type { Operator } from '../cuda/operator.js';
 import { ownDomain } from '../emit.js';
 import { elementBytes, elementCode } from '../protobuf.js';
+import type { Thread } from '../thread.js';
 import type { Bound, CommandPlace, Commands, Memory, Pack, Session, Tensor } from './binding.js';
 import type { CApiMemory } from './memory.js';
 import type { Handle, OrtLibrary } from './ort-api.js';
@@ -32,22 +33,14 @@ export class CApiPack implements Pack {
 export class CApiSession implements Session {
   readonly handle: Handle;
   readonly #library: OrtLibrary;
-  readonly #constants: readonly Handle[];
-  readonly #own: OwnOperators | undefined;
-  readonly #forget: () => void;
+  readonly #done: () => void;
   #gone = false;
 
-  constructor(
-    library: OrtLibrary,
-    handle: Handle,
-    { constants, own }: { readonly constants: readonly Handle[]; readonly own: OwnOperators | undefined },
-    forget: () => void,
-  ) {
+  /** `done`: called when nobody uses it any more. */
+  constructor(library: OrtLibrary, handle: Handle, done: () => void) {
     this.#library = library;
     this.handle = handle;
-    this.#constants = constants;
-    this.#own = own;
-    this.#forget = forget;
+    this.#done = done;
   }
 
   bind(inputs: ReadonlyMap<string, Tensor>, outputs: ReadonlyMap<string, Tensor>): Bound {
@@ -66,10 +59,7 @@ export class CApiSession implements Session {
   dispose(): void {
     if (this.#gone) return;
     this.#gone = true;
-    this.#library.call('ReleaseSession', this.handle);
-    for (const value of this.#constants) this.#library.call('ReleaseValue', value);
-    this.#own?.dispose();
-    this.#forget();
+    this.#done();
   }
 }
 
@@ -85,9 +75,16 @@ export class OwnOperators {
     readonly room: SharedArrayBuffer;
   };
   readonly #library: OrtLibrary;
+  readonly #thread: Pick<Thread, 'tell'>;
 
-  constructor(library: OrtLibrary, operators: readonly Operator[], sessionOptions: Handle) {
+  constructor(
+    library: OrtLibrary,
+    operators: readonly Operator[],
+    sessionOptions: Handle,
+    thread: Pick<Thread, 'tell'>,
+  ) {
     this.#library = library;
+    this.#thread = thread;
     const domain = library.make('CreateCustomOpDomain', ownDomain);
     library.call('AddCustomOpDomain', sessionOptions, domain);
     this.request = { domain, operators, room: new SharedArrayBuffer(operatorBytes * operators.length) };
@@ -95,6 +92,7 @@ export class OwnOperators {
 
   dispose(): void {
     this.#library.call('ReleaseCustomOpDomain', this.request.domain);
+    this.#thread.tell({ kind: 'dropOperators', room: this.request.room });
   }
 }
 

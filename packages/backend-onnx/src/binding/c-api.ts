@@ -18,6 +18,7 @@ import type {
 import { CApiCommands, CApiPack, CApiSession, OwnOperators, tensorValue } from './c-api-parts.js';
 import { type Cuda, type CudaOptions, openCuda } from './cuda.js';
 import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
+import { type HeldSession, type Lane, leaveLane, Shelf, takeLane } from './lane.js';
 import { CApiMemory } from './memory.js';
 import { type Handle, type OrtLibrary, openLibrary, operatorFunctions } from './ort-api.js';
 import { CApiRegion } from './region.js';
@@ -26,14 +27,28 @@ import { CApiRegion } from './region.js';
 export async function openCApi(path: string, options: BindingOptions, onDevice?: CudaOptions): Promise<Binding> {
   const library = await openLibrary(path);
   const environment = environmentOf(library, options.threads);
+  const kind = JSON.stringify([path, options.threads, onDevice]);
+  const lane = takeLane(kind) ?? (await openLane(library, environment, options.threads, onDevice));
+  lane.cuda?.renew();
+  const provided = onDevice ? onCuda(onDevice.compute, typeof lane.cuda?.kernels === 'object') : onCpu;
+  const dialect = { ...provided, weights: options.weights };
+  const leave = (): void => leaveLane(kind, lane);
+  return new CApi(path, { library, environment, lane, leave, dialect }, options);
+}
+
+async function openLane(
+  library: OrtLibrary,
+  environment: Environment,
+  threads: number,
+  onDevice: CudaOptions | undefined,
+): Promise<Lane> {
   const cuda = onDevice && (await openCuda(library, environment.handle, onDevice));
   const addresses = Object.fromEntries(threadFunctions.map((name) => [name, library.address(name)]));
-  const engine = { binding: 'c-api', addresses, runtime: onDevice?.runtime };
-  const thread = await startThread(engine, cuda && { patience, cuda: cuda.forThread });
-  const shared = options.threads === environment.threads && (await hasPool(library, environment, thread));
-  const provided = onDevice ? onCuda(onDevice.compute, typeof cuda?.kernels === 'object') : onCpu;
-  const dialect = { ...provided, weights: options.weights };
-  return new CApi(path, { library, environment, thread, shared, dialect, cuda }, options);
+  const thread = await startThread({ binding: 'c-api', addresses, cuda: cuda?.forThread }, cuda && patience);
+  const shared = threads === environment.threads && (await hasPool(library, environment, thread));
+  const lane: Lane = { thread, cuda, shared, shelf: cuda && new Shelf(), onLost: () => {} };
+  void thread.lost.then((error) => lane.onLost(error));
+  return lane;
 }
 
 /** What the computing thread calls. */
@@ -51,6 +66,8 @@ const patience = { answer: 20, next: 2 };
 interface Environment {
   readonly handle: Handle;
   readonly hostMemory: Handle;
+  /** Prepacked weights, none. */
+  readonly noPack: Handle;
   /** Threads of the pool that its sessions share. */
   readonly threads: number;
 }
@@ -67,7 +84,8 @@ function environmentOf(library: OrtLibrary, threads: number): Environment {
     library.call('ReleaseThreadingOptions', threading);
     const hostMemory = library.make('CreateCpuMemoryInfo', 1, 0);
     library.call('CreateAndRegisterAllocator', handle, hostMemory, null);
-    environment = { handle, hostMemory, threads };
+    const noPack = library.make('CreatePrepackedWeightsContainer');
+    environment = { handle, hostMemory, noPack, threads };
     environments.set(library, environment);
   }
   return environment;
@@ -104,11 +122,10 @@ let nextProfile = 1;
 interface Opened {
   readonly library: OrtLibrary;
   readonly environment: Environment;
-  readonly thread: Thread;
-  /** Sessions share the environment's thread pool. */
-  readonly shared: boolean;
+  readonly lane: Lane;
+  /** Leaves the lane to another device. */
+  leave(): void;
   readonly dialect: Dialect;
-  readonly cuda: Cuda | undefined;
 }
 
 class CApi implements Binding {
@@ -120,14 +137,16 @@ class CApi implements Binding {
   readonly #thread: Thread;
   readonly #options: BindingOptions;
   readonly #cuda: Cuda | undefined;
+  readonly #lane: Lane;
+  readonly #leave: () => void;
   /** Of the stand-in. */
   readonly #folder: string;
-  /** Sessions share the environment's thread pool. */
-  readonly #shared: boolean;
   readonly #memories = new Set<Memory>();
   readonly #regions = new Set<Region>();
-  /** The device itself is. */
-  readonly #broken = settledLater();
+  /** Why it is of no use any more. */
+  readonly #lost = settledLater();
+  #gone = false;
+  #failed = false;
   /** Sessions and packs in use, in the order in which they may go. */
   readonly #sessions = new Set<CApiSession>();
   readonly #packs = new Set<CApiPack>();
@@ -135,12 +154,16 @@ class CApi implements Binding {
   /** Why there are no operators of our own on the device. */
   #without: string | undefined;
 
-  constructor(path: string, { library, environment, thread, shared, dialect, cuda }: Opened, options: BindingOptions) {
+  constructor(path: string, { library, environment, lane, leave, dialect }: Opened, options: BindingOptions) {
+    const { thread, cuda } = lane;
     this.#place = cuda ? `CUDA on ${cuda.name}, ${dialect.compute}` : `CPU, ${options.threads} threads`;
     this.#without = typeof cuda?.kernels === 'string' ? cuda.kernels : undefined;
     this.dialect = dialect;
-    this.lost = Promise.race([thread.lost, this.#broken.promise]);
-    void thread.lost.then(() => cuda?.leave());
+    this.lost = this.#lost.promise;
+    lane.onLost = (error) => {
+      cuda?.leave();
+      this.#lost.resolve(error);
+    };
     this.standIn = options.packs && (!cuda || options.weights === 'q8') ? basename(path) : undefined;
     this.#cuda = cuda;
     this.#folder = dirname(path);
@@ -148,7 +171,8 @@ class CApi implements Binding {
     this.#environment = environment;
     this.#thread = thread;
     this.#options = options;
-    this.#shared = shared;
+    this.#lane = lane;
+    this.#leave = leave;
   }
 
   get description(): string {
@@ -159,7 +183,8 @@ class CApi implements Binding {
   allocate(bytes: number, where: string, onHost: boolean = false): Memory {
     const device = onHost ? undefined : this.#cuda;
     if (!device) refuseAbsurd(bytes, where);
-    const block = (device ?? this.#library).allocate(bytes);
+    const allocate = () => (device ?? this.#library).allocate(bytes);
+    const block = allocate() ?? (this.#lane.shelf?.clear() ? allocate() : undefined);
     if (!block) throw outOfMemory(bytes, this.available(), where);
     const { info } = device ?? { info: this.#environment.hostMemory };
     const memory: CApiMemory = new CApiMemory(block, info, bytes, () => this.#memories.delete(memory));
@@ -209,7 +234,30 @@ class CApi implements Binding {
     }
   }
 
-  async session({ model, constants, operators, pack, where }: SessionRequest): Promise<Session> {
+  get run(): Binding['run'] {
+    const cuda = this.#cuda;
+    if (typeof cuda?.kernels !== 'object') return undefined;
+    return async (operator, inputs, outputs, named) => {
+      const addresses = [...inputs, ...outputs].map((memory) => (memory as CApiMemory).address(0));
+      await cuda.run(operator, addresses, named);
+    };
+  }
+
+  async session(request: SessionRequest): Promise<Session> {
+    const { shelf } = this.#lane;
+    const free = request.constants.size === 0 && this.#options.profile === undefined;
+    const key = shelf && free ? Shelf.keyOf(request.model) : undefined;
+    const held = (key === undefined ? undefined : shelf!.take(key)) ?? (await this.#made(request));
+    const session: CApiSession = new CApiSession(this.#library, held.handle, () => {
+      this.#sessions.delete(session);
+      if (key === undefined) held.release();
+      else shelf!.put(key, held);
+    });
+    this.#sessions.add(session);
+    return session;
+  }
+
+  async #made({ model, constants, operators, pack, where }: SessionRequest): Promise<HeldSession> {
     const library = this.#library;
     const { handle: env } = this.#environment;
     const options = this.#sessionOptions();
@@ -218,21 +266,35 @@ class CApi implements Binding {
     // The options keep pointers to these values, and nobody says when they are last read: they go with the session.
     const values: Handle[] = [];
     let own: OwnOperators | undefined;
+    const release = (): void => {
+      for (const value of values) library.call('ReleaseValue', value);
+      own?.dispose();
+    };
     try {
-      if (operators.length > 0) own = new OwnOperators(library, await this.#loaded(operators), options);
+      if (operators.length > 0) own = new OwnOperators(library, await this.#loaded(operators), options, this.#thread);
       for (const [name, tensor] of constants) {
         values.push(tensorValue(library, tensor));
         library.call('AddInitializer', options, name, values.at(-1));
       }
-      const request = { kind: 'create', model, env, options, pack: (pack as CApiPack).handle, own: own?.request };
-      const handle = (await this.#thread.ask(request)) as Handle;
-      const kept = { constants: values, own };
-      const session: CApiSession = new CApiSession(library, handle, kept, () => this.#sessions.delete(session));
-      this.#sessions.add(session);
-      return session;
+      // Without constants there is nothing to pack.
+      const packed = constants.size > 0 ? (pack as CApiPack).handle : this.#environment.noPack;
+      const handle = (await this.#thread.ask({
+        kind: 'create',
+        model,
+        env,
+        options,
+        pack: packed,
+        own: own?.request,
+      })) as Handle;
+      return {
+        handle,
+        release() {
+          library.call('ReleaseSession', handle);
+          release();
+        },
+      };
     } catch (error) {
-      for (const value of values) library.call('ReleaseValue', value);
-      own?.dispose();
+      release();
       throw deviceError(error, where);
     } finally {
       library.call('ReleaseSessionOptions', options);
@@ -240,7 +302,9 @@ class CApi implements Binding {
   }
 
   commands(): Commands {
-    return new CApiCommands((id) => this.#thread.tell({ kind: 'forget', commands: id }));
+    return new CApiCommands((id) => {
+      if (!this.#gone) this.#thread.tell({ kind: 'forget', commands: id });
+    });
   }
 
   async execute(commands: Commands, begun: () => void = () => {}): Promise<void> {
@@ -259,7 +323,8 @@ class CApi implements Binding {
       const where = atCommand(cause, own.places);
       if (!this.#cuda?.broken()) throw deviceError(cause, where, this.available());
       const error = deviceError(cause, where);
-      this.#broken.resolve(error);
+      this.#lost.resolve(error);
+      this.#failed = true;
       throw error;
     }
   }
@@ -273,14 +338,21 @@ class CApi implements Binding {
   }
 
   async close(): Promise<void> {
-    if (this.#cuda) await this.#thread.ask({ kind: 'forgetAll' }).catch(() => undefined); // it may be lost
-    await this.#thread.close();
+    await this.#thread.ask({ kind: 'forgetAll' }).catch(() => undefined); // it may be lost
+    this.#gone = true;
+    this.#lane.onLost = () => {};
+    const intact = this.#thread.idle && !this.#failed;
+    if (!intact) await this.#thread.close();
     this.#cuda?.leave();
     for (const memory of this.#memories) memory.free();
     for (const region of this.#regions) region.free();
     for (const session of this.#sessions) session.dispose();
     for (const pack of this.#packs) pack.dispose();
-    this.#cuda?.close();
+    if (intact) this.#leave();
+    else {
+      this.#lane.shelf?.clear();
+      this.#cuda?.close();
+    }
   }
 
   async #loaded(operators: readonly Operator[]): Promise<LoadedOperator[]> {
@@ -298,7 +370,7 @@ class CApi implements Binding {
     library.call('AddSessionConfigEntry', options, 'session.use_device_allocator_for_initializers', '1');
     const folderEntry = 'session.model_external_initializers_file_folder_path';
     library.call('AddSessionConfigEntry', options, folderEntry, this.#folder);
-    if (this.#shared) library.call('DisablePerSessionThreads', options);
+    if (this.#lane.shared) library.call('DisablePerSessionThreads', options);
     else {
       library.call('SetIntraOpNumThreads', options, this.#options.threads);
       library.call('AddSessionConfigEntry', options, 'session.intra_op.allow_spinning', '0');

@@ -1,5 +1,6 @@
 import { DslaError } from '@dsla/spec';
 import { type Kernels, openKernels } from '../cuda/kernels.js';
+import type { Operator } from '../cuda/operator.js';
 import type { Dialect } from '../dialect.js';
 import type { Traffic } from './binding.js';
 import type { Block } from './block.js';
@@ -30,7 +31,11 @@ export interface Cuda {
   available(): number;
   /** Addresses for so many bytes; undefined where there are none. */
   reserve(bytes: number): Space | undefined;
-  /** What was written has arrived when this returns. */
+  /** Another device goes on with it: nothing went between host and device. */
+  renew(): void;
+  /** Runs an operator of our own once. `addresses`: of its inputs and outputs; `named`: its sizes. @throws Error */
+  run(operator: Operator, addresses: readonly bigint[], named: ReadonlyMap<string, number>): Promise<void>;
+  /** What was written or run so has arrived when this returns. */
   settle(): void;
   /** Whether an error has come to stay: then nothing works on the device until the process ends. */
   broken(): boolean;
@@ -100,12 +105,13 @@ export async function openCuda(
     arriving = true;
     return block(address, free);
   };
+  const kernels = operators ? await kernelsOf(runtime, call) : 'not wanted';
   return {
     name: deviceName(call),
     info,
-    kernels: operators ? await kernelsOf(runtime, call) : 'not wanted',
+    kernels,
     traffic,
-    forThread: { stream, runOptions, turn, own },
+    forThread: { runtime, stream, runOptions, turn, own },
     allocate(bytes) {
       const out = new BigUint64Array(1);
       if (call('cudaMalloc', out, Math.max(bytes, 1)) === outOfMemoryStatus) {
@@ -138,6 +144,14 @@ export async function openCuda(
     broken() {
       status('cudaGetLastError'); // which forgets errors that pass
       return status('cudaStreamSynchronize', null) !== 0;
+    },
+    renew() {
+      Object.assign(traffic, { toDevice: 0, toHost: 0 });
+    },
+    async run(operator, addresses, named) {
+      if (typeof kernels === 'string') throw new Error(kernels);
+      kernels.run(await kernels.load(operator), addresses, named);
+      arriving = true;
     },
     settle() {
       if (arriving) call('cudaStreamSynchronize', null);

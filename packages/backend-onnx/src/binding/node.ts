@@ -72,6 +72,7 @@ class NodeBinding implements Binding {
   readonly standIn = undefined;
   readonly traffic = undefined;
   readonly replayed = false;
+  readonly run = undefined;
   readonly lost: Promise<Error>;
   readonly #thread: Thread;
 

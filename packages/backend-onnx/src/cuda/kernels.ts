@@ -10,7 +10,11 @@ export interface LoadedOperator extends Operator {
 export interface Kernels {
   /** @throws Error with what the compiler or the driver says */
   load(operator: Operator): Promise<LoadedOperator>;
+  /** Runs one outside of any graph, on the default stream. `pointers`: to inputs, then outputs; `named`: sizes, in order. */
+  run(operator: LoadedOperator, pointers: readonly bigint[], named: ReadonlyMap<string, number>): void;
 }
+
+type Launcher = (operator: LoadedOperator) => (pointers: readonly bigint[], named: ReadonlyMap<string, number>) => void;
 
 const P = 'void *';
 const dynamicShared = 8; // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -55,7 +59,12 @@ async function open(major: number, [first, second]: readonly [number, number]): 
     return { ...operator, launches };
   };
   const loaded = new Map<string, Promise<LoadedOperator>>();
+  const launch = driver.func('cuLaunchKernelEx', 'int', [P, P, P, P]);
+  // @ts-expect-error: plain JavaScript, which the computing thread reads as it is
+  const { launcherOn } = await import('../operators.js');
+  const launcher: Launcher = launcherOn(koffi, launch, null);
   return {
+    run: (operator, pointers, named) => launcher(operator)(pointers, named),
     load(operator) {
       const known = loaded.get(operator.name) ?? load(operator);
       loaded.set(operator.name, known);
