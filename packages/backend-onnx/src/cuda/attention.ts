@@ -47,7 +47,7 @@ export function attentionOperator(form: AttentionForm): Operator {
 }
 
 /** Warps of a block, and the 16-byte loads of keys and of values that each lane has on their way. */
-const [warps, loads] = [8, 4];
+const [warps, loads] = [4, 4];
 
 /** Blocks that keep a large device busy. */
 const busy = 256;

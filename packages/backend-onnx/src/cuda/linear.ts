@@ -22,6 +22,7 @@ export function linearOperator(form: LinearForm): Operator {
   const vector = (width: number | string) => ({ type: 'float16', dims: [1, 1, width] }) as const;
   const gain = { type: 'float16', dims: [k] } as const;
   const what = [gated && 'gated', epsilon !== undefined && `norm ${epsilon}`, residual && 'residual'].filter(Boolean);
+  const { rows, warps } = cutOf(k);
   const outputs = gated ? rows / 2 : rows;
   return {
     name: ['Linear', k, ...what].join(' '),
@@ -38,8 +39,15 @@ export function linearOperator(form: LinearForm): Operator {
   };
 }
 
-/** Rows of matrices that a block multiplies, and its warps: enough loads on their way, and many small blocks. */
-const [rows, warps] = [2, 16];
+/**
+ * Warps of a block, and rows of matrices that it multiplies: small blocks whose threads have about eight loads of 16 bytes each on
+ * their way were the fastest ones.
+ */
+function cutOf(k: number): { readonly rows: number; readonly warps: number } {
+  const warps = k <= 4096 ? 8 : 16;
+  const passes = Math.ceil(k / (8 * 32 * warps));
+  return { rows: passes === 1 ? 8 : passes === 2 ? 4 : 2, warps };
+}
 
 function sourceOf({ k, epsilon, gated, residual }: LinearForm): string {
   const parameters = [
@@ -51,12 +59,13 @@ function sourceOf({ k, epsilon, gated, residual }: LinearForm): string {
     'half_t *y',
     'int n',
   ];
+  const { rows, warps } = cutOf(k);
   const value = gated ? 'sum[i] / (1 + __expf(-sum[i])) * sum[OUTPUTS + i]' : 'sum[i]';
   return `
 #define CHUNKS ${k / 8}
 #define ROWS ${rows}
 #define WARPS ${warps}
-#define OUTPUTS ${gated ? 'ROWS / 2' : 'ROWS'}
+#define OUTPUTS ${gated ? rows / 2 : rows}
 #define THREADS (32 * WARPS)
 #define PASSES ((CHUNKS + THREADS - 1) / THREADS)
 #define NORM ${Number(epsilon !== undefined)}
