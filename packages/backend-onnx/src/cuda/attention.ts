@@ -89,7 +89,6 @@ ${rotaryDim > 0 ? rotation : ''}
 extern "C" __global__ void __cluster_dims__(SPLITS, 1, 1) __launch_bounds__(THREADS) attention(
     ${packed ? 'const half_t *q' : 'const half_t *q, const half_t *k, const half_t *v'}, const half_t *keys, const half_t *values,
     const int *past, ${tables}half_t *y, half_t *nextKeys, half_t *nextValues, int capacity${rotaryDim > 0 ? ', int' : ''}) {
-  before();
   const int kv = blockIdx.y, head = kv * (HEADS / KV_HEADS) + blockIdx.z * QUERIES;
   ${packed ? 'const half_t *k = q + HEADS * HEAD, *v = k + KV_HEADS * HEAD;' : ''}
   ${rotaryDim > 0 ? 'const Rotation rotation = {cosines + *past * (ROTARY / 2), sines + *past * (ROTARY / 2)};' : 'const Plain rotation;'}
@@ -260,7 +259,10 @@ __device__ __forceinline__ void mergeBlocks(half_t *y, const Found &found) {
   clusterSync();
 }
 
-/** Pointers of a key-value head and its first query. The first block of a cluster takes the new token along. */
+/**
+ * Pointers of a key-value head and its first query. The first block of a cluster takes the new token along. What is in the cache is of
+ * earlier steps, so that it can be read before the kernels before this one are done.
+ */
 template <class Turn>
 __device__ __forceinline__ void attend(const half_t *query, const half_t *newKey, const half_t *newValue, const half_t *keys,
                                        const half_t *values, int past, Turn turn, half_t *y, half_t *nextKeys,
@@ -268,6 +270,13 @@ __device__ __forceinline__ void attend(const half_t *query, const half_t *newKey
   __shared__ float queries[QUERIES][HEAD], key[HEAD];
   __shared__ Found found;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, first = 8 * (lane % LANES);
+  const int each = (past + SPLITS - 1) / SPLITS, from = blockIdx.x * each, to = min(past, from + each);
+  const int step = TOKENS * LOADS;
+  const uint4 *k = (const uint4 *)(keys + first), *v = (const uint4 *)(values + first);
+  uint4 a[LOADS], b[LOADS];
+  int at = from + warp * step;
+  if (at < to) load(a, k, at, to), load(b, v, at, to);
+  before();
   for (int n = threadIdx.x; n < QUERIES * HEAD; n += THREADS)
     queries[n / HEAD][n % HEAD] = SCALE * turn.channel(query + n / HEAD * HEAD, n % HEAD);
   if (blockIdx.x == 0)
@@ -287,12 +296,6 @@ __device__ __forceinline__ void attend(const half_t *query, const half_t *newKey
 #pragma unroll
     for (int j = 0; j < 8; j++) q[i][j] = first < HEAD ? queries[i][first + j] : 0;
   }
-  const int each = (past + SPLITS - 1) / SPLITS, from = blockIdx.x * each, to = min(past, from + each);
-  const int step = TOKENS * LOADS;
-  const uint4 *k = (const uint4 *)(keys + first), *v = (const uint4 *)(values + first);
-  uint4 a[LOADS], b[LOADS];
-  int at = from + warp * step;
-  if (at < to) load(a, k, at, to), load(b, v, at, to);
   while (at < to) {
     const int next = at + WARPS * step;
     uint4 nextA[LOADS], nextB[LOADS];
