@@ -1,4 +1,4 @@
-// docs/results/onnx-dual.json, from the lines that dual.ts, cuda.ts, conformance.ts and PyTorch's peer printed in one call on a GPU
+// docs/results/onnx-dual.json, from the lines that dual.ts, cuda.ts, conformance.ts and dual-peer.py printed in one call on a GPU
 // host, to onnx-dual.md:
 //   node --import tsx packages/backend-onnx/bench/dual-page.ts LINES.jsonl...
 // Without files the JSON is rendered as it is.
@@ -14,8 +14,9 @@ interface Line {
   readonly less?: Timed;
   readonly all?: Timed;
   readonly copies?: number;
-  /** Of PyTorch; the shortest. */
+  /** Of dual-peer.py. */
   readonly peer?: string;
+  readonly versions?: string;
   readonly plan?: string;
   readonly tokens?: number;
   readonly batch?: number;
@@ -41,10 +42,10 @@ interface Timed {
 }
 
 /**
- * What is asked for: so many times what flash-linear-attention's chunk_gla (one state, per-channel gates) took in an earlier call on
- * a device of this kind, 0.94 ms for 8,192 tokens and 2.86 ms for 32,768; it is not installed on this host.
+ * What is asked for: so many times what flash-linear-attention's chunk_gla (one state, per-channel gates) takes. In an earlier call on
+ * a device of this kind that was 0.94 ms for 8,192 tokens and 2.86 ms for 32,768.
  */
-const peers: Readonly<Record<number, number>> = { 8192: 0.94, 32768: 2.86 };
+const earlier: Readonly<Record<number, number>> = { 8192: 0.94, 32768: 2.86 };
 const goals: Readonly<Record<string, number>> = { scalar: 1.5, vector: 2.5 };
 
 const file = new URL('../../../docs/results/onnx-dual.json', import.meta.url);
@@ -62,6 +63,7 @@ function render(all: readonly Line[]): string {
   const host = all.find(({ test }) => test === 'host');
   const operators = all.filter(({ test, tokens }) => test === 'operator' && tokens! >= 1024);
   const runs = all.filter(({ plan, tokens }) => plan !== undefined && tokens !== undefined);
+  const peers = all.filter(({ peer }) => peer !== undefined);
   const commands = new Set([...operators, ...runs].map(({ command }) => command));
   return `# Dual linear attention: ONNX Runtime on CUDA
 
@@ -71,14 +73,34 @@ ${host?.driver}, code of commit ${host?.code}, ${host?.date}. Shape of Llama2-7B
 ## The operator alone
 
 32 heads of 128, one prompt, no projections. Milliseconds that each further operator of a program takes on the computing thread; the
-spread is that of the two medians. "/ chunk_gla" is against flash-linear-attention's kernel (one state, per-channel gates) in an earlier
-call on such a device, ${Object.entries(peers)
+spread is that of the two medians. "/ goal's peer" is against flash-linear-attention's chunk_gla (one state, per-channel gates) in an
+earlier call on such a device, from which the goals were made: ${Object.entries(earlier)
     .map(([tokens, ms]) => `${ms} ms at ${tokens} tokens`)
-    .join(', ')}; "/ SDPA" against PyTorch's causal attention in the same call.
+    .join(', ')}; "/ chunk_gla" and "/ SDPA" against the peers in the same
+call, below.
 
 ${table(
-  ['gates', 'tokens', 'milliseconds', 'spread', 'n', 'recorded graph', '/ chunk_gla', 'goal', '/ SDPA'],
+  [
+    'gates',
+    'tokens',
+    'milliseconds',
+    'spread',
+    'n',
+    'recorded graph',
+    "/ goal's peer",
+    'goal',
+    '/ chunk_gla',
+    '/ SDPA',
+  ],
   operators.map((line) => operatorCells(line, all)),
+)}
+
+${table(
+  ['peer', 'tokens', 'milliseconds', 'sd', 'n', 'versions'],
+  peers.map(({ peer, tokens, milliseconds, versions }) => {
+    const { median, sd, n } = milliseconds as Statistics;
+    return [peer, tokens, median.toFixed(2), sd.toFixed(3), n, versions];
+  }),
 )}
 
 ## In a model
@@ -111,10 +133,10 @@ ${[...commands].map((command) => `- \`${command}\``).join('\n')}
 type Cell = string | number | undefined;
 
 function operatorCells({ form, tokens, operator, less, all: more, copies, error }: Line, all: readonly Line[]): Cell[] {
-  if (error || typeof operator !== 'number') return [form, tokens, error, '', '', '', '', '', ''];
+  if (error || typeof operator !== 'number') return [form, tokens, error, '', '', '', '', '', '', ''];
   const spread = Math.hypot(less!.milliseconds.sd, more!.milliseconds.sd) / copies!;
-  const peer = peers[tokens!];
-  const sdpa = all.find((line) => line.peer === 'SDPA' && line.tokens === tokens)?.milliseconds as number | undefined;
+  const of = (peer: string): number | undefined =>
+    (all.find((line) => line.peer === peer && line.tokens === tokens)?.milliseconds as Statistics | undefined)?.median;
   const ratio = (to: number | undefined): string => (to === undefined ? '-' : (operator / to).toFixed(2));
   const graph = less!.replayed && more!.replayed ? 'yes' : 'no';
   const { n } = more!.milliseconds;
@@ -125,9 +147,10 @@ function operatorCells({ form, tokens, operator, less, all: more, copies, error 
     spread.toFixed(3),
     n,
     graph,
-    ratio(peer),
+    ratio(earlier[tokens!]),
     goals[form!] ?? '-',
-    ratio(sdpa),
+    ratio(of('chunk_gla')),
+    ratio(of('SDPA')),
   ];
 }
 

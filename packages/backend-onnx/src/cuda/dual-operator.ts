@@ -1,7 +1,7 @@
 import type { DualForm } from '@dsla/spec';
 import { gateWidth } from '@dsla/spec';
 import { features, noFeatures } from './dual-features.js';
-import { chunks, results, scalarScores, vectorScores } from './dual-outputs.js';
+import { chunks, gammas, results, scalarScores, vectorScores } from './dual-outputs.js';
 import { cumulate, entering, walk } from './dual-states.js';
 import { exactPart, keep } from './dual-window.js';
 import { instructions, matrices } from './matrices.js';
@@ -63,6 +63,7 @@ export function dualOperator(of: OwnDual): NamedOperator {
   const { constants, launches } = planOf(of);
   const present = new Set([...inputs, ...outputs].map(([name]) => name));
   const reading = [
+    gammas,
     chunks,
     gate === 'vector' ? vectorScores : scalarScores,
     exact ? exactPart : '',
@@ -217,7 +218,12 @@ function planOf(of: OwnDual): { constants: Readonly<Record<string, number | stri
     { kernel: 'cumulate', grid: [Math.ceil(gateWidth(form) / 128), every, 1], threads: 128 },
     reads && map !== undefined && { kernel: 'mapQueries', grid: [heads, every, 1], threads: 128, shared: mapBytes },
     map !== undefined && { kernel: 'mapKeys', grid: [kvHeads, every, 1], threads: 128, shared: mapBytes },
-    { kernel: 'walk', grid: [Math.ceil(headDim / slice), states, kvHeads], threads: 32 * warps, shared: walk },
+    {
+      kernel: 'walk',
+      grid: [Math.ceil(headDim / slice), states, kvHeads],
+      threads: 32 * warps,
+      shared: walk,
+    },
     reads && { kernel: 'outputs', grid: [heads, every, 1], threads: 2 * chunk, shared: outputBytes },
     exact !== undefined && { kernel: 'keep', grid: [exact.sinks + exact.window, 1, 1], threads: 128 },
   ];

@@ -2,6 +2,17 @@
 // dual-states.ts):
 //   o_t = sum_i gamma_i 2^L_it phi(q_t)^T S_i + sum_(s <= t) A_ts [v_s, 1],  A_ts = sum_i gamma_i phi(q_t).(2^(L_it - L_is) phi(k_s))
 
+export const gammas: string = `
+/** softmax(mix) of a state */
+__device__ __forceinline__ float gammaOf(const Given &in, int head, int state) {
+  const float *mix = in.mix + (MIXES == 1 ? 0 : head) * STATES;
+  float top = mix[0], sum = 0;
+  for (int i = 1; i < STATES; i++) top = fmaxf(top, mix[i]);
+  for (int i = 0; i < STATES; i++) sum += __expf(mix[i] - top);
+  return __expf(mix[state] - top) / sum;
+}
+`;
+
 export const chunks: string = `
 #define PART (FEATURES16 < 128 ? FEATURES16 : 128)
 
@@ -31,15 +42,6 @@ __device__ __forceinline__ void stage(T *to, const T *from, int stride, int rows
     const bool there = r < rows && c < length;
     copy16((half_t *)(to + r * PITCH(LENGTH) + c), there ? from + (size_t)r * stride + c : from, there);
   }
-}
-
-/** softmax(mix) of a state */
-__device__ __forceinline__ float gammaOf(const Given &in, int head, int state) {
-  const float *mix = in.mix + (MIXES == 1 ? 0 : head) * STATES;
-  float top = mix[0], sum = 0;
-  for (int i = 1; i < STATES; i++) top = fmaxf(top, mix[i]);
-  for (int i = 0; i < STATES; i++) sum += __expf(mix[i] - top);
-  return __expf(mix[state] - top) / sum;
 }
 
 /** sums += y S of a state before the chunk; y(features 16 d to 16 d + 15) is a left factor. entries [PART, PITCH(COLUMNS16)]. */

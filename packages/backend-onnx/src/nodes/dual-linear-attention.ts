@@ -235,8 +235,8 @@ export function outputNorm({ outputNorm: norm }: Dual, { graph, floatWeight }: L
   return graph.op('SimplifiedLayerNormalization', [out, floatWeight(norm.weight)], attributes);
 }
 
-/** The norm of every head, if any: [1, T, heads*hd] of the compute type. */
-function normedHeads(node: Dual, lowering: Lowering, out: Ref): Ref {
+/** The norm of every head, if any: [.., .., heads*hd] of the compute type. */
+export function normedHeads(node: Dual, lowering: Lowering, out: Ref): Ref {
   if (!node.outputNorm) return out;
   const { graph } = lowering;
   const { heads, form } = node;

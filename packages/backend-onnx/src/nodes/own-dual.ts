@@ -1,5 +1,6 @@
 import type { NodeOf } from '@dsla/spec';
 import { dualOperator, type OwnDual, takesDual } from '../cuda/dual-operator.js';
+import { dualStepOperator, takesStep } from '../cuda/dual-step.js';
 import type { NamedOperator } from '../cuda/named.js';
 import type { Dialect } from '../dialect.js';
 import type { Ref } from '../emit.js';
@@ -49,11 +50,44 @@ export function ownDual(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, 
   return made.get('o')!.value;
 }
 
+/** The same of one token of each of B rows, with an exact part: q [B, 1, heads*hd], k and v [B, 1, g*hd], gates [B, 1, gate width]. */
+export function ownDualStep(node: Dual, lowering: Lowering, q: Ref, k: Ref, v: Ref, gates: Ref): Ref | undefined {
+  const { dialect, shapeOf, floatWeight, weight, rows } = lowering;
+  const { heads, form, scale, mix, state } = node;
+  const { exact, rope, featureMap: map, headDim, states } = form;
+  const features = featuresOf(lowering, map?.key, headDim);
+  const step = { heads, form, features, scale, mixPerHead: shapeOf(mix)[0] !== 1 };
+  if (!hasOwnDual(dialect, step) || !takesStep(step)) return undefined;
+  const dimsOf = (part: number, [, ...rest]: Dims): Dims => [rows(part === 0 ? states : 1), ...rest];
+  const table = (of: 'cos' | 'sin') => (): Ref => lowering.table(ropeTables(rope!)[of]);
+  const made = runOwn(dualStepOperator(step), lowering, {
+    q: () => q,
+    k: () => k,
+    v: () => v,
+    gates: () => gates,
+    past: () => lowering.control(pastTokens),
+    mix: () => floatWeight(mix),
+    logWeight: () => floatWeight(exact!.logWeight),
+    mapQ: () => weight(map!.query),
+    mapK: () => weight(map!.key),
+    cosines: table('cos'),
+    sines: table('sin'),
+    ...Object.fromEntries(
+      partsIn.map((name, part) => [name, (dims) => lowering.past(state, part, dimsOf(part, dims))]),
+    ),
+  });
+  for (const [part, name] of partsOut.entries()) {
+    const { value, dims } = made.get(name)!;
+    lowering.present(state, part, value, dimsOf(part, dims));
+  }
+  return made.get('o')!.value;
+}
+
 /** Parts of the state, in order. */
 const partsIn = ['before', 'ringKeys', 'ringValues', 'ringGates'];
 const partsOut = ['after', 'keptKeys', 'keptValues', 'keptGates'];
 
-type Dims = readonly number[];
+type Dims = readonly (number | string)[];
 
 /** Adds an operator to a graph: `inputs` makes those that it has. */
 export function runOwn(

@@ -1,13 +1,13 @@
-import type { Named, Node, StateStore } from '@dsla/spec';
+import type { Named, Node, NodeOf, StateStore } from '@dsla/spec';
 import type { Dialect } from '../dialect.js';
 import type { Ref } from '../emit.js';
 import type { Lowering } from '../lowering.js';
 import { pieceOfBlocks } from './blocks.js';
 import { causalConv } from './causal-conv.js';
 import { dualDecode } from './dual-decode.js';
-import { dualLinearAttention } from './dual-linear-attention.js';
+import { dualLinearAttention, normedHeads } from './dual-linear-attention.js';
 import { foldState } from './fold-state.js';
-import { hasOwnDual } from './own-dual.js';
+import { hasOwnDual, ownDualStep } from './own-dual.js';
 import { scanPiece, selectiveScan } from './selective-scan.js';
 import { fused, softmaxAttention, softmaxPiece } from './softmax-attention.js';
 
@@ -39,7 +39,7 @@ export function lowerStateful(node: Stateful, lowering: Lowering, value: (index:
     case 'dualLinearAttention':
       if (!lowering.decode)
         return dualLinearAttention(node, lowering, value(node.q), value(node.k), value(node.v), value(node.gates));
-      return compute(dualDecode(node, lowering, own(node.q), own(node.k), own(node.v), own(node.gates)));
+      return dualOfTokens(node, lowering, value);
     case 'causalConv':
       return causalConv(node, lowering, value(node.x));
     case 'selectiveScan':
@@ -48,6 +48,14 @@ export function lowerStateful(node: Stateful, lowering: Lowering, value: (index:
       foldState(node, lowering);
       return undefined;
   }
+}
+
+function dualOfTokens(node: NodeOf<'dualLinearAttention'>, lowering: Lowering, value: (index: number) => Ref): Ref {
+  const { float, compute } = lowering;
+  const [q, k, v, gates] = [node.q, node.k, node.v, node.gates].map(value) as [Ref, Ref, Ref, Ref];
+  const own = ownDualStep(node, lowering, q, k, v, gates);
+  if (own !== undefined) return normedHeads(node, lowering, own);
+  return compute(dualDecode(node, lowering, float(q), float(k), float(v), float(gates)));
 }
 
 /** Whether one run may serve one token of each of several rows. */

@@ -1,0 +1,311 @@
+import { type DualForm, gateWidth } from '@dsla/spec';
+import { gammas } from './dual-outputs.js';
+import { instructions } from './matrices.js';
+import { type NamedOperator, namedOperator, type Port } from './named.js';
+
+// Dual linear attention with an exact part of one token of each of B rows, in float16: first what is as large as a token and its
+// window, then the states, which takes as long as reading and writing them.
+
+export interface DualStep {
+  readonly heads: number;
+  readonly form: DualForm;
+  /** Width of phi. */
+  readonly features: number;
+  /** Of the scores of the exact part. */
+  readonly scale: number;
+  /** One row of mix a head, or one for all. */
+  readonly mixPerHead: boolean;
+}
+
+/** Whether the kernels take a form: a thread for each of its channels and rows of a map, and a ring in shared memory. */
+export function takesStep({ heads, form, features }: Pick<DualStep, 'heads' | 'form' | 'features'>): boolean {
+  const { exact, headDim, kvHeads } = form;
+  return (
+    exact !== undefined &&
+    exact.window + exact.sinks <= 2048 &&
+    headDim <= 128 &&
+    features <= 256 &&
+    heads / kvHeads <= 8
+  );
+}
+
+/** Columns of a state in a block, a lane each, and the warps that share its features. */
+const [slice, warps] = [32, 8];
+
+/**
+ * q [B, 1, heads*hd], k and v [B, 1, g*hd], gates [B, 1, gate width], past int64 [B], the states [B*St, g, F, hd + 1], the ring, mix,
+ * logWeight, the maps, tables of cosines and sines where there is a rope; o [B, 1, heads*hd], the states, the ring.
+ */
+export function dualStepOperator(of: DualStep): NamedOperator {
+  const { heads, form, features, scale, mixPerHead } = of;
+  const { kvHeads, headDim, states, exact, rope, ropeInState, temperature } = form;
+  const { window, sinks } = exact!;
+  const constants = {
+    HEADS: heads,
+    KV_HEADS: kvHeads,
+    STATES: states,
+    FEATURES: features,
+    COLUMNS: headDim,
+    MIXES: mixPerHead ? heads : 1,
+    WINDOW: window,
+    SINKS: sinks,
+    ROTARY: rope?.rotaryDim ?? 0,
+    ROPE_IN_STATE: Number(ropeInState),
+    RATE: `${(1 / Math.LN2 / temperature).toExponential()}f`,
+    SCALE: `${(scale / Math.LN2).toExponential()}f`,
+    SLICE: slice,
+    WARPS: warps,
+  };
+  const table = ['positions', (rope?.rotaryDim ?? 0) / 2];
+  const tables: readonly Port[] = [
+    ['cosines', 'float', table],
+    ['sines', 'float', table],
+  ];
+  const inputs: readonly Port[] = [
+    ['q', 'float16', ['rows', 1, heads * headDim]],
+    ['k', 'float16', ['rows', 1, kvHeads * headDim]],
+    ['v', 'float16', ['rows', 1, kvHeads * headDim]],
+    ['gates', 'float16', ['rows', 1, gateWidth(form)]],
+    ['past', 'int64', ['rows']],
+    ...statesOf('before', 'ring', of),
+    ['mix', 'float', [mixPerHead ? heads : 1, states]],
+    ['logWeight', 'float', [heads]],
+    ['mapQ', 'float16', [heads, features / 2, headDim]],
+    ['mapK', 'float16', [kvHeads, features / 2, headDim]],
+    ...(rope ? tables : []),
+  ];
+  const outputs: readonly Port[] = [
+    ['o', 'float16', ['rows', 1, heads * headDim]],
+    ...statesOf('after', 'kept', of),
+    ['phiQ', 'float', ['rows', heads, features]],
+    ['phiK', 'float', ['rows', kvHeads, features]],
+    ['value', 'float', ['rows', kvHeads, headDim]],
+    ['fades', 'float', ['rows', states, kvHeads]],
+    ['exact', 'float', ['rows', heads, headDim]],
+    ['shares', 'float', ['rows', heads]],
+  ];
+  return namedOperator({
+    name: `DualStep ${Object.values(constants).join(' ')}`,
+    inputs,
+    outputs,
+    absent: rope ? [] : tables,
+    source: [
+      ...Object.entries(constants).map(([name, value]) => `#define ${name} ${value}`),
+      instructions,
+      gammas,
+      source,
+    ].join('\n'),
+    launches: [
+      { kernel: 'arrive', grid: [kvHeads, 'rows', 1], threads: 128 },
+      { kernel: 'advance', grid: [Math.ceil(headDim / slice), kvHeads, 'rows'], threads: 32 * warps },
+    ],
+  });
+}
+
+function statesOf(states: string, ring: string, { form, features }: DualStep): readonly Port[] {
+  const { kvHeads, headDim, exact } = form;
+  const entries = exact!.sinks + exact!.window;
+  return [
+    [states, 'float', ['states', kvHeads, features, headDim + 1]],
+    [`${ring}Keys`, 'float16', ['rows', kvHeads, entries, headDim]],
+    [`${ring}Values`, 'float16', ['rows', kvHeads, entries, headDim]],
+    [`${ring}Gates`, 'float', ['rows', entries, gateWidth(form)]],
+  ];
+}
+
+const source = `
+#define GATES (STATES * KV_HEADS)
+#define RING (SINKS + WINDOW)
+#define ROWS (FEATURES / 2)
+#define TOGETHER (HEADS / KV_HEADS)
+#define LOG2E 1.4426950408889634f
+/** Lanes that share a dot product of a head, 8 channels each. */
+#define LANES 16
+/** Numbers of a state that a lane has on their way. */
+#define AHEAD 16
+
+__device__ __forceinline__ float blockMax(float x, float *room) {
+  for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lane));
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+  __syncthreads();
+  return fmaxf(fmaxf(room[0], room[1]), fmaxf(room[2], room[3]));
+}
+__device__ __forceinline__ float blockSum(float x, float *room) {
+  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+  __syncthreads();
+  return room[0] + room[1] + room[2] + room[3];
+}
+
+/** Channel c of a head at a position turned by the rope, or back. */
+__device__ __forceinline__ float turned(const Given &in, const float *x, int c, long long position, bool back) {
+#if ROTARY
+  if (c >= ROTARY) return x[c];
+  const int pair = c % (ROTARY / 2);
+  const size_t at = position * (ROTARY / 2) + pair;
+  const float cosine = in.cosines[at], sine = back ? -in.sines[at] : in.sines[at];
+  return c < ROTARY / 2 ? x[c] * cosine - x[pair + ROTARY / 2] * sine : x[c] * cosine + x[pair] * sine;
+#else
+  return x[c];
+#endif
+}
+
+/** out[r] = rows[r].x for a matrix [count, COLUMNS] and x in shared memory: 16 lanes a row. */
+__device__ __forceinline__ void products(float *out, const half_t *rows, int count, const float *x) {
+  const int lane = threadIdx.x % LANES, c = lane * 8;
+#pragma unroll 4
+  for (int r = threadIdx.x / LANES; r < (count + 7) / 8 * 8; r += 128 / LANES) {
+    float sum = 0;
+    if (c < COLUMNS && r < count) {
+      const uint4 eight = *(const uint4 *)(rows + (size_t)r * COLUMNS + c);
+      const float2 a = toFloats(eight.x), b = toFloats(eight.y), d = toFloats(eight.z), e = toFloats(eight.w);
+      sum = a.x * x[c] + a.y * x[c + 1] + b.x * x[c + 2] + b.y * x[c + 3] + d.x * x[c + 4] + d.y * x[c + 5] + e.x * x[c + 6] + e.y * x[c + 7];
+    }
+    for (int other = LANES / 2; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
+    if (lane == 0 && r < count) out[r] = sum;
+  }
+  __syncthreads();
+}
+
+/** phi [FEATURES] of x, to shared and to global memory, times a weight. */
+__device__ __forceinline__ void map(float *phi, float *out, const half_t *w, const float *x, float weight, float *room) {
+  products(phi, w, ROWS, x);
+  float y = 0, top = 0;
+  if (threadIdx.x < ROWS) y = phi[threadIdx.x];
+  top = blockMax(fabsf(y), room);
+  if (threadIdx.x < ROWS)
+    for (int sign = 0; sign < 2; sign++) {
+      const float value = weight * power(((sign ? -y : y) - top) * LOG2E);
+      out[sign * ROWS + threadIdx.x] = phi[sign * ROWS + threadIdx.x] = value;
+    }
+  __syncthreads();
+}
+
+/**
+ * A row and kv head: the token enters the ring and the one that leaves it is made ready for the states, whose column of ones moves on;
+ * for every query head phi, exact = what the window gives of the output, and shares = what the states' columns are to be multiplied with.
+ */
+extern "C" __global__ void __launch_bounds__(128) arrive(ARGUMENTS) {
+  GIVEN;
+  __shared__ float x[COLUMNS], y[COLUMNS], key[FEATURES], query[FEATURES], sums[STATES * FEATURES], scores[RING], fades[STATES], room[4];
+  const int kv = blockIdx.x, row = blockIdx.y, c = threadIdx.x;
+  const int past = (int)in.past[row], entry = past < SINKS ? past : SINKS + (past - SINKS) % WINDOW, leaving = past - WINDOW;
+  const bool leaves = leaving >= SINKS;
+  const size_t head = (size_t)row * KV_HEADS + kv, place = (head * RING + entry) * COLUMNS + c;
+  const float newValue = c < COLUMNS ? toFloat(in.v[head * COLUMNS + c]) : 0;
+  if (c < COLUMNS) {
+    x[c] = toFloat(in.k[head * COLUMNS + c]);
+    y[c] = leaves ? toFloat(in.ringKeys[place]) : 0;
+    in.value[head * COLUMNS + c] = leaves ? toFloat(in.ringValues[place]) : 0;
+  }
+  if (c < STATES) {
+    const size_t gate = ((size_t)row * RING + entry) * GATES + c * KV_HEADS + kv;
+    const float logit = leaves ? in.ringGates[gate] : 0;
+    fades[c] = leaves ? power((fminf(logit, 0) - log1pf(__expf(-fabsf(logit)))) * RATE) : 1;
+    in.fades[((size_t)row * STATES + c) * KV_HEADS + kv] = fades[c];
+    in.keptGates[gate] = toFloat(in.gates[(size_t)row * GATES + c * KV_HEADS + kv]);
+  }
+  __syncthreads();
+  float old = 0;
+  if (c < COLUMNS) {
+    in.keptKeys[place] = toHalf(turned(in, x, c, past, false));
+    in.keptValues[place] = toHalf(newValue);
+    old = ROPE_IN_STATE ? y[c] : turned(in, y, c, leaves ? leaving : 0, true);
+  }
+  __syncthreads();
+  if (c < COLUMNS) x[c] = old;
+  __syncthreads();
+  map(key, in.phiK + head * FEATURES, in.mapK + (size_t)kv * ROWS * COLUMNS, x, leaves ? 1 : 0, room);
+  for (int e = c; e < STATES * FEATURES; e += 128) {
+    const int i = e / FEATURES, f = e % FEATURES;
+    const size_t at = ((((size_t)row * STATES + i) * KV_HEADS + kv) * FEATURES + f) * (COLUMNS + 1) + COLUMNS;
+    in.after[at] = sums[e] = in.before[at] * fades[i] + key[f];
+  }
+  for (int together = 0; together < TOGETHER; together++) {
+    const int of = kv * TOGETHER + together;
+    const size_t own = (size_t)row * HEADS + of;
+    __syncthreads();
+    if (c < COLUMNS) x[c] = toFloat(in.q[own * COLUMNS + c]);
+    __syncthreads();
+    if (c < COLUMNS) y[c] = turned(in, x, c, past, false);
+    __syncthreads();
+    map(query, in.phiQ + own * FEATURES, in.mapQ + (size_t)of * ROWS * COLUMNS, ROPE_IN_STATE ? y : x, 1, room);
+    float weight = 0;
+    for (int i = 0; i < STATES; i++) {
+      float sum = 0;
+      for (int f = c; f < FEATURES; f += 128) sum += query[f] * sums[i * FEATURES + f];
+      weight += gammaOf(in, of, i) * sum;
+    }
+    const float fromStates = blockSum(weight, room);
+    products(scores, in.keptKeys + head * RING * COLUMNS, RING, y);
+    float top = -1e30f;
+    for (int j = c; j < RING; j += 128) {
+      scores[j] = (j < SINKS ? j <= past : j - SINKS <= past - SINKS) ? scores[j] * SCALE : -1e30f;
+      top = fmaxf(top, scores[j]);
+    }
+    top = blockMax(top, room);
+    float sum = 0;
+    for (int j = c; j < RING; j += 128) sum += scores[j] = scores[j] > -1e30f ? power(scores[j] - top) : 0;
+    const float inWindow = blockSum(sum, room);
+    const float excess = fmaxf(in.logWeight[of], 0), exact = power(-excess * LOG2E), share = power((in.logWeight[of] - excess) * LOG2E);
+    const float divisor = 1 / (exact * inWindow + share * fromStates);
+    if (c < COLUMNS) {
+      float total = 0;
+#pragma unroll 4
+      for (int j = 0; j < RING; j++)
+        if (scores[j] > 0) total += scores[j] * toFloat(in.keptValues[(head * RING + j) * COLUMNS + c]);
+      in.exact[own * COLUMNS + c] = total * exact * divisor;
+    }
+    if (c == 0) in.shares[own] = share * divisor;
+  }
+}
+
+/** A slice of the columns of the states of a row and kv head: S <- fade S + phi(k) v^T; o = exact + share sum_i gamma_i phi(q)^T S_i. */
+extern "C" __global__ void __launch_bounds__(32 * WARPS) advance(ARGUMENTS) {
+  GIVEN;
+  __shared__ float key[FEATURES], queries[TOGETHER][FEATURES], parts[WARPS][TOGETHER][SLICE];
+  const int kv = blockIdx.y, row = blockIdx.z, lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * SLICE + lane;
+  const size_t head = (size_t)row * KV_HEADS + kv, own = (size_t)row * HEADS + kv * TOGETHER;
+  for (int f = threadIdx.x; f < FEATURES; f += 32 * WARPS) key[f] = in.phiK[head * FEATURES + f];
+  for (int e = threadIdx.x; e < TOGETHER * FEATURES; e += 32 * WARPS) queries[e / FEATURES][e % FEATURES] = in.phiQ[own * FEATURES + e];
+  __syncthreads();
+  const bool there = c < COLUMNS;
+  const float value = there ? in.value[head * COLUMNS + c] : 0;
+  float sum[TOGETHER] = {};
+#pragma unroll
+  for (int i = 0; i < STATES; i++) {
+    const float fade = in.fades[((size_t)row * STATES + i) * KV_HEADS + kv];
+    const size_t at = (((size_t)row * STATES + i) * KV_HEADS + kv) * FEATURES * (COLUMNS + 1) + c;
+    float part[TOGETHER] = {};
+    for (int f0 = warp; f0 < FEATURES; f0 += WARPS * AHEAD) {
+      float s[AHEAD]; // loads before stores: the compiler may not change their order
+#pragma unroll
+      for (int n = 0; n < AHEAD; n++) {
+        const int f = f0 + n * WARPS;
+        s[n] = there && f < FEATURES ? in.before[at + (size_t)f * (COLUMNS + 1)] : 0;
+      }
+#pragma unroll
+      for (int n = 0; n < AHEAD; n++) {
+        const int f = f0 + n * WARPS;
+        if (f >= FEATURES) break;
+        s[n] = s[n] * fade + key[f] * value;
+        if (there) in.after[at + (size_t)f * (COLUMNS + 1)] = s[n];
+#pragma unroll
+        for (int h = 0; h < TOGETHER; h++) part[h] += queries[h][f] * s[n];
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < TOGETHER; h++) sum[h] += gammaOf(in, kv * TOGETHER + h, i) * part[h];
+  }
+#pragma unroll
+  for (int h = 0; h < TOGETHER; h++) parts[warp][h][lane] = sum[h];
+  __syncthreads();
+  for (int h = warp; h < TOGETHER; h += WARPS) {
+    float total = 0;
+    for (int w = 0; w < WARPS; w++) total += parts[w][h][lane];
+    if (there) in.o[(own + h) * COLUMNS + c] = toHalf(in.exact[(own + h) * COLUMNS + c] + in.shares[own + h] * total);
+  }
+}
+`;
