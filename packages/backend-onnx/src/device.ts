@@ -61,7 +61,7 @@ export class OnnxDevice implements Device {
     this.valuePools = new NamedPools(binding);
     this.inputPool = new Pool(binding);
     this.sizePool = new Pool(binding, true);
-    this.weights = new WeightTable(this.pool, binding.dialect.compute);
+    this.weights = new WeightTable(this.pool, binding);
     this.tables = new Tables(binding);
     this.drawings = new Drawings(binding, this.order);
   }

@@ -1,4 +1,5 @@
 import type { Draw, Row, Weight } from '@dsla/spec';
+import type { Operator } from './cuda/operator.js';
 import type { Dialect } from './dialect.js';
 import type { Dims, GraphBuilder, Ref } from './emit.js';
 import type { ElementType } from './protobuf.js';
@@ -46,6 +47,10 @@ export interface PartDerivation extends Derived {
   readonly view: {
     readonly type: ElementType;
     make(data: Float32Array | Uint16Array): Uint8Array;
+    /** The same on a device that has operators of our own, from numbers [blocks, 32]. */
+    readonly operator: Operator;
+    /** Of the whole. */
+    bytes(from: readonly number[]): number;
     /** In bytes. */
     offset(from: readonly number[]): number;
   };

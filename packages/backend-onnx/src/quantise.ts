@@ -1,7 +1,7 @@
-import { fromFloat16, toFloat16 } from '@dsla/spec';
+import { elementCount, fromFloat16, toFloat16 } from '@dsla/spec';
+import { quantiseOperator } from './cuda/quantise.js';
 import type { Quantised } from './dialect.js';
 import type { PartDerivation } from './lowering.js';
-import type { ElementType } from './protobuf.js';
 
 // Matrices in 8 or 4 bits: blocks of 32 neighbours along the width share a float16 scale, value = scale * integer (the schemes Q8_0
 // and Q4_0 of llama.cpp), as the operator MatMulNBits wants them: integers first, without a sign, then the scales.
@@ -17,7 +17,7 @@ const chunk = 1024;
  * Blocks of `values`, a multiple of 32 of them: integers with 128 or 8 added, of 4 bits the first of two in the low half, then the
  * scales. Q8: scale = max |x| / 127. Q4: scale = -m / 8 with m the number of largest magnitude.
  */
-function quantise(format: Quantised, type: ElementType, values: Float32Array | Uint16Array): Uint8Array {
+function quantise(format: Quantised, type: 'float' | 'float16', values: Float32Array | Uint16Array): Uint8Array {
   const [codeBytes, count] = [(values.length * bits[format]) / 8, values.length / blockSize];
   const bytes = new Uint8Array(codeBytes + count * (type === 'float16' ? 2 : 4));
   const codes = bytes.subarray(0, codeBytes);
@@ -95,19 +95,25 @@ function encode4(values: Float32Array, inverses: Float32Array, codes: Uint8Array
 /** Both parts of a matrix [out, in] lie in one piece of memory, which is loaded once. */
 export function blocksOf(
   format: Quantised,
-  type: ElementType,
+  type: 'float' | 'float16',
 ): { readonly codes: PartDerivation; readonly scales: PartDerivation } {
-  const make = (values: Float32Array | Uint16Array): Uint8Array => quantise(format, type, values);
+  const codeBytes = ([out, width]: readonly number[]): number => (out! * width! * bits[format]) / 8;
+  const whole = {
+    make: (values: Float32Array | Uint16Array): Uint8Array => quantise(format, type, values),
+    operator: quantiseOperator(format, type),
+    bytes: (shape: readonly number[]) =>
+      codeBytes(shape) + (elementCount(shape) / blockSize) * (type === 'float16' ? 2 : 4),
+  };
   return {
     codes: {
       name: format,
       shape: ([out, width]) => [out!, width! / blockSize, (blockSize * bits[format]) / 8],
-      view: { type: 'uint8', make, offset: () => 0 },
+      view: { ...whole, type: 'uint8', offset: () => 0 },
     },
     scales: {
       name: format,
       shape: ([out, width]) => [out!, width! / blockSize],
-      view: { type, make, offset: ([out, width]) => (out! * width! * bits[format]) / 8 },
+      view: { ...whole, type, offset: codeBytes },
     },
   };
 }

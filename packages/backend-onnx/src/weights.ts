@@ -1,10 +1,11 @@
 import { DslaError, elementCount, fromFloat16, type HostTensor, type Weight, type WeightSource } from '@dsla/spec';
-import type { Tensor } from './binding/binding.js';
+import type { Binding, Memory, Tensor } from './binding/binding.js';
 import type { Dialect } from './dialect.js';
 import { type Joint, jointShape, readJoint } from './joint.js';
-import type { Derivation } from './lowering.js';
+import type { Derivation, PartDerivation } from './lowering.js';
 import type { Pool } from './pool.js';
 import { elementBytes } from './protobuf.js';
+import { blockSize } from './quantise.js';
 
 /** A layer's claim on a weight. */
 export interface WeightClaim {
@@ -23,15 +24,17 @@ interface Entry {
 /** The weights of a device, each held once and shared by name among its layers. */
 export class WeightTable {
   readonly #pool: Pool;
+  readonly #binding: Pick<Binding, 'dialect' | 'ready' | 'run'>;
   readonly #type: Dialect['compute'];
   readonly #entries = new Map<string, Entry>();
   /** What lies side by side, by its own name and by those of its members. */
   readonly #joints = new Map<Weight, Joint>();
 
   /** `type`: of what is held as it is; what is derived is float. */
-  constructor(pool: Pool, type: Dialect['compute']) {
+  constructor(pool: Pool, binding: Pick<Binding, 'dialect' | 'ready' | 'run'>) {
     this.#pool = pool;
-    this.#type = type;
+    this.#binding = binding;
+    this.#type = binding.dialect.compute;
   }
 
   /** Has weights lie side by side from now on; false where one of them is held elsewhere. */
@@ -113,12 +116,35 @@ export class WeightTable {
         rule: `must be read as ${elementCount(shape)} ${type === 'float' ? 'float32' : 'float16'} numbers`,
         got: `${host.data.length} of ${host.dtype}`,
       });
-    const data = derived(host.data as Float32Array | Uint16Array, derivation, shape);
-    const memory = this.#pool.take(data.byteLength, `weight ${weight}`);
-    memory.write(data);
+    const numbers = host.data as Float32Array | Uint16Array;
+    const where = `weight ${weight}`;
+    const memory =
+      (derivation?.view && (await this.#onDevice(numbers, derivation.view, shape, where))) ??
+      this.#written(derived(numbers, derivation, shape), where);
     return derivation
       ? { memory, offset: 0, type: 'float', dims: derivation.shape(shape) }
       : { memory, offset: 0, type, dims: shape };
+  }
+
+  #written(data: ArrayBufferView, where: string): Memory {
+    const memory = this.#pool.take(data.byteLength, where);
+    memory.write(data);
+    return memory;
+  }
+
+  /** What is made of numbers by the device itself; undefined where it has no operators of our own. */
+  async #onDevice(
+    data: Float32Array | Uint16Array,
+    { operator, bytes }: PartDerivation['view'],
+    shape: readonly number[],
+    where: string,
+  ): Promise<Memory | undefined> {
+    const { run } = this.#binding;
+    if (!run || !(await this.#binding.ready([operator]))) return undefined;
+    const [numbers, memory] = [this.#written(data, where), this.#pool.take(bytes(shape), where)];
+    await run(operator, [numbers], [memory], new Map([['blocks', data.length / blockSize]]));
+    this.#pool.give(numbers);
+    return memory;
   }
 }
 
