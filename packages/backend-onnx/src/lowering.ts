@@ -112,6 +112,8 @@ export interface Lowering {
   floatWeight(weight: Weight): Ref;
   /** The product of a linear node: x [..., in] with a matrix [out, in]. */
   product(x: Ref, weight: Weight): Ref;
+  /** A matrix as an operator of our own takes it: itself, or its codes and scales. */
+  matrix(weight: Weight): readonly Ref[];
   control(control: Control): Ref;
   capacity(state: string): Ref;
   table(table: Table): Ref;

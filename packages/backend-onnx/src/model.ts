@@ -1,9 +1,9 @@
 import { type Node, type NodeOf, operandsOf, type StatePart, type Weight } from '@dsla/spec';
 import type { Operator } from './cuda/operator.js';
-import { type Dialect, partType } from './dialect.js';
+import { type Dialect, partType, type Quantised } from './dialect.js';
 import { type Dims, GraphBuilder, ofRows, type Ref } from './emit.js';
 import { invalid } from './errors.js';
-import type { Control, Derivation, Lowering, PartDerivation, Port, Source, Table } from './lowering.js';
+import type { Control, Derivation, Lowering, Port, Source, Table } from './lowering.js';
 import { isStateful, joinsRows, lowerStateful } from './nodes/stateful.js';
 import { lowerTokenWise, type TokenWise } from './nodes/token-wise.js';
 import { isOwnLinear, ownLinear } from './own.js';
@@ -151,22 +151,31 @@ class ModelWriter implements Lowering {
   readonly product = (x: Ref, weight: Weight): Ref => {
     const shape = this.shapeOf(weight);
     const { weights, compute } = this.dialect;
-    if (weights === undefined || !hasBlocks(shape)) return this.graph.matmul(x, this.#matrix(weight), { transB: true });
-    const { codes, scales } = blocksOf(weights, compute);
+    if (weights === undefined || !hasBlocks(shape))
+      return this.graph.matmul(x, this.#constantMatrix(weight), { transB: true });
     // On CUDA a session that decodes keeps a copy, rearranged for few rows, which is faster for 8 bits only.
     const constant = this.decode && weights === 'q8' && compute === 'float16' && this.#standIn !== undefined;
-    const part = (derivation: PartDerivation, what: string): Ref => {
-      const source: Source = { kind: 'weight', weight, derivation };
-      const { type } = derivation.view;
-      const port: Port = { name: `${what} ${weight}`, source, type, dims: derivation.shape(shape) };
-      return constant ? this.#constant(port) : this.#bring(port);
-    };
     const [N, K] = shape as [number, number];
     const options = { K, N, bits: bitsOf(weights), block_size: blockSize };
-    return this.graph.msOp('MatMulNBits', [x, part(codes, 'codes'), part(scales, 'scales')], options);
+    return this.graph.msOp('MatMulNBits', [x, ...this.#blocks(weight, weights, constant)], options);
   };
 
-  #matrix(weight: Weight): Ref {
+  readonly matrix = (weight: Weight): readonly Ref[] => {
+    const { weights } = this.dialect;
+    return weights && hasBlocks(this.shapeOf(weight)) ? this.#blocks(weight, weights, false) : [this.weight(weight)];
+  };
+
+  /** Codes and scales. */
+  #blocks(weight: Weight, format: Quantised, constant: boolean): Ref[] {
+    return Object.entries(blocksOf(format, this.dialect.compute)).map(([part, derivation]) => {
+      const source: Source = { kind: 'weight', weight, derivation };
+      const { type } = derivation.view;
+      const port: Port = { name: `${part} ${weight}`, source, type, dims: derivation.shape(this.shapeOf(weight)) };
+      return constant ? this.#constant(port) : this.#bring(port);
+    });
+  }
+
+  #constantMatrix(weight: Weight): Ref {
     if (this.#standIn === undefined) return this.weight(weight);
     const { compute: type } = this.dialect;
     const source: Source = { kind: 'weight', weight };

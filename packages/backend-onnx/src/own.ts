@@ -1,9 +1,10 @@
 import { type Node, type NodeOf, operandsOf, type Value, type Weight } from '@dsla/spec';
-import { linearOperator, widestLinear } from './cuda/linear.js';
+import { type LinearForm, linearOperator, widestLinear } from './cuda/linear.js';
 import type { Dialect } from './dialect.js';
 import type { Ref } from './emit.js';
 import type { Lowering } from './lowering.js';
 import { fused } from './nodes/softmax-attention.js';
+import { hasBlocks } from './quantise.js';
 import { isOwn, type Tape } from './tape.js';
 
 // Where a step has one token, linear maps and softmax attention are operators of our own: they read matrices faster, norms before
@@ -25,12 +26,19 @@ export function isOwnLinear(node: Node): node is OwnLinear {
 
 /** Adds it to a model; the result is its value, [1, 1, n]. */
 export function ownLinear(node: OwnLinear, lowering: Lowering, value: (index: number) => Ref): Ref {
-  const { graph, weight, shapeOf } = lowering;
+  const { graph, weight, matrix, shapeOf } = lowering;
   const { norm, gate, residual, bias } = node;
-  const [, k] = shapeOf(node.weight) as [number, number];
-  const form = { k, epsilon: norm?.eps, gated: gate !== undefined, residual: residual !== undefined };
-  const inputs = [value(node.x), weight(node.weight)];
-  if (gate !== undefined) inputs.push(weight(gate));
+  const shape = shapeOf(node.weight);
+  const { weights } = lowering.dialect;
+  const form: LinearForm = {
+    k: shape[1]!,
+    format: weights && hasBlocks(shape) ? weights : 'float16',
+    epsilon: norm?.eps,
+    gated: gate !== undefined,
+    residual: residual !== undefined,
+  };
+  const inputs = [value(node.x), ...matrix(node.weight)];
+  if (gate !== undefined) inputs.push(...matrix(gate));
   if (norm) inputs.push(weight(norm.weight));
   if (residual !== undefined) inputs.push(value(residual));
   const y = graph.own(linearOperator(form), inputs)[0]!;
@@ -40,7 +48,7 @@ export function ownLinear(node: OwnLinear, lowering: Lowering, value: (index: nu
 /** The tape for one token of one row, where values keep their indices; the same where operators of our own can do nothing for it. */
 export function ownNodes(tape: Tape, dialect: Dialect): Tape {
   const { graph, shapeOf } = tape;
-  if (!dialect.operators || dialect.compute !== 'float16' || dialect.weights !== undefined) return tape;
+  if (!dialect.operators || dialect.compute !== 'float16') return tape;
   const nodes = graph.nodes.map((node): Node => (fits(node, shapeOf, dialect) ? ownOf(node) : node));
   if (!nodes.some(isOwn)) return tape;
   for (const index of nodes.keys()) takeNorm(nodes, index);

@@ -12,6 +12,7 @@ using std::max;
 using std::min;
 typedef unsigned short half_t;
 typedef unsigned half2_t;
+typedef unsigned uint32;
 struct uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct float2 { float x, y; };
@@ -99,6 +100,25 @@ static void multiply(float (&sum)[4], const half2_t (&a)[4], half2_t low, half2_
                 part(warpLanes()[column * 4 + k % 8 / 2].b[k / 8], k % 2);
   }
   syncWarp();
+}
+static uint4 streamed(const uint4 *from) { return *from; }
+static void unpack(float *f, uint4 v) {
+  const unsigned words[4] = {v.x, v.y, v.z, v.w};
+  for (int i = 0; i < 8; i++) f[i] = part(words[i / 2], i % 2);
+}
+static float warpSum(float x) {
+  for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(~0u, x, lane);
+  return x;
+}
+static void before() {}
+static float rsqrtf(float x) { return 1 / sqrtf(x); }
+static float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
+/** Byte i of the result is the one of x and then y that nibble i of the selector names (CUDA Math API). */
+static unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
+  const uint64_t both = x | (uint64_t)y << 32;
+  unsigned z = 0;
+  for (int i = 0; i < 4; i++) z |= (unsigned)(both >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
+  return z;
 }
 static float power(float x) { return exp2f(x); }
 static void copy16(void *to, const void *from, bool there) { there ? memcpy(to, from, 16) : memset(to, 0, 16); }

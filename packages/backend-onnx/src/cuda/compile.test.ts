@@ -13,10 +13,12 @@ const library = [13, 12].map(compilerLibrary).find((name) => {
 });
 
 const operators = [
-  linearOperator({ k: 4096, epsilon: 1e-5, gated: false, residual: false }),
-  linearOperator({ k: 4096, epsilon: 1e-5, gated: true, residual: false }),
-  linearOperator({ k: 11008, gated: false, residual: true }),
-  linearOperator({ k: 8, epsilon: 1e-6, gated: true, residual: true }),
+  linearOperator({ format: 'float16', k: 4096, epsilon: 1e-5, gated: false, residual: false }),
+  linearOperator({ format: 'float16', k: 4096, epsilon: 1e-5, gated: true, residual: false }),
+  linearOperator({ format: 'float16', k: 11008, gated: false, residual: true }),
+  linearOperator({ format: 'float16', k: 8, epsilon: 1e-6, gated: true, residual: true }),
+  linearOperator({ format: 'q8', k: 4096, epsilon: 1e-5, gated: true, residual: false }),
+  linearOperator({ format: 'q4', k: 11008, gated: false, residual: true }),
   attentionOperator({ heads: 32, kvHeads: 32, headDim: 128, rotaryDim: 128, scale: 0.1, packed: true }),
   attentionOperator({ heads: 6, kvHeads: 2, headDim: 80, rotaryDim: 32, scale: 0.1, packed: false }),
   attentionOperator({ heads: 256, kvHeads: 64, headDim: 256, rotaryDim: 0, scale: 1, packed: true }),
