@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import { attentionOperator } from './attention.js';
 import { compilerLibrary, openCompiler } from './compile.js';
 import { linearOperator } from './linear.js';
+import { quantiseOperator } from './quantise.js';
 
 const library = [13, 12].map(compilerLibrary).find((name) => {
   try {
@@ -22,6 +23,8 @@ const operators = [
   attentionOperator({ heads: 32, kvHeads: 32, headDim: 128, rotaryDim: 128, scale: 0.1, packed: true }),
   attentionOperator({ heads: 6, kvHeads: 2, headDim: 80, rotaryDim: 32, scale: 0.1, packed: false }),
   attentionOperator({ heads: 256, kvHeads: 64, headDim: 256, rotaryDim: 0, scale: 1, packed: true }),
+  quantiseOperator('q8', 'float16'),
+  quantiseOperator('q4', 'float'),
 ];
 
 describe.skipIf(library === undefined)(`CUDA C (${library ?? 'skipped: the loader finds no libnvrtc'})`, () => {
