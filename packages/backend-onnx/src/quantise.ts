@@ -63,7 +63,7 @@ function findPeaks(values: Float32Array, peaks: Float32Array): void {
         peak = at;
       }
     }
-    peaks[block] = values[peak]!;
+    peaks[block] = largest > 0 ? values[peak]! : 0;
   }
 }
 

@@ -30,7 +30,7 @@ ${kernelOf(format)}`,
 const kernelOf = (format: Quantised): string => `
 /** Rounded to a whole number, halves to even ones. */
 __device__ __forceinline__ unsigned code(float x, float inverse) {
-  const float whole = rintf(__fmul_rn(x, inverse)) + ${format === 'q8' ? 128 : 8};
+  const float whole = rintf(x * inverse) + ${format === 'q8' ? 128 : 8};
   return (unsigned)fminf(fmaxf(whole, 0), LARGEST);
 }
 
@@ -43,8 +43,8 @@ extern "C" __global__ void quantise(const NUMBER *numbers, unsigned char *bytes,
   float peak = 0;
 #pragma unroll
   for (int i = 0; i < ${blockSize}; i++) peak = fabsf(VALUE(own[i])) > fabsf(peak) ? VALUE(own[i]) : peak;
-  const half_t scale = toHalf(${format === 'q8' ? '__fdiv_rn(fabsf(peak), 127)' : '__fdiv_rn(peak, -8)'});
-  const float inverse = toFloat(scale) == 0 ? 0 : __fdiv_rn(1, toFloat(scale));
+  const half_t scale = toHalf(${format === 'q8' ? 'fabsf(peak) / 127' : 'peak / -8'});
+  const float inverse = toFloat(scale) == 0 ? 0 : 1 / toFloat(scale);
   __align__(16) unsigned char codes[CODE_BYTES];
 #pragma unroll
   for (int i = 0; i < CODE_BYTES; i++)
