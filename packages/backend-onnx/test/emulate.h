@@ -22,6 +22,7 @@ static uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return
 #define __global__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define __shared__ static
 #define __align__(n) alignas(n)
 #define __expf expf
@@ -111,6 +112,9 @@ static float warpSum(float x) {
   return x;
 }
 static void before() {}
+/** A cluster of one block. */
+static void clusterSync() { __syncthreads(); }
+static float ofBlock(const float *p, int) { return *p; }
 static float rsqrtf(float x) { return 1 / sqrtf(x); }
 static float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 /** Byte i of the result is the one of x and then y that nibble i of the selector names (CUDA Math API). */

@@ -2,6 +2,7 @@ import { spawnSync } from 'node:child_process';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import koffi from 'koffi';
+import { clusters } from '../src/cuda/attention.js';
 import { instructions } from '../src/cuda/matrices.js';
 import type { NamedOperator } from '../src/cuda/named.js';
 import type { Operator } from '../src/cuda/operator.js';
@@ -25,6 +26,7 @@ export function emulated(
   const path = join(folder, `${operator.launches[0]!.kernel}${libraries++}`);
   const source = operator.source
     .replace(instructions, '')
+    .replace(clusters, '')
     .replaceAll('extern __shared__ __align__(16) unsigned char shared[];', '')
     .replaceAll('extern "C" __global__', 'static');
   const entries = operator.launches.map(

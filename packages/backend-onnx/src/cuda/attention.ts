@@ -84,6 +84,7 @@ function sourceOf(
 #define WARPS ${warps}
 #define LOADS ${loads}
 #define LANES ${lanes}
+${clusters}
 ${parts}
 ${rotaryDim > 0 ? rotation : ''}
 extern "C" __global__ void __cluster_dims__(SPLITS, 1, 1) __launch_bounds__(THREADS) attention(
@@ -113,15 +114,8 @@ struct Rotation {
 };
 `;
 
-const parts = `
-#define TOKENS (32 / LANES)
-#define THREADS (32 * WARPS)
-#define NONE -1e30f
-
-struct Plain {
-  __device__ float channel(const half_t *x, int i) const { return toFloat(x[i]); }
-};
-
+/** What the blocks of a cluster do together. */
+export const clusters: string = `
 __device__ __forceinline__ void clusterSync() {
   asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -134,6 +128,16 @@ __device__ __forceinline__ float ofBlock(const float *p, int block) {
                : "=f"(v) : "r"((uint32)__cvta_generic_to_shared(p)), "r"(block) : "memory");
   return v;
 }
+`;
+
+const parts = `
+#define TOKENS (32 / LANES)
+#define THREADS (32 * WARPS)
+#define NONE -1e30f
+
+struct Plain {
+  __device__ float channel(const half_t *x, int i) const { return toFloat(x[i]); }
+};
 
 /** Of some tokens: their best score, the sum of weights 2^(score - best), and of values so weighted, of 8 channels. */
 struct Part {
