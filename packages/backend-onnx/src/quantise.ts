@@ -20,7 +20,7 @@ const chunk = 1024;
 function quantise(format: Quantised, type: 'float' | 'float16', values: Float32Array | Uint16Array): Uint8Array {
   const [codeBytes, count] = [(values.length * bits[format]) / 8, values.length / blockSize];
   const bytes = new Uint8Array(codeBytes + count * (type === 'float16' ? 2 : 4));
-  const codes = bytes.subarray(0, codeBytes);
+  const codes = new Uint8ClampedArray(bytes.buffer, 0, codeBytes);
   const held =
     type === 'float16' ? new Uint16Array(bytes.buffer, codeBytes) : new Float32Array(bytes.buffer, codeBytes);
   const encode = format === 'q8' ? encode8 : encode4;
@@ -67,27 +67,24 @@ function findPeaks(values: Float32Array, peaks: Float32Array): void {
   }
 }
 
-/** Added and taken away again, it rounds to a whole number, halves to even ones. */
-const evenly = 1.5 * 2 ** 52;
-
-/** `inverses`: of the scales. Codes are written from `to` on. */
-function encode8(values: Float32Array, inverses: Float32Array, codes: Uint8Array, to: number): void {
+/** `inverses`: of the scales. Codes are written from `to` on; a clamped array rounds for us, halves to even ones. */
+function encode8(values: Float32Array, inverses: Float32Array, codes: Uint8ClampedArray, to: number): void {
   for (let block = 0, at = 0; at < values.length; block++) {
     const inverse = inverses[block]!;
-    for (const end = at + blockSize; at < end; at++) {
-      const code = Math.fround(values[at]! * inverse) + 128 + evenly - evenly;
-      codes[to + at] = code > 255 ? 255 : code < 0 ? 0 : code;
-    }
+    for (const end = at + blockSize; at < end; at++) codes[to + at] = Math.fround(values[at]! * inverse) + 128;
   }
 }
 
-function encode4(values: Float32Array, inverses: Float32Array, codes: Uint8Array, to: number): void {
+/** Added and taken away again, it rounds to a whole number, halves to even ones. */
+const evenly = 1.5 * 2 ** 52;
+
+function encode4(values: Float32Array, inverses: Float32Array, codes: Uint8ClampedArray, to: number): void {
   for (let block = 0, at = 0; at < values.length; block++) {
     const inverse = inverses[block]!;
     for (const end = at + blockSize; at < end; at += 2) {
       const low = Math.fround(values[at]! * inverse) + 8 + evenly - evenly;
       const high = Math.fround(values[at + 1]! * inverse) + 8 + evenly - evenly;
-      codes[to + (at >> 1)] = (low > 15 ? 15 : low < 0 ? 0 : low) + 16 * (high > 15 ? 15 : high < 0 ? 0 : high);
+      codes[to + (at >> 1)] = Math.min(Math.max(low, 0), 15) + 16 * Math.min(Math.max(high, 0), 15);
     }
   }
 }
