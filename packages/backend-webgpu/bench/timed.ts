@@ -12,7 +12,8 @@ export interface Timed {
   time(dispatches: readonly Dispatch[], count: number): Promise<number[]>;
 }
 
-const features = 'allow_unsafe_apis,vulkan_enable_f16_on_nvidia,disable_robustness,disable_workgroup_init';
+const features =
+  'allow_unsafe_apis,vulkan_enable_f16_on_nvidia,skip_validation,disable_robustness,disable_workgroup_init';
 const most = 64;
 let instance: GPU | undefined; // must not be collected before the process ends
 

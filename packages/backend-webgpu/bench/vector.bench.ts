@@ -2,9 +2,10 @@ import { parseArgs } from 'node:util';
 import { findAdapter, loadGpu, must } from '../src/adapter.js';
 import { Memory, Pool } from '../src/buffers.js';
 import { openGpu } from '../src/device.js';
-import { hasVector, linearVector, vectorGroups, vectorShape } from '../src/kernels/linear-vector.js';
+import { linearVector, vectorGroups } from '../src/kernels/linear-vector.js';
 import { bytesOf, type Format } from '../src/kernels/quantise.js';
-import type { VectorShape } from '../src/kernels/vector-options.js';
+import { loadWidth, type VectorShape } from '../src/kernels/vector-options.js';
+import { hasVector, vectorShape } from '../src/kernels/vector-shape.js';
 import { Pipelines } from '../src/pipelines.js';
 import { Views } from '../src/view.js';
 
@@ -63,14 +64,19 @@ for (const format of options.formats.split(',') as Format[]) {
 }
 device.destroy();
 
-function* cuts(format: Format, { gated = false, width }: Case): Iterable<VectorShape> {
-  const { lanes } = traits;
-  yield vectorShape(format, items, lanes, gated, width);
+function* cuts(format: Format, { gated = false, width, outputs: each }: Case): Iterable<VectorShape> {
+  const { lanes, threads = 256 } = traits;
+  const outputs = each.reduce((sum, count) => sum + count, 0);
+  yield vectorShape({ format, items, lanes, gated, width, outputs, threads });
   if (options.chosen) return;
-  for (const size of [128, 256])
-    for (const rows of items > 2 ? [1, 2] : [1, 2, 4])
-      for (const team of [1, 2, 4, 8])
-        for (const places of [1, 4, 8, 16]) if (team * lanes <= size) yield { size, items, rows, team, lanes, places };
+  const loads = width / loadWidth[format];
+  for (const own of [1, 2, 4]) {
+    const size = Math.ceil(loads / own / lanes) * lanes;
+    if (size > threads || (own > 1 && size < 2 * lanes)) continue;
+    for (const rows of [4, 8, 16, 32])
+      for (const ahead of [2, 4, 8, 16])
+        for (const places of [1, 8]) if (ahead <= rows) yield { size, items, rows, ahead, lanes, places };
+  }
 }
 
 async function timeCase(one: Case, format: Format): Promise<void> {

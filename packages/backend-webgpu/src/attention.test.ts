@@ -161,7 +161,7 @@ describe.skipIf(obstacle)(`split attention over halves${obstacle ? ` (${obstacle
     const inputs = [q, k, packed(v), table, new Uint32Array([capacity])].map((data) => runner.buffer(data));
     const groups = heads / headsTogether(shape);
     const kernel = splitAttention(shape, 'f16', 4);
-    await runner.run(inWords(kernel), [...inputs, cacheK, cacheV, parts], [runner.view.splits, groups, 1]);
+    await runner.run(inWords(kernel), [...inputs, cacheK, cacheV, parts, y], [runner.view.splits, groups, 1]);
     await runner.run(joinSplits(shape, 'f16'), [parts, y], [runner.view.singles, heads, 1]);
     const got = fromFloat16(new Uint16Array(await runner.read(y)));
 

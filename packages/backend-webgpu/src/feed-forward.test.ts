@@ -23,6 +23,8 @@ const shapes: Readonly<Record<string, readonly number[]>> = {
   'v.bias': [64],
   't.0': [64, 64],
   't.1': [64, 64],
+  wide: [256, width],
+  narrow: [width, 256],
 };
 
 /** x + W o, its feed-forward block with the residual where x was, and the projections of the next layer. */
@@ -114,6 +116,19 @@ const turns: LayerGraph = {
   ],
 };
 
+/** Rows of whole loads of scales. */
+const whole: LayerGraph = {
+  name: 'whole loads',
+  states: [],
+  nodes: [
+    { op: 'input', name: 'x', width },
+    { op: 'linear', x: 0, weight: 'wide' },
+    { op: 'linear', x: 1, weight: 'narrow' },
+    { op: 'add', a: 0, b: 2 },
+    { op: 'output', name: 'y', x: 3 },
+  ],
+};
+
 const single: LayerGraph = {
   name: 'a product',
   states: [],
@@ -187,6 +202,7 @@ describe.skipIf(obstacle)(`products with their neighbours${obstacle ? ` (${obsta
   it.each([
     ...Object.keys(roundings).map((format) => [graph.name, format, graph] as const),
     ...Object.keys(roundings).map((format) => [parts.name, format, parts] as const),
+    ...Object.keys(roundings).map((format) => [whole.name, format, whole] as const),
     [inPlace.name, 'f32', inPlace] as const,
     [turns.name, 'f32', turns] as const,
   ])('%s, %s', async (_, format, tape) => {

@@ -6,9 +6,10 @@ import { linear } from './kernels/linear.js';
 import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
 import { linearThin, thinItems, thinShape } from './kernels/linear-thin.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
-import { hasVector, linearVector, vectorGroups, vectorItems, vectorShape } from './kernels/linear-vector.js';
+import { linearVector, vectorGroups } from './kernels/linear-vector.js';
 import { dequantise, dequantiseGrid, type Format, isQuantised } from './kernels/quantise.js';
 import type { VectorPart } from './kernels/vector-options.js';
+import { hasVector, vectorItems, vectorShape } from './kernels/vector-shape.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
@@ -54,14 +55,12 @@ export function emitLinear(builder: Builder, x: Operand, products: readonly Prod
 
 /** Products of unlike x of one width, for a few items by one kernel where their matrices are not quantised. */
 export function emitParallel(builder: Builder, products: readonly (Product & { readonly x: Operand })[]): void {
-  const together = products.every(
-    ({ x, y }) => hasVectors(builder, x, y.width) && !isQuantised(formatOf(builder, x)) && !x.normed,
-  );
+  const together = products.every(({ x, y }) => hasVectors(builder, x, y.width) && !x.normed);
   if (together) {
     const parts = products.map(({ x, y, bias }) => ({ x: partOf(x), y, bias: bias !== undefined }));
     const buffers = products.flatMap(({ x, weight, bias, y }) => [
       sourceOf(x),
-      matrix(builder, weight),
+      matrix(builder, weight, formatOf(builder, x)),
       ...(bias === undefined ? [] : [vector(bias)]),
       y.ref,
     ]);
@@ -154,10 +153,14 @@ function emitVectors(
   const sources = parts[0]!.x ? [] : [sourceOf(source), ...(normed ? [vector(normed.weight)] : [])];
   const format = formatOf(builder, x);
   const few = fewItems(builder);
+  const { lanes, threads } = traits;
+  const gated = parts[0]!.gate !== undefined;
+  const outputs = parts.reduce((sum, { y }) => sum + y.width, 0);
+  const known = vectorItems(format, x.width, threads);
+  const all = many ? known.slice(-1) : known;
   let least = many ? few + 1 : 1;
-  const all = vectorItems(format, x.width).filter((items) => !many || items > few);
   for (const items of all) {
-    const shape = vectorShape(format, items, traits.lanes, parts[0]!.gate !== undefined, x.width, traits.threads);
+    const shape = vectorShape({ format, items, lanes, gated, width: x.width, outputs, threads });
     const [low, most] = [least, items === all.at(-1) ? (many ?? few) : items];
     const groups = vectorGroups(parts, shape);
     const grid = (view: View): Grid => {

@@ -97,9 +97,11 @@ function lowerCached(
   if (split) {
     const parts = temp(heads * partWidth(node), 'f32', 'split');
     const groups = heads / headsTogether(node);
-    const kernel = splitAttention(node, type, traits.lanes);
-    emit(kernel, [q.ref, k.ref, v, ...ropes, info, keys, values, parts], (view) => [view.splits, groups, 1]);
-    emit(joinSplits(node, type), [parts, y.ref], (view) => [view.singles, heads, 1]);
+    const kernel = splitAttention(node, type, traits.lanes, traits.threads);
+    emit(kernel, [q.ref, k.ref, v, ...ropes, info, keys, values, parts, y.ref], (view) => [view.splits, groups, 1]);
+    emit(joinSplits(node, type), [parts, y.ref], (view) =>
+      view.splits > view.singles ? [view.singles, heads, 1] : [0, 0, 0],
+    );
   }
   const cache = [keys, values, info];
   if (traits.matrices && (tileable(node) || wideTileable(node))) {

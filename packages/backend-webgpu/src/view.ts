@@ -1,6 +1,6 @@
 import type { Row, StepBatch } from '@dsla/spec';
 import type { Pool } from './buffers.js';
-import { firstToken, leastChunk, shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
+import { endEntries, firstToken, leastChunk, shortRow, splitKeys, tileTokens } from './kernels/kernel.js';
 
 /** The rows of one run, as data that every kernel reads (see kernels/kernel.ts). */
 export interface View {
@@ -95,11 +95,12 @@ export class Views {
   }
 
   #make(rows: readonly Stretch[], capacity: number, most: number): View {
-    const { words, tokens, tiles, chunks, splits, singles, longs } = encode(rows, this.#batch.ids, most);
+    const { words, end, tokens, tiles, chunks, splits, singles, longs } = encode(rows, this.#batch.ids, most);
     const ones = rows.every(({ count }) => count === 1);
-    const buffer = this.#pool.take('batch', words.byteLength);
+    const buffer = this.#pool.take('batch', words.byteLength + end.byteLength);
     this.#buffers.push(buffer);
     this.#device.queue.writeBuffer(buffer, 0, words);
+    if (splits > 0) this.#device.queue.writeBuffer(buffer, buffer.size - end.byteLength, end);
     return {
       buffer,
       group: groupOf(this.#device, this.#layout, buffer),
@@ -141,6 +142,8 @@ function keysOf(position: number): number {
 
 interface Encoded {
   readonly words: Uint32Array<ArrayBuffer>;
+  /** What lies at the end of the buffer. */
+  readonly end: Uint32Array<ArrayBuffer>;
   readonly tokens: number;
   readonly tiles: number;
   readonly chunks: number;
@@ -164,9 +167,7 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
   const rowBase = tokenBase + tokens;
   const lastBase = rowBase + rows.length;
   const tileBase = lastBase + rows.length;
-  const splitBase = tileBase + tiles;
-  const singleBase = splitBase + splits;
-  const longBase = singleBase + singles;
+  const longBase = tileBase + tiles;
   const longs = long.filter(Boolean).length;
   const words = new Uint32Array(4 * (longBase + longs));
   let at = 0;
@@ -178,7 +179,7 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
   };
   put(rows.length, tokens, rows.length, tiles);
   put(rowBase, tokenBase, lastBase, tileBase);
-  put(splitBase, singleBase, chunkTokens, longBase);
+  put(0, 0, chunkTokens, longBase);
   put(splits, singles, 0, 0);
   rows.forEach(({ past, start, count }, row) => {
     for (let t = 0; t < count; t++) put(start + t, row, past + t, ids[start + t] ?? 0);
@@ -195,20 +196,6 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
       put(row, t, Math.min(tileTokens, count - t), chunks + Math.floor(t / chunkTokens));
     chunks += Math.ceil(count / chunkTokens);
   });
-  const listed: { token: number; first: number; count: number }[] = [];
-  let token = 0;
-  let split = 0;
-  rows.forEach(({ past, count }, row) => {
-    for (let t = 0; t < count; t++, token++) {
-      if (long[row]) continue;
-      const own = splitsOf(past + t);
-      const keys = keysOf(past + t);
-      for (let n = 0; n < own; n++) put(token, n * keys, Math.min(keys, past + t + 1 - n * keys), 0);
-      listed.push({ token, first: split, count: own });
-      split += own;
-    }
-  });
-  for (const { token: of, first, count } of listed) put(of, first, count, 0);
   let chunk = 0;
   rows.forEach(({ count }, row) => {
     if (!long[row]) return;
@@ -216,5 +203,28 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
     put(row, chunk, own, 0);
     chunk += own;
   });
-  return { words, tokens, tiles, chunks, splits, singles, longs };
+  return { words, end: endOf(rows, splits), tokens, tiles, chunks, splits, singles, longs };
+}
+
+/** Splits, their rows and singles: every one by one load. */
+function endOf(rows: readonly Stretch[], splits: number): Uint32Array<ArrayBuffer> {
+  const words = new Uint32Array(4 * endEntries * splits);
+  const put = (index: number, entry: number, ...four: readonly number[]) =>
+    words.set(four, words.length - 4 * (endEntries * index + entry + 1));
+  let split = 0;
+  let single = 0;
+  for (const { slot, past, start, count } of rows) {
+    if (count > shortRow) continue;
+    for (let t = 0; t < count; t++) {
+      const position = past + t;
+      const keys = keysOf(position);
+      const own = Math.ceil((position + 1) / keys);
+      put(single++, 2, start + t, split, own, 0);
+      for (let n = 0; n < own; n++, split++) {
+        put(split, 0, start + t, n * keys, Math.min(keys, position + 1 - n * keys), own === 1 ? 1 : 0);
+        put(split, 1, slot, past, start, position);
+      }
+    }
+  }
+  return words;
 }

@@ -1,16 +1,13 @@
 import { activationFunctions, activationName, type Shape } from './elementwise.js';
-import { type Element, float, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
-import { blocksAhead, blocksBytes, blocksLoads, blocksLoop, blocksModule, blocksOfX } from './linear-blocks.js';
-import { blockSize, type Format, isQuantised } from './quantise.js';
-import { firstOf, itemOf, type VectorOptions, type VectorPart, type VectorShape } from './vector-options.js';
-
-/** Features that one load takes: 16 bytes. The width of x must be a multiple of it. */
-export const loadWidth: Readonly<Record<Element, number>> = { f32: 4, f16: 8 };
+import { float, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
+import { blockSize, type Format, isQuantised, scaleWord } from './quantise.js';
+import { addLoad, featuresOfLane, isWhole, laneModule, loadsOfLane } from './vector-lane.js';
+import { loadWidth, upTo, type VectorOptions, type VectorPart, type VectorShape } from './vector-options.js';
 
 /**
- * y = x W^T + b for a few items and one or more W: each W is read once for all items, 16 bytes a lane at a time. Sums are
- * float32. With `eps`, x is multiplied by the norm's weights as it is read, and the sums by the reciprocal root at the end.
- * Buffers: x, (norm), then of every part (x) w (u) (bias) (z) y.
+ * y = x W^T + b for a few items and one or more W: each W is read once for all items. The lanes of a workgroup keep x, a part of
+ * its width each, while the rows of W go past, 16 bytes a lane at a time. Sums are float32. With `eps`, x is multiplied by the
+ * norm's weights, and the sums by the reciprocal root at the end. Buffers: x, (norm), then of every part (x) w (u) (bias) (z) y.
  */
 export function linearVector(options: VectorOptions): Kernel {
   const { domain, x, format, parts, shape, eps } = options;
@@ -23,21 +20,8 @@ export function linearVector(options: VectorOptions): Kernel {
     ...(add && add !== 'own' ? [[`z${p}`, [add.type, 'read']] as const] : []),
     [`y${p}`, [y.type, 'write']] as const,
   ]);
-  const { size, places } = shape;
+  const { size, places, lanes } = shape;
   const place = places === 1 ? 'group.x' : `group.x % ${places}u * ${placeOf(parts, shape)}u + group.x / ${places}u`;
-  const branch = (body: (part: VectorPart, p: number, begin: number) => string) => {
-    let first = 0;
-    return parts.map((part, p) => {
-      const begin = first;
-      first += groupsOf(part.y, shape);
-      return `if (place < ${first}u) {\n${body(part, p, begin)}\n  }`;
-    });
-  };
-  const ahead = isQuantised(format)
-    ? `${blocksAhead(options, format).declarations}
-  ${branch((part, p, begin) => `${rowsOf(options, part, begin)}\n${blocksAhead(options, format).loads(part, p)}`).join(' else ')}
-${blocksOfX(options)}`
-    : '';
   const marks = [
     parts.length > 1 && `of-${parts.length}`,
     eps !== undefined && 'normed',
@@ -45,6 +29,12 @@ ${blocksOfX(options)}`
     parts[0]!.add && 'added',
     isQuantised(format) && format,
   ];
+  let first = 0;
+  const branches = parts.map((part, p) => {
+    const begin = first;
+    first += groupsOf(part.y, shape);
+    return `if (place < ${first}u) {\n${product(options, part, p, begin)}\n  }`;
+  });
   return kernel({
     name: ['linear-vector', shape.items, ...marks.filter(Boolean)].join('-'),
     buffers: {
@@ -52,21 +42,18 @@ ${blocksOfX(options)}`
       ...(eps === undefined ? {} : { norm: ['vec4f', 'read'] as const }),
       ...Object.fromEntries(buffers),
     },
-    module: `var<workgroup> partial: array<f32, ${(size / shape.lanes) * sumsOf(options)}>;
-${isQuantised(format) ? blocksModule(x.width, shape.items) : ''}
+    module: `var<workgroup> partial: array<f32, ${(size / lanes) * sumsOf(options)}>; // [sums, subgroups]
+${isQuantised(format) ? laneModule : ''}
 ${parts.some(({ gate }) => gate) ? logFunctions + activationFunctions : ''}`,
     size,
     subgroups: true,
     main: `${shape.items > 1 ? `  let last = ${items[domain]} - 1u;\n` : ''}  let place = ${place};
-  let team = lane / ${shape.lanes * shape.team}u;
-  let step = lane / ${shape.lanes}u % ${shape.team}u * ${shape.lanes}u + sub_lane;
-${ahead}
-  ${branch((part, p, begin) => product(options, part, p, begin)).join(' else ')}`,
+  ${branches.join(' else ')}`,
   });
 }
 
-function groupsOf({ width }: Shape, { size, lanes, team, rows }: VectorShape): number {
-  return Math.ceil(width / ((size / lanes / team) * rows));
+function groupsOf({ width }: Shape, { rows }: VectorShape): number {
+  return Math.ceil(width / rows);
 }
 
 /** Workgroups of a place. */
@@ -79,190 +66,195 @@ export function vectorGroups(parts: readonly Pick<VectorPart, 'y'>[], shape: Vec
   return placeOf(parts, shape) * shape.places;
 }
 
-/** Sums that a subgroup hands over: [items, rows, factors], then the squares of every item. */
-function sumsOf({ parts, shape: { items, rows }, eps }: VectorOptions): number {
-  return items * (rows * (parts[0]!.gate ? 2 : 1) + (eps === undefined ? 0 : 1));
-}
+const factorsOf = ({ gate }: VectorPart): readonly ('w' | 'u')[] => (gate ? ['w', 'u'] : ['w']);
 
-/** Where the rows of the team begin, in loads. */
-function rowsOf({ x, format, shape }: VectorOptions, { y }: VectorPart, begin: number): string {
-  const { size, rows, team, lanes } = shape;
-  const loads = isQuantised(format) ? blocksLoads(x.width, format) : x.width / loadWidth[x.type];
-  const outputs = (size / lanes / team) * rows;
-  const each = [...Array(rows).keys()].map(
-    (r) => `  let row${r} = min(base + team * ${rows}u + ${r}u, ${y.width - 1}u) * ${loads}u;`,
-  );
-  return `  let base = (place - ${begin}u) * ${outputs}u;\n${each.join('\n')}`;
+/** Sums of a workgroup: [rows, factors, items], then the squares of every item. */
+function sumsOf({ parts, shape: { items, rows }, eps }: VectorOptions): number {
+  return items * (rows * factorsOf(parts[0]!).length + (eps === undefined ? 0 : 1));
 }
 
 function product(options: VectorOptions, part: VectorPart, p: number, begin: number): string {
-  const { domain, x, format, shape } = options;
-  const { size, items: count, rows, team, lanes } = shape;
-  const { y, add } = part;
-  const outputs = (size / lanes / team) * rows;
-  const sums = sumNames(options, part);
-  const inside = [
-    `lane < ${outputs * count}u`,
-    y.width % outputs === 0 ? '' : `o < ${y.width}u`,
-    count === 1 ? '' : `group.y * ${count}u + b <= last`,
-  ];
-  const old = add === 'own' ? `y${p}[at]` : `z${p}[at]`;
-  const names = sums.filter((name) => !(isQuantised(format) && name.startsWith('squares')));
-  return `${rowsOf(options, part, begin)}
-  // The thread's own result; what is added to it is loaded before all else.
-  let b = lane / ${outputs}u;
-  let o = base + lane % ${outputs}u;
-  let inside = ${inside.filter(Boolean).join(' && ')};
-  let at = ${itemAt[domain]}(${count === 1 ? 'group.y' : `min(group.y * ${count}u + b, last)`}).x * ${y.width}u + o;
-${add ? `  var old = 0.0;\n  if (inside) { old = f32(${old}); }` : ''}
-${[...Array(count).keys()].map((b) => `  let i${b} = ${itemOf(options, b)};`).join('\n')}
-${names.map((name) => `  var ${name} = 0.0;`).join('\n')}
-${isQuantised(format) ? blocksLoop(options, part, p, format) : rounds(options, part, p, x.width / loadWidth[x.type])}
-${sums.map((name, n) => `  { let sum = subgroupAdd(${name}); if (sub_lane == 0u) { partial[lane / ${lanes}u * ${sums.length}u + ${n}u] = sum; } }`).join('\n')}
-  workgroupBarrier();
-${finish(options, part, p, sums)}`;
-}
-
-function sumNames({ shape: { items: count, rows }, eps }: VectorOptions, { gate }: VectorPart): string[] {
-  const factors = gate ? ['w', 'u'] : ['w'];
-  const each = [...Array(count).keys()].flatMap((b) =>
-    [...Array(rows).keys()].flatMap((r) => factors.map((f) => `s${f}${b}_${r}`)),
+  const { domain, x, format, shape, eps } = options;
+  const { size, items: count, rows, ahead, lanes } = shape;
+  const loads = x.width / loadWidth[format];
+  const lane = upTo(loadsOfLane(options));
+  const batch = upTo(count);
+  const column = (n: number) =>
+    isWhole(options, n)
+      ? [`let column${n} = lane + ${n * size}u;`]
+      : [
+          `let inside${n} = lane + ${n * size}u < ${loads}u;`,
+          `let column${n} = min(lane + ${n * size}u, ${loads - 1}u);`,
+        ];
+  const item = (b: number) =>
+    `${itemAt[domain]}(${count === 1 ? 'group.y' : `min(group.y * ${count}u + ${b}u, last)`}).x`;
+  const streams = streamsOf(options, part);
+  const type = format === 'f32' ? 'vec4f' : 'vec4u';
+  const sums = upTo(ahead).flatMap((r) => factorsOf(part).flatMap((f) => batch.map((b) => `${f}${r}_sum${b}`)));
+  const squares = batch.map(
+    (b) =>
+      `{ let sum = subgroupAdd(squares${b}); if (sub_lane == 0u) { partial[${(sumsOf(options) - count + b) * (size / lanes)}u + lane / ${lanes}u] = sum; } }`,
   );
-  return eps === undefined ? each : [...each, ...[...Array(count).keys()].map((b) => `squares${b}`)];
-}
-
-/** The loads of the rows, in rounds; adds to the sums. */
-function rounds(options: VectorOptions, part: VectorPart, p: number, loads: number): string {
-  const { lanes, team, straight } = options.shape;
-  const stride = lanes * team;
-  if (!straight)
-    return `  for (var k = step; k < ${loads}u; k += ${stride}u) {
-${roundOf(options, part, p, 'k').flat().join('\n')}
-  }`;
-  // One after the other, all loads before any use. Beyond the end, the last load comes again, for zeros of x.
-  const all = [...Array(Math.ceil(loads / stride)).keys()].map((n) => {
-    const whole = (n + 1) * stride <= loads;
-    const at = `step + ${n * stride}u`;
-    const [before, after] = roundOf(options, part, p, `k${n}`, `r${n}_`, whole ? undefined : `${at} < ${loads}u`);
-    return { before: [`    let k${n} = ${whole ? at : `min(${at}, ${loads - 1}u)`};`, ...before], after };
-  });
-  return [...all.flatMap(({ before }) => before), ...all.flatMap(({ after }) => ['  {', ...after, '  }'])].join('\n');
-}
-
-/** A round at load `k` of the rows: its loads, their names with a prefix, and what is done with them; `inside`: x counts. */
-function roundOf(
-  options: VectorOptions,
-  { x: own, gate }: VectorPart,
-  p: number,
-  k: string,
-  prefix = '',
-  inside?: string,
-): readonly [loads: string[], uses: string[]] {
-  const { x, shape, eps } = options;
-  const chunks = [...Array(loadWidth[x.type] / 4).keys()];
-  const batch = [...Array(shape.items).keys()];
-  const factors = gate ? ['w', 'u'] : ['w'];
-  const outputs = [...Array(shape.rows).keys()];
-  const four = (load: string, c: number) =>
-    x.type === 'f32'
-      ? load
-      : `vec4f(unpack2x16float(${load}.${c ? 'z' : 'x'}), unpack2x16float(${load}.${c ? 'w' : 'y'}))`;
-  const first = (b: number) => firstOf(own ?? x, `i${b}`, loadWidth[x.type]);
-  const loads = [
-    ...outputs.flatMap((r) => factors.map((f) => `let ${prefix}${f}_${r} = ${f}${p}[row${r} + ${k}];`)),
-    ...batch.map((b) => `let ${prefix}x_${b} = ${own ? `x${p}` : 'x'}[${first(b)} + ${k}];`),
-    ...(eps === undefined ? [] : chunks.map((c) => `let ${prefix}norm${c} = norm[${k} * ${chunks.length}u + ${c}u];`)),
-  ];
-  const uses = batch.flatMap((b) =>
-    chunks.map((c) => {
-      const value = four(`${prefix}x_${b}`, c);
-      return `var x${b}_${c} = ${inside ? `select(vec4f(), ${value}, ${inside})` : value};`;
+  const body = (t: string, more?: string) => [
+    ...sums.map((name) => `var ${name} = 0.0;`),
+    ...upTo(ahead).flatMap((r) => turn(options, part, p, r, more)),
+    ...meet(sums, lanes, (index, value) => {
+      const at = rows === ahead ? index : `${t} * ${sums.length / ahead}u + ${index}`;
+      return `partial[(${at}) * ${size / lanes}u + lane / ${lanes}u] = ${value};`;
     }),
+  ];
+  return [
+    `let base = (place - ${begin}u) * ${rows}u;`,
+    ...lane.flatMap(column),
+    // Matrices come from afar: their loads begin before all else.
+    ...streams.map(({ name }) => `var ${name}: ${type};${isQuantised(format) ? ` var ${name}_scale: u32;` : ''}`),
+    ...upTo(ahead).flatMap((r) => fetch(options, part, p, r, `base + ${r}u`)),
+    ...batch.map((b) => `let i${b} = ${item(b)};`),
+    ...old(options, part, p),
+    ...featuresOfLane(options, part, p),
+    ...(rows === ahead
+      ? body('0u')
+      : [`for (var t = 0u; t < ${rows}u; t += ${ahead}u) {`, ...body('t', `t + ${ahead}u < ${rows}u`), '}']),
+    ...(eps === undefined ? [] : squares),
+    'workgroupBarrier();',
+    ...finish(options, part, p),
+  ]
+    .map((line) => `    ${line}`)
+    .join('\n');
+}
+
+interface Stream {
+  readonly name: string;
+  readonly factor: 'w' | 'u';
+  /** Which of the rows that are on their way, and which load of it. */
+  readonly r: number;
+  readonly n: number;
+}
+
+/** The loads that a lane has on their way. */
+function streamsOf(options: VectorOptions, part: VectorPart): Stream[] {
+  return upTo(options.shape.ahead).flatMap((r) =>
+    factorsOf(part).flatMap((factor) =>
+      upTo(loadsOfLane(options)).map((n) => ({ name: `${factor}${r}_${n}`, factor, r, n })),
+    ),
   );
-  if (eps !== undefined)
-    for (const c of chunks)
-      for (const b of batch)
-        uses.push(`squares${b} += dot(x${b}_${c}, x${b}_${c});`, `x${b}_${c} *= ${prefix}norm${c};`);
-  for (const r of outputs)
-    for (const f of factors) {
-      const values = chunks.map((c) => `let ${f}${r}_${c} = ${four(`${prefix}${f}_${r}`, c)};`);
-      const sums = batch.map(
-        (b) => `s${f}${b}_${r} += ${chunks.map((c) => `dot(x${b}_${c}, ${f}${r}_${c})`).join(' + ')};`,
-      );
-      uses.push(...values, ...sums);
-    }
-  const indent = (lines: readonly string[]) => lines.map((line) => `    ${line}`);
-  return [indent(loads), indent(uses)];
 }
 
-/** Adds what the subgroups of a team hold, one thread an item and output. */
-function finish(
-  { x, format, shape, eps }: VectorOptions,
-  { y, bias, gate, add }: VectorPart,
+/** Loads a row into the variables of the `r`-th on its way. */
+function fetch(options: VectorOptions, part: VectorPart, p: number, r: number, row: string): string[] {
+  const { x, format, shape } = options;
+  const { y } = part;
+  const at = y.width % shape.rows === 0 ? row : `min(${row}, ${y.width - 1}u)`;
+  const each = streamsOf(options, part).filter((stream) => stream.r === r);
+  return [
+    `{ let row = ${at};`,
+    ...each.flatMap(({ name, factor, n }) => [
+      `  ${name} = ${factor}${p}[row * ${x.width / loadWidth[format]}u + column${n}];`,
+      ...(isQuantised(format)
+        ? [
+            `  ${name}_scale = ${scaleWord(format, `${factor}${p}`, 'row', blockOf(format, `column${n}`), x.width, y.width)};`,
+          ]
+        : []),
+    ]),
+    '}',
+  ];
+}
+
+/** WGSL of the block of a load. */
+function blockOf(format: Format, load: string): string {
+  return `(${load} / ${blockSize / loadWidth[format]}u)`;
+}
+
+/** Takes the `r`-th row on its way: adds to its sums, after a later one is sent for if there is `more`. */
+function turn(options: VectorOptions, part: VectorPart, p: number, r: number, more?: string): string[] {
+  const { format, shape } = options;
+  const { items: count, ahead } = shape;
+  const each = streamsOf(options, part).filter((stream) => stream.r === r);
+  // A row has an even number of blocks, so that a lane's are all first or all second of a word of scales.
+  const scale = (name: string, n: number) =>
+    `unpack2x16float(${name}_scale_now)[${blockOf(format, `column${n}`)} % 2u]`;
+  return [
+    '{',
+    ...each.map(
+      ({ name }) => `let ${name}_now = ${name};${isQuantised(format) ? ` let ${name}_scale_now = ${name}_scale;` : ''}`,
+    ),
+    ...(more ? [`if (${more}) {`, ...fetch(options, part, p, r, `base + t + ${ahead + r}u`), '}'] : []),
+    ...each.flatMap(({ name, factor, n }) => {
+      const sums = upTo(count).map((b) => `${factor}${r}_sum${b}`);
+      return ['{', ...addLoad(options, n, `${name}_now`, scale(name, n), sums), '}'];
+    }),
+    '}',
+  ];
+}
+
+/**
+ * Sums of many values over a subgroup: two lanes exchange half of what they have, and add, until each has one value or a part of
+ * it. `put` gives the statement of the lane that has the value of an index.
+ */
+function meet(names: readonly string[], lanes: number, put: (index: string, value: string) => string): string[] {
+  const lines: string[] = [];
+  for (let at = 0; at < names.length; at += lanes) {
+    const own = names.slice(at, at + lanes);
+    let bit = 1;
+    for (let half = own.length / 2; half >= 1; half /= 2, bit *= 2)
+      for (let i = 0; i < half; i++) {
+        const [low, high] = [own[i]!, own[i + half]!];
+        const odd = `(sub_lane & ${bit}u) != 0u`;
+        lines.push(`{ let given = select(${high}, ${low}, ${odd}); let kept = select(${low}, ${high}, ${odd});`);
+        lines.push(`  ${low} = kept + subgroupShuffleXor(given, ${bit}u); }`);
+      }
+    for (; bit < lanes; bit *= 2) lines.push(`${own[0]} += subgroupShuffleXor(${own[0]}, ${bit}u);`);
+    const index = own.length === 1 ? `${at}u` : `${at}u + (reverseBits(sub_lane) >> ${32 - Math.log2(own.length)}u)`;
+    lines.push(`if (sub_lane < ${own.length}u) { ${put(index, own[0]!)} }`);
+  }
+  return lines;
+}
+
+/** The results that a thread writes: where, and what is added to them, which is loaded early. */
+function old(
+  { domain, shape: { items: count, rows, size } }: VectorOptions,
+  { y, add }: VectorPart,
   p: number,
-  sums: readonly string[],
-): string {
-  const { size, items: count, rows, team, lanes } = shape;
-  const outputs = (size / lanes / team) * rows;
-  const factors = gate ? 2 : 1;
-  const sum = (name: string, index: string, from = 'held', of = team) =>
-    [
-      `    var ${name} = 0.0;`,
-      `    for (var m = 0u; m < ${of}u; m++) { ${name} += partial[(${from} + m) * ${sums.length}u + ${index}]; }`,
-    ].join('\n');
-  // The squares are cut over a team, of quantised x over the whole workgroup.
-  const squares: [from: string, of: number] = isQuantised(format) ? ['0u', size / lanes] : ['held', team];
-  const root = eps === undefined ? '' : ` * inverseSqrt(squares / ${float(x.width)} + ${float(eps)})`;
-  const value = gate
-    ? `${activationName[gate]}(own${root}) * (other${root})`
-    : `own${root}${bias ? ` + bias${p}[o]` : ''}`;
-  return `  if (inside) {
-    let held = lane % ${outputs}u / ${rows}u * ${team}u;
-    let index = (b * ${rows}u + lane % ${rows}u) * ${factors}u;
-${sum('own', 'index')}
-${gate ? `${sum('other', 'index + 1u')}\n` : ''}${eps === undefined ? '' : `${sum('squares', `${count * rows * factors}u + b`, ...squares)}\n`}    y${p}[at] = ${y.type}(${add ? 'old + ' : ''}${value});
-  }`;
-}
-
-/** The cut that was fastest on an H200 (docs/results/webgpu-decode.md), where a workgroup may have `threads`. */
-export function vectorShape(
-  format: Format,
-  items: number,
-  lanes: number,
-  gated: boolean,
-  width: number,
-  threads = 256,
-): VectorShape {
-  if (isQuantised(format)) return { size: 256, items, rows: gated ? 1 : 2, team: 1, lanes, places: 1 };
-  const shape = { items, rows: gated || items > 4 ? 1 : 2, lanes, places: 8 };
-  if (width <= lanes * loadWidth[format]) return { ...shape, size: 128, team: 1, straight: true };
-  if (width % (8 * 8 * lanes) === 0) return { ...shape, size: 256, team: Math.min(8, 256 / lanes) };
-  const team = items <= 2 ? teamOf(format, lanes, width, threads) : undefined;
-  if (team) return { ...shape, size: team * lanes * Math.max(1, Math.floor(128 / team / lanes)), team, straight: true };
-  return { ...shape, size: 128, team: Math.min(4, 128 / lanes) };
-}
-
-/** As many subgroups as take the width in at most four rounds and leave few of their lanes idle in the last. */
-function teamOf(format: Element, lanes: number, width: number, threads: number): number | undefined {
-  const loads = width / loadWidth[format];
-  const most = Math.min(16, Math.floor(threads / lanes));
-  return [...Array(most + 1).keys()].find((team) => {
-    const turns = Math.ceil(loads / lanes / team);
-    return team >= 4 && turns <= 4 && turns * team * lanes <= 1.05 * loads;
+): string[] {
+  const source = add === 'own' ? `y${p}` : `z${p}`;
+  return upTo(Math.ceil((rows * count) / size)).flatMap((e) => {
+    const inside = [
+      `lane + ${e * size}u < ${rows * count}u`,
+      ...(y.width % rows === 0 ? [] : [`o${e} < ${y.width}u`]),
+      ...(count === 1 ? [] : [`group.y * ${count}u + b${e} <= last`]),
+    ];
+    const item = count === 1 ? 'group.y' : `min(group.y * ${count}u + b${e}, last)`;
+    return [
+      `let b${e} = (lane + ${e * size}u) / ${rows}u;`,
+      `let o${e} = base + (lane + ${e * size}u) % ${rows}u;`,
+      `let mine${e} = ${inside.join(' && ')};`,
+      `let at${e} = ${itemAt[domain]}(${item}).x * ${y.width}u + o${e};`,
+      ...(add ? [`var old${e} = 0.0;`, `if (mine${e}) { old${e} = f32(${source}[at${e}]); }`] : []),
+    ];
   });
 }
 
-/** How many items a kernel may take at a time: quantised ones lie in workgroup memory. */
-export function vectorItems(format: Format, width: number): readonly number[] {
-  if (!isQuantised(format)) return [1, 2, 4, 8];
-  return [1, 2].filter((items) => blocksBytes(width, items) <= blocksLimit);
-}
-
-/** Bytes of workgroup memory for x that every device has, beside what the sums take. */
-const blocksLimit = 15 * 1024;
-
-/** Whether products of so wide an x have kernels. */
-export function hasVector(format: Format, x: Shape): boolean {
-  if (isQuantised(format)) return x.width % blockSize === 0 && vectorItems(format, x.width).length > 0;
-  return format === x.type && x.width % loadWidth[x.type] === 0;
+/** Adds what the subgroups hold, one thread an item and output. */
+function finish(options: VectorOptions, part: VectorPart, p: number): string[] {
+  const { x, shape, eps } = options;
+  const { size, items: count, rows, lanes } = shape;
+  const { y, bias, gate, add } = part;
+  const factors = factorsOf(part).length;
+  const sum = (name: string, index: string) =>
+    `var ${name} = 0.0; for (var m = 0u; m < ${size / lanes}u; m++) { ${name} += partial[(${index}) * ${size / lanes}u + m]; }`;
+  return upTo(Math.ceil((rows * count) / size)).flatMap((e) => {
+    const index = (f: number) => `((o${e} - base) * ${factors}u + ${f}u) * ${count}u + b${e}`;
+    const root = eps === undefined ? '' : ` * inverseSqrt(squares / ${float(x.width)} + ${float(eps)})`;
+    const value = gate
+      ? `${activationName[gate]}(own${root}) * (other${root})`
+      : `own${root}${bias ? ` + bias${p}[o${e}]` : ''}`;
+    return [
+      `if (mine${e}) {`,
+      sum('own', index(0)),
+      ...(gate ? [sum('other', index(1))] : []),
+      ...(eps === undefined ? [] : [sum('squares', `${sumsOf(options) - count}u + b${e}`)]),
+      `y${p}[at${e}] = ${y.type}(${add ? `old${e} + ` : ''}${value});`,
+      '}',
+    ];
+  });
 }

@@ -22,15 +22,27 @@ export function bytesOf(format: Format, count: number): number {
   return (count * bits[format]) / 8 + 4 * Math.ceil(count / blockSize / 2);
 }
 
-/** WGSL for the word with the scales of block `at` and its neighbour. */
-export function scaleWord(format: Quantised, buffer: string, at: string, count: number): string {
-  const scales = (count * bits[format]) / 128;
+/** WGSL for the word with the scales of a block and its neighbour; the block's place in a row, of a matrix [outputs, width]. */
+export function scaleWord(
+  format: Quantised,
+  buffer: string,
+  row: string,
+  block: string,
+  width: number,
+  outputs: number,
+): string {
+  const scales = (outputs * width * bits[format]) / 128;
+  const blocks = width / blockSize;
+  // Where rows are whole loads of scales, what a lane reads of them does not depend on the row.
+  if (blocks % 8 === 0) return `${buffer}[${scales}u + ${row} * ${blocks / 8}u + ${block} / 8u][${block} / 2u % 4u]`;
+  const at = `(${row} * ${blocks}u + ${block})`;
   return `${buffer}[${scales}u + ${at} / 8u][${at} / 2u % 4u]`;
 }
 
 /** WGSL for the scale of a block; `at` is an u32 variable with its index. */
 function scaleOf(format: Quantised, buffer: string, at: string, count: number): string {
-  return `unpack2x16float(${scaleWord(format, buffer, at, count)})[${at} % 2u]`;
+  const scales = (count * bits[format]) / 128;
+  return `unpack2x16float(${buffer}[${scales}u + ${at} / 8u][${at} / 2u % 4u])[${at} % 2u]`;
 }
 
 /** Two blocks a thread. */

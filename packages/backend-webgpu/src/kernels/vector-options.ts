@@ -1,29 +1,28 @@
 import type { NodeOf } from '@dsla/spec';
 import type { Part, Shape } from './elementwise.js';
-import { type Domain, itemAt } from './kernel.js';
+import type { Domain, Element } from './kernel.js';
 import type { Format } from './quantise.js';
 
 type Activation = NodeOf<'activate'>['fn'];
 
 /**
- * How the work is cut: `items` at a time; `rows` outputs a team of `team` subgroups of `lanes`, which share the width of x;
- * workgroups of `size`, at least as many as a workgroup has items and outputs. Neighbouring workgroups read in `places` places of
- * the matrices: what runs at the same time then meets several pages of memory, which takes less time than one after the other.
+ * How the work is cut: workgroups of `size` lanes that share the width of x, `items` at a time, and go through `rows` outputs,
+ * `ahead` of them on their way before they are needed. Neighbouring workgroups read in `places` places of the matrices.
  */
 export interface VectorShape {
   readonly size: number;
   readonly items: number;
+  /** A multiple of `ahead`; both are powers of two. */
   readonly rows: number;
-  readonly team: number;
+  readonly ahead: number;
+  /** Of a subgroup. */
   readonly lanes: number;
   readonly places: number;
-  /** All rounds of loads begin at once, instead of one after the other. */
-  readonly straight?: boolean | undefined;
 }
 
 /** A product of the kernel: its output, and whether it has a bias. */
 export interface VectorPart {
-  /** An x of its own, as wide as the others': all parts have one or none. Not where matrices are quantised or x is normed. */
+  /** An x of its own, as wide as the others': all parts have one or none. Not where x is normed. */
   readonly x?: Part | undefined;
   readonly y: Shape;
   readonly bias: boolean;
@@ -44,13 +43,19 @@ export interface VectorOptions {
   readonly eps?: number | undefined;
 }
 
-/** WGSL of an item of the workgroup: of its last ones, several may be the same. */
-export function itemOf({ domain, shape: { items: count } }: VectorOptions, b: number): string {
-  return `${itemAt[domain]}(${count === 1 ? 'group.y' : `min(group.y * ${count}u + ${b}u, last)`}).x`;
-}
+/** Features that a load of 16 bytes takes. */
+export const loadWidth: Readonly<Record<Format, number>> = { f32: 4, f16: 8, q8: 16, q4: 32 };
 
 /** WGSL of the index of a load of x: `width` features each, the first of item `i`. */
 export function firstOf(x: Part, i: string, width: number): string {
   const { stride = x.width, from = 0 } = x;
   return `${i} * ${stride / width}u${from === 0 ? '' : ` + ${from / width}u`}`;
 }
+
+/** WGSL of the numbers in a load, as vectors of four. */
+export function foursOf(type: Element, load: string): string[] {
+  if (type === 'f32') return [load];
+  return ['xy', 'zw'].map(([a, b]) => `vec4f(unpack2x16float(${load}.${a}), unpack2x16float(${load}.${b}))`);
+}
+
+export const upTo = (count: number): number[] => [...Array(count).keys()];
