@@ -27,7 +27,7 @@ for n, buf in m.named_buffers():
     if 'inv_freq' in n: buf.copy_(1.0 / (10000 ** (torch.arange(0, buf.numel() * 2, 2, device=dev, dtype=torch.float32) / (2 * buf.numel()))))
 m.eval(); v = f'torch {torch.__version__}, transformers {transformers.__version__}'
 with torch.inference_mode():
-    for T in ([16, 32] if tiny else [2048, 8192]):
+    for T in ([16, 32] if tiny else [2048, 8192, 32768]):
         ids = torch.randint(0, 1000, (1, T), device=dev)
         say(peer='prefill, SDPA', tokens=T, milliseconds=timed(lambda: m(ids, use_cache=True, logits_to_keep=1), 5), versions=v)
     cache = None
