@@ -28,6 +28,9 @@ interface Line {
   readonly at?: number;
   readonly deviceFree?: number;
   readonly rss?: number;
+  /** What was made and ended so often, and live bytes of the C library's heap then (left.ts). */
+  readonly thing?: string;
+  readonly live?: number;
   /** Whether the process lives, a device opened afterwards computes the same, and bytes free on the device before and after. */
   readonly lives?: boolean;
   readonly same?: boolean;
@@ -143,6 +146,18 @@ function summarised(run: Line, all: readonly Line[]): Summary[] {
   ];
 }
 
+/** First and last count of every thing. */
+function left(all: readonly Line[]): (string | number | undefined)[][] {
+  const counts = all.filter(({ test }) => test === 'left');
+  return counts.flatMap((last, index) => {
+    const { code, thing, at, live } = last;
+    if (counts[index + 1]?.thing === thing && counts[index + 1]?.code === code) return [];
+    const first = counts.find((line) => line.thing === thing && line.code === code)!;
+    const each = (live! - first.live!) / (at! - first.at!);
+    return [[code, thing, at, ...[first.live!, live!, each].map((bytes) => (bytes / 1024).toFixed(1))]];
+  });
+}
+
 function phaseOf({ test }: Line): 'prefill' | 'decode' | undefined {
   return test === ahead ? 'decode' : test === 'prefill' || test === 'decode' ? test : undefined;
 }
@@ -235,9 +250,19 @@ ${table(
   ['code', 'model', 'done', 'number', 'free on the device, MB', 'process on the host, MB'],
   all.flatMap(({ code, shape, layers, test, at, deviceFree, rss }) => {
     const model = `${shape}, layers: ${layers}`;
-    return at === undefined ? [] : [[code, model, test, at, megabytes(deviceFree!), megabytes(rss!)]];
+    return at === undefined || test === 'left'
+      ? []
+      : [[code, model, test, at, megabytes(deviceFree!), megabytes(rss!)]];
   }),
 )}
+
+## Host memory that is not given back
+
+What is made and ended again and again, and live bytes of the C library's heap. A session is one product, made and ended through ONNX
+Runtime's C API, with nothing of ours; a device computes a prompt of a small model. Devices therefore leave their sessions, their stream
+and their thread to the next one.
+
+${table(['code', 'made and ended', 'times', 'live after the first ten, KB', 'at the end, KB', 'KB each'], left(all))}
 
 ## Faults
 
