@@ -16,15 +16,16 @@ try:
     from fla.ops.simple_gla import chunk_simple_gla
 except ImportError:
     fla = None
+def given(tokens): return [torch.randn(1, tokens, 32, 128, device='cuda', dtype=torch.float16) for _ in range(3)]
 with torch.no_grad():
     for tokens in (8192, 32768):
-        q, k, v = (torch.randn(1, tokens, 32, 128, device='cuda', dtype=torch.float16) for _ in range(3))
-        gates = (torch.nn.functional.logsigmoid(torch.randn(1, tokens, 32, 128, device='cuda') * 2 + 2) / 16).half()
-        a, b, c = (x.transpose(1, 2) for x in (q, k, v))
+        a, b, c = (x.transpose(1, 2) for x in given(tokens))
         attention = torch.nn.functional.scaled_dot_product_attention
         say(peer='SDPA', tokens=tokens, milliseconds=timed(lambda: attention(a, b, c, is_causal=True)), versions=f'torch {torch.__version__}')
-        if fla is None: continue
+    for tokens in (8192, 32768) if fla else ():
+        q, k, v = given(tokens)
+        gates = (torch.nn.functional.logsigmoid(torch.randn(1, tokens, 32, 128, device='cuda') * 2 + 2) / 16).half()
+        scalar = gates[..., 0].contiguous()
         versions = f'flash-linear-attention {fla.__version__}, torch {torch.__version__}'
         say(peer='chunk_gla', tokens=tokens, milliseconds=timed(lambda: chunk_gla(q, k, v, gates)), versions=versions)
-        scalar = gates[..., 0].contiguous()
         say(peer='chunk_simple_gla', tokens=tokens, milliseconds=timed(lambda: chunk_simple_gla(q, k, v, scalar)), versions=versions)

@@ -1,5 +1,4 @@
-import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { referenceBackend } from '@dsla/reference';
@@ -17,17 +16,14 @@ import {
 } from '@dsla/spec';
 import koffi from 'koffi';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { emulated, type Memory, ratio, runs, withWhat } from '../../test/emulate.js';
+import { compilerLibrary, openCompiler } from './compile.js';
 import { replayOperator } from './dual-fold.js';
 import { absorbOperator, dualOperator, takesDual } from './dual-operator.js';
 import { dualStepOperator } from './dual-step.js';
-import { instructions } from './matrices.js';
-import type { NamedOperator } from './named.js';
-import type { Operator } from './operator.js';
 
 // The kernels as C++ on the CPU (test/emulate.h) against the definition: prompts of several chunks that begin where the last ended.
 
-const compiler = ['c++', 'g++', 'clang++'].find((name) => spawnSync(name, ['--version']).status === 0);
-const runs = process.platform === 'linux' && compiler !== undefined;
 const heads = 2;
 const [headDim, rows] = [24, 8];
 const plain: DualForm = {
@@ -54,8 +50,6 @@ const forms: readonly (readonly [string, DualForm])[] = [
   ['foldable', foldable],
   ['foldable, rope in the state', { ...foldable, ropeInState: true, kvHeads: 2 }],
 ];
-
-type Memory = Readonly<Record<string, Float32Array | Uint16Array | BigInt64Array>>;
 
 /** float16 numbers, the same for every seed. */
 function numbers(length: number, seed: number, mean = 0, spread = 1): Float32Array {
@@ -169,7 +163,7 @@ function computed(
         keptGates: gates!,
       }),
       ...Object.fromEntries(
-        ['decays', 'starts', 'sums', 'phiQ', 'phiK', 'value', 'fades', 'exact', 'shares'].map((name) => [
+        ['decays', 'starts', 'sums', 'phiQ', 'phiK', 'value', 'fades', 'exact', 'shares', 'parts'].map((name) => [
           name,
           room((count + 64) * heads * features * form.states * headDim),
         ]),
@@ -197,55 +191,6 @@ function rotated(x: Float32Array, past: number, width: number): Float32Array {
   });
 }
 
-/** Compiles an operator's kernels as C++; the result runs them on memory by name. */
-function emulated(
-  operator: NamedOperator,
-  folder: string,
-): (memory: Memory, sizes: Readonly<Record<string, number>>) => void {
-  const path = join(folder, `${operator.launches[0]!.kernel}${libraries++}`);
-  const source = operator.source
-    .replace(instructions, '')
-    .replaceAll('extern __shared__ __align__(16) unsigned char shared[];', '')
-    .replaceAll('extern "C" __global__', 'static');
-  const entries = operator.launches.map(
-    ({
-      kernel,
-    }) => `extern "C" void run_${kernel}(unsigned x, unsigned y, unsigned z, unsigned threads, const uint64_t *given) {
-  launch([](const uint64_t *all) { call(${kernel}, all); }, x, y, z, threads, given);
-}`,
-  );
-  writeFileSync(`${path}.cpp`, [source, ...entries].join('\n'));
-  const header = new URL('../../test/emulate.h', import.meta.url).pathname;
-  const flags = ['-O1', '-w', '-std=c++20', '-shared', '-fPIC', '-include', header, `${path}.cpp`, '-o', `${path}.so`];
-  const made = spawnSync(compiler!, flags, { encoding: 'utf8' });
-  if (made.status !== 0) throw new Error(made.stderr);
-  const library = koffi.load(`${path}.so`);
-  return (memory, sizes) => {
-    const pointers = [...operator.inputNames, ...operator.outputNames].map((name) => koffi.address(memory[name]!));
-    const named = new Set(operator.inputs.flatMap(({ dims }) => dims.filter((size) => typeof size === 'string')));
-    const given = BigUint64Array.from([...pointers, ...Array.from(named, (name) => BigInt(sizes[name]!))]);
-    for (const { kernel, grid, threads } of operator.launches) {
-      const run = library.func(`run_${kernel}`, 'void', ['uint', 'uint', 'uint', 'uint', 'uint64_t *']);
-      const [x, y = 1, z = 1] = grid.map((size) => blocksOf(size, sizes));
-      run(x, y, z, threads, given);
-    }
-  };
-}
-let libraries = 0;
-
-function blocksOf(size: Operator['launches'][number]['grid'][number], sizes: Readonly<Record<string, number>>): number {
-  if (typeof size === 'number') return size;
-  if (typeof size === 'string') return sizes[size]!;
-  if ('times' in size) return size.times.reduce<number>((product, each) => product * blocksOf(each, sizes), 1);
-  return Math.ceil(blocksOf(size.blocks, sizes) / size.by);
-}
-
-function ratio(got: Float32Array, want: Float32Array): number {
-  const square = (values: Float32Array): number => values.reduce((sum, x) => sum + x * x, 0);
-  return Math.sqrt(square(want.map((x, at) => x - got[at]!)) / (square(want) || 1));
-}
-
-const withWhat = runs ? compiler : 'skipped: no C++ compiler on Linux';
 describe.skipIf(!runs)(`kernels of dual linear attention (${withWhat})`, () => {
   const folder = mkdtempSync(join(tmpdir(), 'dsla-kernels-'));
   let reference: Device;
@@ -331,5 +276,36 @@ describe.skipIf(!runs)(`kernels of dual linear attention (${withWhat})`, () => {
       Float32Array.from({ length: tokens * width }, (_, at) => (at < count * width ? x[first * width + at]! : 0));
     expect(ratio(fromFloat16(plain), entered(plainKeys))).toBeLessThan(1e-3);
     expect(fromFloat16(v)).toEqual(entered(values));
+  });
+});
+
+const library = [13, 12].map(compilerLibrary).find((name) => {
+  try {
+    return koffi.load(name);
+  } catch {
+    return false;
+  }
+});
+const withNvrtc = library ?? 'skipped: the loader finds no libnvrtc';
+
+describe.skipIf(library === undefined)(`CUDA C of dual linear attention (${withNvrtc})`, () => {
+  const wide = { kvHeads: 32, headDim: 128 };
+  const large = { heads: 32, scale: 0.1, mixPerHead: true };
+  const operators = [
+    dualOperator({ ...large, reads: true, form: { ...plain, ...wide }, features: 128 }),
+    dualOperator({ ...large, reads: true, form: { ...plain, ...wide, gate: 'vector' }, features: 128 }),
+    dualOperator({ ...large, reads: true, form: { ...foldable, ...wide }, features: 256 }),
+    dualStepOperator({ ...large, form: { ...foldable, ...wide }, features: 256 }),
+    absorbOperator({ ...foldable, ...wide }, 256),
+    replayOperator(foldable),
+  ];
+
+  it.each(operators)('$name becomes machine code', async ({ name, source }) => {
+    const nvrtc = await openCompiler(library!);
+    expect((await nvrtc.compile(name, source, 'sm_90a')).length).toBeGreaterThan(0);
+  });
+
+  it.each(operators)('$name fits into what ONNX Runtime is told', ({ name }) => {
+    expect(name.length).toBeLessThan(240); // operators.js
   });
 });
