@@ -68,7 +68,7 @@ export interface Session {
 }
 
 /** Of the inputs of an operator, by name. */
-export type Sizes = ReadonlyMap<string, number>;
+type Sizes = ReadonlyMap<string, number>;
 
 /** What an error names: `layers.3 row 2`. */
 export interface CommandPlace {
