@@ -6,13 +6,20 @@ import { useSwiftShader } from './swiftshader.js';
 const obstacle = useSwiftShader();
 
 describe.skipIf(obstacle)(`the selective scan${obstacle ? ` (${obstacle})` : ''}`, () => {
-  it('goes through rows of any length', async () => {
+  // Entries of a state and where dt is cut: within a head and at no multiple of four; between heads, all in fours.
+  it.each([
+    [6, 4, 4],
+    [6, 3, 3],
+    [24, 8, 12],
+    [160, 16, 80],
+  ])('of %i channels with %i entries goes through rows of any length', async (channels, n, cut) => {
     const rows = [
       { slot: 1, past: 0, count: 600 },
       { slot: 0, past: 9, count: 3 },
       { slot: 2, past: 5, count: 70 },
     ];
-    const [heads, channels, n] = [2, 6, 4];
+    const heads = 2;
+    const rest = channels - cut;
     const type = 'f32';
     // dt lies in two halves, the second before b, and is activated.
     const shape: scan.ScanShape = {
@@ -23,12 +30,12 @@ describe.skipIf(obstacle)(`the selective scan${obstacle ? ` (${obstacle})` : ''}
       sources: [type, type, type],
       dt: {
         parts: [
-          { width: 4, type, source: 0 },
-          { width: 2, type, source: 1, stride: 2 + heads * n },
+          { width: cut, type, source: 0 },
+          { width: rest, type, source: 1, stride: rest + heads * n },
         ],
         fn: 'softplus',
       },
-      b: { parts: [{ width: heads * n, type, source: 1, stride: 2 + heads * n, from: 2 }] },
+      b: { parts: [{ width: heads * n, type, source: 1, stride: rest + heads * n, from: rest }] },
       c: { parts: [{ width: heads * n, type, source: 2 }] },
       gate: { fn: 'silu', type },
     };
@@ -65,8 +72,8 @@ describe.skipIf(obstacle)(`the selective scan${obstacle ? ` (${obstacle})` : ''}
     const take = (from: Float32Array, width: number, first: number, last: number) =>
       Array.from({ length: tokens }, (_, at) => [...from.subarray(at * width + first, at * width + last)]);
     const [low, high, shared] = [
-      take(before, channels, 0, 4),
-      take(before, channels, 4, channels),
+      take(before, channels, 0, cut),
+      take(before, channels, cut, channels),
       take(b, heads * n, 0, heads * n),
     ];
     const second = high.map((own, at) => [...own, ...shared[at]!]);

@@ -50,8 +50,8 @@ ${shortOnly ? `  if (row.w > ${shortRow}u) { return; }\n` : ''}  let channel = i
   });
 }
 
-/** Channels and tokens of a thread of convTiles, and threads side by side. */
-const [together, stretch, side] = [8, 16, 64];
+/** Channels and tokens of a thread of convTiles, tokens that it loads at once, and threads side by side. */
+const [together, stretch, ahead, side] = [8, 32, 4, 64];
 
 /** Whether there is convTiles for values of this kind. */
 export function convTileable(x: Shape, y: Shape): boolean {
@@ -82,11 +82,16 @@ export function convTiles(
     `vec4f(${upTo(4)
       .map((e) => of(first + e))
       .join(', ')})`;
-  const declared = halves.flatMap(({ name, first }) => [
-    ...upTo(taps).map((j) => `  let w_${name}${j} = ${four((e) => `w[(channel + ${e}u) * ${taps}u + ${j}u]`, first)};`),
-    `  let b_${name} = ${bias ? four((e) => `bias[channel + ${e}u]`, first) : 'vec4f()'};`,
-    ...upTo(taps).map((j) => `  var x_${name}${j} = vec4f();`),
-  ]);
+  const wide = taps === 4; // all taps of a channel by one load
+  const tap = (e: number, j: number) => (wide ? `taps${e}[${j}]` : `w[(channel + ${e}u) * ${taps}u + ${j}u]`);
+  const declared = [
+    ...upTo(wide ? together : 0).map((e) => `  let taps${e} = w[channel + ${e}u];`),
+    ...halves.flatMap(({ name, first }) => [
+      ...upTo(taps).map((j) => `  let w_${name}${j} = ${four((e) => tap(e, j), first)};`),
+      `  let b_${name} = ${bias ? four((e) => `bias[channel + ${e}u]`, first) : 'vec4f()'};`,
+      ...upTo(taps).map((j) => `  var x_${name}${j} = vec4f();`),
+    ]),
+  ];
   const before = upTo(past).map(
     (j) => `  if (begin + ${j}u >= ${past}u) {
     let old = x[(row.z + begin + ${j}u - ${past}u) * ${eights}u + eight];
@@ -111,7 +116,7 @@ ${halves.map(({ name, first }) => `    x_${name}${j} = ${four((e) => `f32(state[
     name: fn ? `conv-tiles-${fn}` : 'conv-tiles',
     buffers: {
       x: ['vec4u', 'read'],
-      w: ['f32', 'read'],
+      w: [wide ? 'vec4f' : 'f32', 'read'],
       ...(bias && { bias: ['f32', 'read'] as const }),
       state: [state, 'read'],
       y: ['vec4u', 'write'],
@@ -127,15 +132,23 @@ ${halves.map(({ name, first }) => `    x_${name}${j} = ${four((e) => `f32(state[
   let channel = eight * ${together}u;
 ${declared.join('\n')}
 ${before.join('\n')}
-  for (var t = begin; t < end; t++) {
-    let own = x[(row.z + t) * ${eights}u + eight];
-    x_low${past} = low_of(own);
-    x_high${past} = high_of(own);
-    let low = ${sum('low')};
-    let high = ${sum('high')};
-    y[(row.z + t) * ${eights}u + eight] = eight_of(${value('low')}, ${value('high')});
+  for (var t = begin; t < end; t += ${ahead}u) {
+${upTo(ahead)
+  .map((u) => `    let own${u} = x[(row.z + min(t + ${u}u, end - 1u)) * ${eights}u + eight];`)
+  .join('\n')}
+${upTo(ahead)
+  .map(
+    (u) => `    if (t + ${u}u < end) {
+      x_low${past} = low_of(own${u});
+      x_high${past} = high_of(own${u});
+      let low = ${sum('low')};
+      let high = ${sum('high')};
+      y[(row.z + t + ${u}u) * ${eights}u + eight] = eight_of(${value('low')}, ${value('high')});
 ${upTo(past)
-  .map((j) => `    x_low${j} = x_low${j + 1};\n    x_high${j} = x_high${j + 1};`)
+  .map((j) => `      x_low${j} = x_low${j + 1};\n      x_high${j} = x_high${j + 1};`)
+  .join('\n')}
+    }`,
+  )
   .join('\n')}
   }`,
   });

@@ -18,7 +18,9 @@ function turnsOf(
 
 /** WGSL of the workgroup memory of featuresOf. */
 export function featureMemory({ width }: DualShape): string {
-  return `var<workgroup> mapped: array<f32, ${width / 2}>;\nvar<workgroup> shares: array<f32, ${(width / 2) * team}>;`;
+  const half = width / 2;
+  return `var<workgroup> mapped: array<${half % 4 === 0 ? `vec4f, ${half / 4}` : `f32, ${half}`}>;
+var<workgroup> shares: array<f32, ${half * team}>;`;
 }
 
 /** WGSL that loads a lane's part of the map of a head. */
@@ -36,7 +38,7 @@ export function mapLoads(shape: DualShape, size: number, of: 'key' | 'query', he
     .join('\n');
 }
 
-/** WGSL of phi of the vector of that number to the record, with what mapLoads has loaded; every lane finds the bound. */
+/** WGSL of phi of the vector of that number to the record, with what mapLoads has loaded. */
 export function featuresOf(shape: DualShape, size: number, of: 'key' | 'query', vector: string): string {
   const half = shape.width / 2;
   const { words, numbersOf, product } = readingOf(shape);
@@ -56,20 +58,33 @@ export function featuresOf(shape: DualShape, size: number, of: 'key' | 'query', 
       ? `      ${put}`
       : `      if (lane + ${k * size}u < ${half * team}u) {\n  ${put}\n      }`;
   };
-  const sum = upTo(team).map((m) => `shares[f * ${team}u + ${m}u]`);
-  const value = (sign: string) => `exp(${sign}mapped[f] - bound)`;
+  const sum = (f: string) =>
+    upTo(team)
+      .map((m) => `shares[(${f}) * ${team}u + ${m}u]`)
+      .join(' + ');
+  const [each, own] = half % 4 === 0 ? [4, 'mapped[f / 4u][f % 4u]'] : [1, 'mapped[f]'];
+  const sums =
+    each === 4
+      ? `vec4f(${upTo(4)
+          .map((e) => sum(`4u * f + ${e}u`))
+          .join(', ')})`
+      : sum('f');
+  const value = (sign: string) => `exp(${sign}${own} - bound)`;
   const put = (sign: string) => (of === 'key' ? `select(0.0, ${value(sign)}, valid)` : value(sign));
   return `    {
       let member = lane % ${team}u;
 ${turns.map(share).join('\n')}
       workgroupBarrier();
-      for (var f = lane; f < ${half}u; f += ${size}u) { mapped[f] = ${sum.join(' + ')}; }
+      for (var f = lane; f < ${half / each}u; f += ${size}u) { mapped[f] = ${sums}; }
       workgroupBarrier();
-      var bound = 0.0;
-      for (var f = 0u; f < ${half}u; f++) { bound = max(bound, abs(mapped[f])); }
-      for (var f = lane; f < ${half}u; f += ${size}u) {
-        record[${to} + f] = ${put('')};
-        record[${to} + ${half}u + f] = ${put('-')};
+      if (lane < ${half}u) {
+        var all = abs(mapped[0]);
+        for (var f = 1u; f < ${half / each}u; f++) { all = max(all, abs(mapped[f])); }
+        let bound = ${each === 4 ? 'max(max(all.x, all.y), max(all.z, all.w))' : 'all'};
+        for (var f = lane; f < ${half}u; f += ${size}u) {
+          record[${to} + f] = ${put('')};
+          record[${to} + ${half}u + f] = ${put('-')};
+        }
       }
     }`;
 }

@@ -8,6 +8,10 @@ import { upTo } from './matrices.js';
 
 /** Tokens that are staged at once, lanes of a workgroup, tokens between two looks at whether there are more. */
 const [staged, lanes, unrolled] = [16, 128, 4];
+/** Channels of a workgroup at most: workgroup memory is small. */
+const most = 32;
+/** Numbers between the sums of the lanes of a channel beyond those of all channels: so they lie in different banks. */
+const pad = 8;
 
 type ScanPart = Part & { readonly source: number };
 
@@ -43,26 +47,22 @@ interface Cut {
   readonly blocks: number;
   /** WGSL type of the entries of a lane. */
   readonly several: 'vec4f' | 'f32';
-  /** Turns in which the lanes load and write [staged, across] pairs of a token and a channel, and load [staged, team] entries. */
-  readonly pairs: readonly number[];
-  readonly shares: readonly number[];
+  /** Features of a load of an operand, four where all are aligned, and the WGSL type of its numbers. */
+  readonly each: 1 | 4;
+  readonly numbers: 'vec4f' | 'f32';
 }
 
-function cutOf({ heads, channels, n }: ScanShape): Cut {
+function cutOf(shape: ScanShape): Cut {
+  const { heads, channels, n, dt, b, c } = shape;
   const entries = n % 4 === 0 ? 4 : 1;
   const team = n / entries;
-  const across = Math.max(Math.floor(lanes / team), 1);
-  const size = across * team;
-  return {
-    entries,
-    team,
-    across,
-    size,
-    blocks: Math.ceil(channels / heads / across),
-    several: entries === 4 ? 'vec4f' : 'f32',
-    pairs: upTo(Math.ceil((staged * across) / size)),
-    shares: upTo(Math.ceil((staged * team) / size)),
-  };
+  const across = Math.min(Math.max(Math.floor(lanes / team), 1), most);
+  const parts = [dt, b, c].flatMap((operand) => operand.parts);
+  const places = parts.flatMap(({ width, stride = width, from = 0 }) => [width, stride, from]);
+  const aligned = [...places, channels / heads, across, entries].every((number) => number % 4 === 0);
+  const blocks = Math.ceil(channels / heads / across);
+  const [several, numbers] = [entries === 4 ? 'vec4f' : 'f32', aligned ? 'vec4f' : 'f32'] as const;
+  return { entries, team, across, size: across * team, blocks, several, each: aligned ? 4 : 1, numbers };
 }
 
 /** Workgroups of a row. */
@@ -75,11 +75,18 @@ const activated = (fn: Activation | undefined, value: string): string =>
 
 type Name = 'dt' | 'b' | 'c';
 
-/** WGSL of a feature of an operand that lies in a part which begins at `begin`; f of dt is left to those who call it. */
-function read({ dt, b, c }: ScanShape, name: Name, part: ScanPart, begin: number, feature: string): string {
+/** WGSL of the type of a load, and of the numbers in one. */
+const loadType = (type: Element, each: 1 | 4): string => (each === 1 ? type : type === 'f16' ? 'vec2u' : 'vec4f');
+function numbersOf(type: Element, each: 1 | 4, load: string): string {
+  if (each === 1) return `f32(${load})`;
+  return type === 'f16' ? `four_of(${load})` : load;
+}
+
+/** WGSL of the numbers of an operand from a feature on, which lie in a part that begins at `begin`. */
+function read(shape: ScanShape, each: 1 | 4, part: ScanPart, begin: number, feature: string): string {
   const { source, width, stride = width, from = 0 } = part;
-  const value = `f32(source${source}[token * ${stride}u + ${feature} + ${from}u - ${begin}u])`;
-  return name === 'dt' ? value : activated({ dt, b, c }[name].fn, value);
+  const at = `(token * ${stride}u + ${feature} + ${from}u - ${begin}u) / ${each}u`;
+  return numbersOf(shape.sources[source]!, each, `source${source}[${at}]`);
 }
 
 /** Parts of an operand, and where they begin. */
@@ -93,28 +100,29 @@ function partsOf({ parts }: ScanOperand): { readonly part: ScanPart; readonly be
 }
 
 /** How the features of a head are read: where they lie in one part of an operand without asking in which. */
-function readers(shape: ScanShape, head: number): Readonly<Record<Name, (feature: string) => string>> {
+function readers(shape: ScanShape, each: 1 | 4, head: number): Readonly<Record<Name, (feature: string) => string>> {
   const { heads, channels, n } = shape;
   const reader = (name: Name, width: number) => {
     const parts = partsOf(shape[name]);
     const own = parts.find(({ part, begin }) => begin <= head * width && (head + 1) * width <= begin + part.width);
     return (feature: string) =>
-      own ? read(shape, name, own.part, own.begin, feature) : `${name}_at(token, ${feature})`;
+      own ? read(shape, each, own.part, own.begin, feature) : `${name}_at(token, ${feature})`;
   };
   return { dt: reader('dt', channels / heads), b: reader('b', n), c: reader('c', n) };
 }
 
 /** WGSL of the functions `{name}_at` of a token and a feature, which ask. */
-function functions(shape: ScanShape): string {
+function functions(shape: ScanShape, { each, numbers }: Cut): string {
   const reader = (name: Name): string => {
     const parts = partsOf(shape[name]);
     const lines = parts.map(({ part, begin }, index) => {
-      const line = `return ${read(shape, name, part, begin, 'feature')};`;
+      const line = `return ${read(shape, each, part, begin, 'feature')};`;
       return index === parts.length - 1 ? `  ${line}` : `  if (feature < ${begin + part.width}u) { ${line} }`;
     });
-    return `fn ${name}_at(token: u32, feature: u32) -> f32 {\n${lines.join('\n')}\n}`;
+    return `fn ${name}_at(token: u32, feature: u32) -> ${numbers} {\n${lines.join('\n')}\n}`;
   };
-  return [logFunctions, activationFunctions, reader('dt'), reader('b'), reader('c')].join('\n');
+  const four = 'fn four_of(a: vec2u) -> vec4f { return vec4f(unpack2x16float(a.x), unpack2x16float(a.y)); }';
+  return [logFunctions, activationFunctions, four, reader('dt'), reader('b'), reader('c')].join('\n');
 }
 
 /**
@@ -124,25 +132,28 @@ function functions(shape: ScanShape): string {
 export function selectiveScan(shape: ScanShape): Kernel {
   const { heads, channels, type, sources, gate } = shape;
   const cut = cutOf(shape);
-  const { team, across, size, blocks, several } = cut;
+  const { team, across, size, blocks, several, each, numbers } = cut;
   const width = channels / heads;
   const next = loadedOf(shape, cut).map(([name, of]) => `  var next_${name} = ${of}();`);
+  const values = (staged * across) / each;
   return kernel({
     name: 'selective-scan',
     buffers: {
-      x: [type, 'read'],
-      ...Object.fromEntries(sources.map((of, index) => [`source${index}`, [of, 'read'] as const])),
+      x: [loadType(type, each), 'read'],
+      ...Object.fromEntries(sources.map((of, index) => [`source${index}`, [loadType(of, each), 'read'] as const])),
       log_a: [several, 'read'],
       d: ['f32', 'read'],
-      ...(gate ? { z: [gate.type, 'read'] as const } : {}),
+      ...(gate ? { z: [loadType(gate.type, each), 'read'] as const } : {}),
       y: [type, 'write'],
       state: [several, 'write'],
     },
-    module: `${functions(shape)}
-var<workgroup> steps: array<vec2f, ${staged * across}>; // dt and dt x
+    module: `${functions(shape, cut)}
+var<workgroup> steps: array<${numbers}, ${values}>;
+var<workgroup> values: array<${numbers}, ${values}>; // x
+${gate ? `var<workgroup> gates: array<${numbers}, ${values}>;` : ''}
 var<workgroup> inputs: array<${several}, ${staged * team}>;
 var<workgroup> outputs: array<${several}, ${staged * team}>;
-var<workgroup> sums: array<f32, ${staged * size}>;`,
+var<workgroup> sums: array<f32, ${staged * team * (across + pad)}>;`,
     size,
     main: `  let row = row_at(group.y);
   if (row.w == 0u) { return; }
@@ -155,6 +166,8 @@ var<workgroup> sums: array<f32, ${staged * size}>;`,
   let cell = (row.x * ${channels}u + channel) * ${team}u + member;
   var s = state[cell];
   let a = -exp(log_a[channel * ${team}u + member]) * ${float(Math.LOG2E)};
+  let written = first + lane % ${across}u;
+  let skip = d[min(written, last)];
 ${next.join('\n')}
 ${load(shape, cut, '0u')}
   for (var start = 0u; start < row.w; start += ${staged}u) {
@@ -169,23 +182,37 @@ ${upTo(unrolled)
     }
     workgroupBarrier();
 ${write(shape, cut)}
+    workgroupBarrier();
   }
   if (first + local <= last) { state[cell] = s; }`,
   });
 }
 
+/** Turns in which the lanes load, stage or write so many. */
+const turnsOf = (count: number, { size }: Cut): number[] => upTo(Math.ceil(count / size));
+/** Loads of channels, and of entries, of the tokens that are staged. */
+const channelLoads = ({ across, each }: Cut): number => (staged * across) / each;
+const entryLoads = ({ team }: Cut): number => staged * team;
+
 /** What a lane has under way, by name and WGSL type. */
-function loadedOf({ gate }: ScanShape, { pairs, shares, several }: Cut): [name: string, type: string][] {
+function loadedOf({ gate }: ScanShape, cut: Cut): [name: string, type: string][] {
   const own = ['x', 'dt', ...(gate ? ['z'] : [])];
   return [
-    ...pairs.flatMap((k) => own.map((name): [string, string] => [`${name}${k}`, 'f32'])),
-    ...shares.flatMap((k) => ['b', 'c'].map((name): [string, string] => [`${name}${k}`, several])),
+    ...turnsOf(channelLoads(cut), cut).flatMap((k) =>
+      own.map((name): [string, string] => [`${name}${k}`, cut.numbers]),
+    ),
+    ...turnsOf(entryLoads(cut), cut).flatMap((k) =>
+      ['b', 'c'].map((name): [string, string] => [`${name}${k}`, cut.several]),
+    ),
   ];
 }
 
-/** Loads of the tokens from `start` on, for heads whose operands lie elsewhere on branches of their own: one that each load has would make it wait. */
+/**
+ * Loads of the tokens from `start` on. Heads whose operands lie elsewhere have a branch of their own: one that each load has would
+ * make it wait.
+ */
 function load(shape: ScanShape, cut: Cut, start: string): string {
-  const bodies = upTo(shape.heads).map((head) => loads(shape, cut, start, readers(shape, head)));
+  const bodies = upTo(shape.heads).map((head) => loads(shape, cut, start, readers(shape, cut.each, head)));
   const last = bodies.length - 1;
   const ends = bodies.flatMap((body, head) => (head === last || body !== bodies[head + 1] ? [{ body, head }] : []));
   if (ends.length === 1) return bodies[0]!;
@@ -196,28 +223,31 @@ function load(shape: ScanShape, cut: Cut, start: string): string {
 }
 
 /** As load, of one head; beyond the last token it is loaded again. */
-function loads(
-  shape: ScanShape,
-  { entries, team, across, size, several, pairs, shares }: Cut,
-  start: string,
-  at: ReturnType<typeof readers>,
-): string {
-  const { channels, n, gate } = shape;
+function loads(shape: ScanShape, cut: Cut, start: string, at: ReturnType<typeof readers>): string {
+  const { channels, n, gate, type } = shape;
+  const { entries, team, across, size, several, each } = cut;
   const token = (width: number) => `row.z + min(${start} + e / ${width}u, row.w - 1u)`;
+  const value = (name: 'x' | 'z', of: Element) =>
+    numbersOf(of, each, `${name}[(token * ${channels}u + at) / ${each}u]`);
   const entriesOf = (name: 'b' | 'c') => {
-    const each = upTo(entries).map((i) => at[name](`head * ${n}u + e % ${team}u * ${entries}u + ${i}u`));
-    return `${several}(${each.join(', ')})`;
+    const one = (i: number) => at[name](`head * ${n}u + e % ${team}u * ${entries}u + ${i}u`);
+    const loaded = each === 4 || entries === 1 ? one(0) : `${several}(${upTo(entries).map(one).join(', ')})`;
+    const { fn } = shape[name];
+    if (!fn || entries === 1) return activated(fn, loaded);
+    return `${several}(${upTo(entries)
+      .map((i) => activated(fn, `(${loaded})[${i}]`))
+      .join(', ')})`;
   };
-  const own = pairs.map(
+  const own = turnsOf(channelLoads(cut), cut).map(
     (k) => `    {
       let e = lane + ${k * size}u;
-      let token = ${token(across)};
-      let at = min(first + e % ${across}u, last);
-      next_x${k} = f32(x[token * ${channels}u + at]);
+      let token = ${token(across / each)};
+      let at = min(first + e % ${across / each}u * ${each}u, last - ${each - 1}u);
+      next_x${k} = ${value('x', type)};
       next_dt${k} = ${at.dt('at')};
-${gate ? `      next_z${k} = f32(z[token * ${channels}u + at]);\n` : ''}    }`,
+${gate ? `      next_z${k} = ${value('z', gate.type)};\n` : ''}    }`,
   );
-  const shared = shares.map(
+  const shared = turnsOf(entryLoads(cut), cut).map(
     (k) => `    {
       let e = lane + ${k * size}u;
       let token = ${token(team)};
@@ -228,17 +258,23 @@ ${gate ? `      next_z${k} = f32(z[token * ${channels}u + at]);\n` : ''}    }`,
   return [...own, ...shared].join('\n');
 }
 
-/** What has been loaded to workgroup memory; x and z stay with the lane that will write y. Tokens beyond the last change nothing. */
-function stage({ dt, gate }: ScanShape, { team, across, size, pairs, shares }: Cut): string {
-  const own = pairs.map(
-    (k) => `    let x${k} = next_x${k};
-${gate ? `    let z${k} = next_z${k};\n` : ''}    if (lane + ${k * size}u < ${staged * across}u) {
+/** What has been loaded to workgroup memory. Tokens beyond the last change nothing. */
+function stage({ dt, gate }: ScanShape, cut: Cut): string {
+  const { team, across, size, each, numbers } = cut;
+  const each4 = (fn: Activation, of: string) =>
+    each === 1
+      ? activated(fn, of)
+      : `vec4f(${upTo(4)
+          .map((i) => activated(fn, `${of}[${i}]`))
+          .join(', ')})`;
+  const own = turnsOf(channelLoads(cut), cut).map(
+    (k) => `    if (lane + ${k * size}u < ${(staged * across) / each}u) {
       let e = lane + ${k * size}u;
-      let step = select(0.0, ${activated(dt.fn, `next_dt${k}`)}, e / ${across}u < count);
-      steps[e] = vec2f(step, step * x${k});
-    }`,
+      steps[e] = select(${numbers}(), ${dt.fn ? each4(dt.fn, `next_dt${k}`) : `next_dt${k}`}, e / ${across / each}u < count);
+      values[e] = next_x${k};
+${gate ? `      gates[e] = ${each4(gate.fn, `next_z${k}`)};\n` : ''}    }`,
   );
-  const shared = shares.map(
+  const shared = turnsOf(entryLoads(cut), cut).map(
     (k) => `    if (lane + ${k * size}u < ${staged * team}u) {
       inputs[lane + ${k * size}u] = next_b${k};
       outputs[lane + ${k * size}u] = next_c${k};
@@ -247,29 +283,29 @@ ${gate ? `    let z${k} = next_z${k};\n` : ''}    if (lane + ${k * size}u < ${st
   return [...own, ...shared].join('\n');
 }
 
+/** WGSL of a number of staged values. */
+const one = (name: string, { each }: Cut, at: string): string =>
+  each === 1 ? `${name}[${at}]` : `${name}[(${at}) / 4u][(${at}) % 4u]`;
+
 /** A token through the entries of a lane. */
-function move({ entries, team, across, size }: Cut, t: string): string {
+function move(cut: Cut, t: string): string {
+  const { entries, team, across } = cut;
+  const own = `(${t}) * ${across}u + local`;
   return `      {
-        let step = steps[(${t}) * ${across}u + local];
+        let step = ${one('steps', cut, own)};
         let at = (${t}) * ${team}u + member;
-        s = exp2(step.x * a) * s + step.y * inputs[at];
-        sums[(${t}) * ${size}u + lane] = ${entries === 4 ? 'dot(outputs[at], s)' : 'outputs[at] * s'};
+        s = exp2(step * a) * s + step * ${one('values', cut, own)} * inputs[at];
+        sums[at * ${across + pad}u + local] = ${entries === 4 ? 'dot(outputs[at], s)' : 'outputs[at] * s'};
       }`;
 }
 
 /** y of the tokens that have been gone through, from the sums of all lanes of a channel. */
-function write({ channels, type, gate }: ScanShape, { team, across, size, pairs }: Cut): string {
-  return pairs
-    .map(
-      (k) => `    {
-      let e = lane + ${k * size}u;
-      let at = first + e % ${across}u;
-      if (e / ${across}u < count && at <= last) {
-        var sum = d[at] * x${k};
-        for (var m = 0u; m < ${team}u; m++) { sum += sums[e * ${team}u + m]; }
-        y[(row.z + start + e / ${across}u) * ${channels}u + at] = ${type}(sum${gate ? ` * ${activated(gate.fn, `z${k}`)}` : ''});
-      }
-    }`,
-    )
-    .join('\n');
+function write({ channels, type, gate }: ScanShape, cut: Cut): string {
+  const { team, across } = cut;
+  const own = `t * ${across}u + lane % ${across}u`;
+  const sum = upTo(team).map((m) => `sums[(t * ${team}u + ${m}u) * ${across + pad}u + lane % ${across}u]`);
+  return `    for (var t = lane / ${across}u; t < count && written <= last; t += ${team}u) {
+      let sum = skip * ${one('values', cut, own)} + ${sum.join(' + ')};
+      y[(row.z + start + t) * ${channels}u + written] = ${type}(sum${gate ? ` * ${one('gates', cut, own)}` : ''});
+    }`;
 }
