@@ -1,5 +1,5 @@
-# Logits of the tokens of accuracy.bench.ts against float64: by PyTorch and transformers in other types, and in float64 with float16
-# roundings where a backend of that type makes them, all and all but some. One JSON object a line on stdout.
+# Logits of the tokens of accuracy.bench.ts against float64: by PyTorch and transformers in other types, and in float64 with
+# float16 roundings where a backend of that type makes them, all and all but some. One JSON object a line on stdout.
 #   python3 accuracy-peers.py CHECKPOINT IDS [cpu]
 import json
 import math
