@@ -9,6 +9,7 @@ if (obstacle) {
 } else {
   backendConformance({
     name: 'webgpu',
-    open: () => webgpuBackend.open({ extra: { software: 'allow' } }),
+    // With checks Dawn complains where a command is wrong; without them it would not be noticed.
+    open: () => webgpuBackend.open({ extra: { software: 'allow', checks: 'on' } }),
   });
 }
