@@ -12,7 +12,8 @@ import {
 } from './kernels/causal-conv.js';
 import type { Element, Grid } from './kernels/kernel.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
-import * as scan from './kernels/selective-scan.js';
+import type { ScanOperand, ScanShape } from './kernels/scan-operands.js';
+import { scanGroups, selectiveScan } from './kernels/selective-scan.js';
 import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
 import { headsTogether, joinSplits, partWidth, splitAttention, splittable } from './kernels/split-attention.js';
 import { tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
@@ -216,7 +217,7 @@ export function lowerScan(
   const { operand, emit, type } = builder;
   const [x, dt, b, c] = [operand(node.x), operand(node.dt), operand(node.b), operand(node.c)];
   const sources = new Map<BufferRef, { readonly index: number; readonly type: Element }>();
-  const partsOf = ({ joint, ...whole }: Operand): scan.ScanOperand => {
+  const partsOf = ({ joint, ...whole }: Operand): ScanOperand => {
     const parts = (joint?.parts ?? [whole]).map((part) => {
       const ref = sourceOf(part);
       const source = sources.get(ref) ?? { index: sources.size, type: part.type };
@@ -227,7 +228,7 @@ export function lowerScan(
   };
   const operands = { dt: partsOf(dt), b: partsOf(b), c: partsOf(c) };
   const n = builder.shapeOf(node.logA)[2]!;
-  const shape: scan.ScanShape = {
+  const shape: ScanShape = {
     heads: node.heads,
     channels: x.width,
     n,
@@ -238,8 +239,8 @@ export function lowerScan(
   };
   const y = result(builder, x.width, 'token');
   const sourced = [x.ref, ...sources.keys(), vector(node.logA), vector(node.d), ...(gate ? [gate.z.ref] : [])];
-  const groups = scan.scanGroups(shape);
-  emit(scan.selectiveScan(shape), [...sourced, y.ref, statePart(node.state, 0)], ({ rows }) => [groups, rows, 1]);
+  const groups = scanGroups(shape);
+  emit(selectiveScan(shape), [...sourced, y.ref, statePart(node.state, 0)], ({ rows }) => [groups, rows, 1]);
   return y;
 }
 

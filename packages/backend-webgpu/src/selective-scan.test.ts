@@ -1,6 +1,7 @@
 import { describe, expect, it } from 'vitest';
 import { openRunner } from './kernel-runner.js';
-import * as scan from './kernels/selective-scan.js';
+import type { ScanShape } from './kernels/scan-operands.js';
+import { scanGroups, selectiveScan } from './kernels/selective-scan.js';
 import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();
@@ -22,7 +23,7 @@ describe.skipIf(obstacle)(`the selective scan${obstacle ? ` (${obstacle})` : ''}
     const rest = channels - cut;
     const type = 'f32';
     // dt lies in two halves, the second before b, and is activated.
-    const shape: scan.ScanShape = {
+    const shape: ScanShape = {
       heads,
       channels,
       n,
@@ -81,7 +82,7 @@ describe.skipIf(obstacle)(`the selective scan${obstacle ? ` (${obstacle})` : ''}
     const y = runner.buffer(new Float32Array(tokens * channels));
     const store = runner.buffer(state);
     const reading = [x, ...sources, logA, d, z].map((of) => runner.buffer(of));
-    await runner.run(scan.selectiveScan(shape), [...reading, y, store], [scan.scanGroups(shape), rows.length, 1]);
+    await runner.run(selectiveScan(shape), [...reading, y, store], [scanGroups(shape), rows.length, 1]);
     const read = async (buffer: GPUBuffer, length: number) => new Float32Array(await runner.read(buffer), 0, length);
     expect(ratio(await read(y, want.length), want)).toBeLessThan(1e-5);
     expect(ratio(await read(store, state.length), wantState)).toBeLessThan(1e-5);
