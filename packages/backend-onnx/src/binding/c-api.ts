@@ -176,8 +176,10 @@ class CApi implements Binding {
   }
 
   get description(): string {
-    const without = this.#without === undefined ? '' : `, without operators of our own: ${this.#without}`;
-    return `ONNX Runtime ${this.#library.version}, ${this.#place}, C API through koffi${without}`;
+    const own =
+      this.#without === undefined ? 'with operators of our own' : `without operators of our own: ${this.#without}`;
+    const place = this.#cuda ? `${this.#place}, ${own}` : this.#place;
+    return `ONNX Runtime ${this.#library.version}, ${place}, C API through koffi`;
   }
 
   allocate(bytes: number, where: string, onHost: boolean = false): Memory {

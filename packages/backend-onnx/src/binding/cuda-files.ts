@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
+import { compilerLibrary } from '../cuda/compile.js';
 import { providerInstall, providerLibrary, requirementsOf } from './cuda-requirements.js';
 import { containsText, neededLibraries } from './elf.js';
 
@@ -70,6 +71,11 @@ async function unloadable(names: readonly string[], major: number): Promise<stri
     sentences.push(`${library} does not load (${reason}). ${install}`);
   }
   return sentences;
+}
+
+/** Why operators of our own cannot be compiled, as a sentence. `major`: of CUDA. */
+export async function compilerObstacle(major: number): Promise<string | undefined> {
+  return (await unloadable([compilerLibrary(major)], major))[0];
 }
 
 /** The provider opens cuDNN when it first needs it, by the name without a version. */

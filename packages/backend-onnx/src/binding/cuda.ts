@@ -4,7 +4,7 @@ import type { Operator } from '../cuda/operator.js';
 import type { Dialect } from '../dialect.js';
 import type { Traffic } from './binding.js';
 import type { Block } from './block.js';
-import { majorOf } from './cuda-files.js';
+import { compilerObstacle, majorOf } from './cuda-files.js';
 import { openCudaPages } from './cuda-pages.js';
 import type { Handle, OrtLibrary } from './ort-api.js';
 import { PagedSpace, type Space } from './space.js';
@@ -280,6 +280,8 @@ async function kernelsOf(runtime: string, call: Call): Promise<Kernels | string>
   };
   const capability = [attribute(capabilityMajor), attribute(capabilityMinor)] as const;
   if (capability[0] < 9) return `they need compute capability 9.0, the device has ${capability.join('.')}`; // clusters of blocks
+  const obstacle = await compilerObstacle(majorOf(runtime));
+  if (obstacle !== undefined) return obstacle;
   try {
     return await openKernels(majorOf(runtime), capability);
   } catch (error) {
