@@ -7,8 +7,8 @@ export type { CudaRequirement };
 
 /**
  * ONNX Runtime, on the CPU in float32 or on CUDA. `extra`: `device` is 'cpu' (default) or 'cuda' (float16 unless `computeType` is
- * 'f32'); `binding` is 'c-api' (its C API through koffi) or 'node' (onnxruntime-node's
- * own), by default the first that works; `profile` is a prefix for the files of ONNX Runtime's profiler.
+ * 'f32'); `operators` 'off' leaves out operators of our own there; `binding` is 'c-api' (its C API through koffi) or 'node'
+ * (onnxruntime-node's own), by default the first that works; `profile` is a prefix for the files of ONNX Runtime's profiler.
  */
 export const onnxBackend: AttentionBackend = {
   specificationVersion: 1,

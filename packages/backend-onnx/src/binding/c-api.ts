@@ -176,10 +176,10 @@ class CApi implements Binding {
   }
 
   get description(): string {
-    const own =
-      this.#without === undefined ? 'with operators of our own' : `without operators of our own: ${this.#without}`;
-    const place = this.#cuda ? `${this.#place}, ${own}` : this.#place;
-    return `ONNX Runtime ${this.#library.version}, ${place}, C API through koffi`;
+    const runtime = `ONNX Runtime ${this.#library.version}, ${this.#place}, C API through koffi`;
+    if (!this.#cuda) return runtime;
+    const without = this.#without;
+    return `${runtime}, ${without === undefined ? 'with operators of our own' : `without operators of our own: ${without}`}`;
   }
 
   allocate(bytes: number, where: string, onHost: boolean = false): Memory {
