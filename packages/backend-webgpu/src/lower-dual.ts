@@ -10,7 +10,7 @@ import { recordLayout } from './kernels/dual-record.js';
 import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
-import { partsFor, recur, recurParts } from './kernels/recur.js';
+import { recur, recurParts } from './kernels/recur.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import { emitLinear } from './lower-linear.js';
@@ -123,8 +123,7 @@ function lowerShort(
   emit(dualArrive(shape, reading?.node.scale ?? 1, replay, traits.threads), arriving, each, replay);
   const target = statePart(state, 0);
   const parts = recurParts(shape, traits.threads);
-  const perPart = (view: View): Grid =>
-    each(view) === none ? none : [view.rows, kvHeads, partsFor(shape, parts, view.rows)];
+  const perPart = (view: View): Grid => (each(view) === none ? none : [view.rows, kvHeads, parts]);
   if (!reading) {
     emit(recur(shape, false, true, traits.threads), [record, target], perPart, true);
     return;

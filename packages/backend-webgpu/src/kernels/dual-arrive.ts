@@ -2,6 +2,7 @@ import { featureMemory, featuresOf, mapLoads } from './dual-features.js';
 import { type DualShape, entriesOf, gateColumns, ringOf } from './dual-linear-attention.js';
 import { gatesOf, numbersFrom, type Reading, readingOf, recordLayout, sharedOf } from './dual-record.js';
 import { float, type Kernel, type KernelParts, kernel, logFunctions, shortRow } from './kernel.js';
+import { upTo } from './matrices.js';
 import { ringAttention, ringMemory } from './ring-attention.js';
 import { ropeBuffer, ropeFunctions } from './rope.js';
 
@@ -76,14 +77,10 @@ function buffersOf(shape: DualShape, replay: boolean, { load }: Reading): Kernel
 
 function moduleOf(shape: DualShape, size: number, shared: number, reading: Reading): string {
   const { exact, featureMap, rope } = shape.form;
-  const { each, words, numbers, numbersOf } = reading;
+  const { words, numbers } = reading;
   const turn = (of: string, position: string) =>
     rope ? `turn(f32(${of}[base + c]), f32(${of}[base + partner(c)]), c, ${position}, 1.0)` : `f32(${of}[base + c])`;
-  const at = each === 1 ? '' : `[(base + c) % 4u]`;
-  const ring = exact
-    ? `fn ring_key(base: u32, c: u32) -> f32 { return ${numbersOf(`ring_k[(base + c) / ${each}u]`)}${at}; }
-${shared > 0 ? ringMemory(size, shared, reading) : ''}`
-    : '';
+  const ring = exact && shared > 0 ? ringMemory(size, shared, reading) : '';
   return `fn key_turned(base: u32, c: u32, position: u32) -> f32 { return ${turn('k', 'position')}; }
 ${shared > 0 ? `fn query_turned(base: u32, c: u32, position: u32) -> f32 { return ${turn('q', 'position')}; }` : ''}
 ${ring}
@@ -107,13 +104,15 @@ function stage(shape: DualShape, size: number, replay: boolean): string {
     each === 1
       ? `      record[${to}] = ${value};`
       : [0, 1, 2, 3].map((i) => `      record[${to} + ${i}u] = ${value}[${i}];`).join('\n');
-  const undone = (c: string) =>
-    `turn(ring_key(old, ${c}), ring_key(old, partner(${c})), ${c}, position - ${exact?.window}u, -1.0)`;
-  const leaving = (c: string) => (rope && !ropeInState ? undone(c) : `ring_key(old, ${c})`);
+  // A part that is turned begins and ends with whole loads.
+  const turnedBack = (c: string, of: string) => `turn(kept${of}, other${of}, ${c}, position - ${exact?.window}u, -1.0)`;
+  const leaving =
+    rope && !ropeInState ? upTo(each).map((e) => turnedBack(`c + ${e}u`, each === 1 ? '' : `[${e}]`)) : [];
   const arriving = (c: string) => (rope && ropeInState ? `key_turned(base, ${c}, position)` : `f32(k[base + ${c}])`);
   const enters = exact
     ? `      if (valid) {
-        key = ${numbersFrom(reading, leaving)};
+        let kept = ${numbersOf(`ring_k[old / ${each}u + w]`)};
+${leaving.length > 0 ? `        let other = ${numbersOf(`ring_k[(old + partner(c)) / ${each}u]`)};\n` : ''}        key = ${leaving.length > 0 ? `${numbers}(${leaving.join(', ')})` : 'kept'};
         value = ${numbersOf(`ring_v[old / ${each}u + w]`)};
       }`
     : `      key = ${numbersFrom(reading, arriving)};

@@ -19,7 +19,7 @@ function turnsOf(
 /** WGSL of the workgroup memory of featuresOf. */
 export function featureMemory({ width }: DualShape): string {
   const half = width / 2;
-  return `var<workgroup> mapped: array<${half % 4 === 0 ? `vec4f, ${half / 4}` : `f32, ${half}`}>;
+  return `var<workgroup> mapped: array<f32, ${half}>;
 var<workgroup> shares: array<f32, ${half * team}>;`;
 }
 
@@ -58,29 +58,18 @@ export function featuresOf(shape: DualShape, size: number, of: 'key' | 'query', 
       ? `      ${put}`
       : `      if (lane + ${k * size}u < ${half * team}u) {\n  ${put}\n      }`;
   };
-  const sum = (f: string) =>
-    upTo(team)
-      .map((m) => `shares[(${f}) * ${team}u + ${m}u]`)
-      .join(' + ');
-  const [each, own] = half % 4 === 0 ? [4, 'mapped[f / 4u][f % 4u]'] : [1, 'mapped[f]'];
-  const sums =
-    each === 4
-      ? `vec4f(${upTo(4)
-          .map((e) => sum(`4u * f + ${e}u`))
-          .join(', ')})`
-      : sum('f');
-  const value = (sign: string) => `exp(${sign}${own} - bound)`;
+  const sum = upTo(team).map((m) => `shares[f * ${team}u + ${m}u]`);
+  const value = (sign: string) => `exp(${sign}mapped[f] - bound)`;
   const put = (sign: string) => (of === 'key' ? `select(0.0, ${value(sign)}, valid)` : value(sign));
   return `    {
       let member = lane % ${team}u;
 ${turns.map(share).join('\n')}
       workgroupBarrier();
-      for (var f = lane; f < ${half / each}u; f += ${size}u) { mapped[f] = ${sums}; }
+      for (var f = lane; f < ${half}u; f += ${size}u) { mapped[f] = ${sum.join(' + ')}; }
       workgroupBarrier();
       if (lane < ${half}u) {
-        var all = abs(mapped[0]);
-        for (var f = 1u; f < ${half / each}u; f++) { all = max(all, abs(mapped[f])); }
-        let bound = ${each === 4 ? 'max(max(all.x, all.y), max(all.z, all.w))' : 'all'};
+        var bound = 0.0;
+        for (var f = 0u; f < ${half}u; f++) { bound = max(bound, abs(mapped[f])); }
         for (var f = lane; f < ${half}u; f += ${size}u) {
           record[${to} + f] = ${put('')};
           record[${to} + ${half}u + f] = ${put('-')};

@@ -1,7 +1,6 @@
 import { columnsOf, type DualShape } from './dual-linear-attention.js';
 import { recordLayout, sharedOf } from './dual-record.js';
 import { float, type Kernel, kernel, reductions, shortRow } from './kernel.js';
-import { partsOfView } from './recur.js';
 
 const size = 64;
 
@@ -11,7 +10,7 @@ export interface Joined {
 }
 
 /**
- * y [tokens, heads*headDim] of short rows, one workgroup a token and head: sums [tokens, heads, recurParts, columns] of all parts times
+ * y [tokens, heads*headDim] of short rows, one workgroup a token and head: sums [tokens, heads, parts, columns] of all parts times
  * scale, or divided by the normaliser, joined with the exact part in the record where there is one; then the output norm.
  */
 export function dualJoin(shape: DualShape, parts: number, { scale, outputNorm }: Joined): Kernel {
@@ -33,9 +32,8 @@ export function dualJoin(shape: DualShape, parts: number, { scale, outputNorm }:
     },
     module: `${outputNorm ? reductions(size) : ''}
 fn all_of(first: u32, column: u32) -> f32 {
-  let parts = ${partsOfView(shape, parts)};
   var sum = 0.0;
-  for (var p = 0u; p < parts; p++) { sum += sums[first + p * ${columns}u + column]; }
+  for (var p = 0u; p < ${parts}u; p++) { sum += sums[first + p * ${columns}u + column]; }
   return sum;
 }`,
     size,

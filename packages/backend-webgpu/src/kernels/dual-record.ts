@@ -36,7 +36,7 @@ export const gatesOf = ({ form }: DualShape): number => (form.gate === 'vector' 
 /** Lanes that share a product of two vectors. */
 export const team = 4;
 
-/** How keys and values are read: four features at a time, where a head has whole ones. */
+/** How keys and values are read: four features at a time, where a head and what is turned of it have whole ones. */
 export interface Reading {
   readonly each: 1 | 4;
   /** Loads of a head. */
@@ -50,8 +50,8 @@ export interface Reading {
 }
 
 export function readingOf({ form, type }: DualShape): Reading {
-  const { headDim } = form;
-  if (headDim % 4 !== 0) {
+  const { headDim, rope } = form;
+  if (headDim % 4 !== 0 || (rope && rope.rotaryDim % 8 !== 0)) {
     const product = (a: string, b: string) => `${a} * ${b}`;
     return { each: 1, words: headDim, load: type, numbers: 'f32', numbersOf: (load) => `f32(${load})`, product };
   }

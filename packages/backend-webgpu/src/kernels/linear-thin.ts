@@ -107,12 +107,15 @@ ${sums
   .map(
     ({ r, c, name }) => `  ${storeSums('stage', 'subgroup * 256u', name, 16)}
   workgroupBarrier();
-  for (var e = lane; e < 256u; e += ${size}u) {
-    let i = item_base + ${16 * r}u + e / 16u;
-    let o = out_base + ${16 * c}u + e % 16u;
-    var sum = ${bias ? `bias${p}[min(o, ${y.width - 1}u)]` : '0.0'};
-    for (var n = 0u; n < ${subgroups}u; n++) { sum += stage[n * 64u + e / 4u][e % 4u]; }
-    if (i <= last && o < ${y.width}u) { y${p}[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(sum); }
+  for (var e = lane; e < 64u; e += ${size}u) {
+    let i = item_base + ${16 * r}u + e / 4u;
+    let o = out_base + ${16 * c}u + e % 4u * 4u;
+    var sum = ${bias ? `vec4f(${upTo(4).map((n) => `bias${p}[min(o + ${n}u, ${y.width - 1}u)]`)})` : 'vec4f()'};
+    for (var n = 0u; n < ${subgroups}u; n++) { sum += stage[n * 64u + e]; }
+    let at = ${itemAt[domain]}(min(i, last)).x * ${y.width}u + o;
+${upTo(4)
+  .map((n) => `    if (i <= last && o + ${n}u < ${y.width}u) { y${p}[at + ${n}u] = ${y.type}(sum[${n}]); }`)
+  .join('\n')}
   }
   workgroupBarrier();`,
   )

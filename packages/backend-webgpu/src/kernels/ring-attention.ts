@@ -10,7 +10,7 @@ export function ringMemory(size: number, queries: number, { words, numbers }: Re
 }
 var<workgroup> turned: array<${numbers}, ${queries * words}>; // queries
 var<workgroup> partial: array<f32, ${size}>;
-var<workgroup> scores: array<vec4f, ${size / team / 4}>;
+var<workgroup> scores: array<f32, ${size / team}>;
 var<workgroup> joined: array<${numbers}, ${size}>;`;
 }
 
@@ -21,7 +21,7 @@ export function ringAttention(shape: DualShape, size: number, scale: number, rea
   const { window, sinks } = exact!;
   const { each, words, numbers, numbersOf, product } = reading;
   const subsets = Math.floor(size / words);
-  const block = Math.min(size / team, 4 * Math.ceil(entriesOf(form) / 4));
+  const block = Math.min(size / team, entriesOf(form));
   const [keys, values] = [upTo(Math.ceil(words / team)), upTo(Math.ceil(block / subsets))];
   const word = (j: number) => `min(lane % ${team}u + ${j * team}u, ${words - 1}u)`;
   const place = (n: string) => `entry_at(begin + min(${n}, here - 1u), first, sinks, entries)`;
@@ -30,11 +30,7 @@ export function ringAttention(shape: DualShape, size: number, scale: number, rea
     return (j + 1) * team <= words ? one : `select(0.0, ${one}, lane % ${team}u + ${j * team}u < ${words}u)`;
   };
   const layout = recordLayout(shape, false);
-  const score = (n: string) => {
-    const sum = upTo(team).map((m) => `partial[(${n}) * ${team}u + ${m}u]`);
-    return `select(-3e38, (${sum.join(' + ')}) * ${float(scale)}, ${n} < here)`;
-  };
-  const scored = upTo(4).map((e) => score(`4u * lane + ${e}u`));
+  const score = upTo(team).map((m) => `partial[lane * ${team}u + ${m}u]`);
   const put =
     each === 1
       ? '        record[into + w] = sum;'
@@ -55,11 +51,10 @@ ${keys.map((j) => `        let key${j} = ring_k[at + ${word(j)}];`).join('\n')}
 ${values.map((i) => `        let value${i} = ring_v[${place(`subset + ${i * subsets}u`)} + lane % ${words}u];`).join('\n')}
         partial[lane] = ${keys.map(term).join('\n          + ')};
         workgroupBarrier();
-        if (lane < ${block / 4}u) { scores[lane] = vec4f(${scored.join(', ')}); }
+        if (lane < here) { scores[lane] = (${score.join(' + ')}) * ${float(scale)}; }
         workgroupBarrier();
-        var highest = scores[0];
-        for (var n = 1u; n < ${block / 4}u; n++) { highest = max(highest, scores[n]); }
-        let next = max(top, max(max(highest.x, highest.y), max(highest.z, highest.w)));
+        var next = top;
+        for (var n = 0u; n < here; n++) { next = max(next, scores[n]); }
         let shrink = exp(max(top - next, -100.0));
         top = next;
         total *= shrink;
@@ -69,7 +64,7 @@ ${values
     (i) => `        {
           let n = min(subset + ${i * subsets}u, here - 1u);
           let inside = subset < ${subsets}u && subset + ${i * subsets}u < here;
-          let weight = select(0.0, exp(scores[n / 4u][n % 4u] - top), inside);
+          let weight = select(0.0, exp(scores[n] - top), inside);
           total += weight;
           o += weight * ${numbersOf(`value${i}`)};
         }`,

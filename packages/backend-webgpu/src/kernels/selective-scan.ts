@@ -1,4 +1,3 @@
-import type { Activation } from './elementwise.js';
 import { type Element, float, type Kernel, kernel } from './kernel.js';
 import { upTo } from './matrices.js';
 import { activated, loadType, numbersOf, readers, readFunctions, type ScanShape } from './scan-operands.js';
@@ -56,8 +55,8 @@ export function selectiveScan(shape: ScanShape): Kernel {
   const cut = cutOf(shape);
   const { team, across, size, blocks, several, each, numbers } = cut;
   const width = channels / heads;
+  const spot = (of: string) => `(${of}) % ${each}u * ${across / each}u + (${of}) / ${each}u`;
   const next = loadedOf(shape, cut).map(([name, of]) => `  var next_${name} = ${of}();`);
-  const values = (staged * across) / each;
   return kernel({
     name: 'selective-scan',
     buffers: {
@@ -70,9 +69,9 @@ export function selectiveScan(shape: ScanShape): Kernel {
       state: [several, 'write'],
     },
     module: `${readFunctions(shape, each, numbers)}
-var<workgroup> steps: array<${numbers}, ${values}>;
-var<workgroup> values: array<${numbers}, ${values}>; // x
-${gate ? `var<workgroup> gates: array<${numbers}, ${values}>;` : ''}
+var<workgroup> steps: array<f32, ${staged * across}>; // every fourth channel, then those after them
+var<workgroup> values: array<f32, ${staged * across}>; // x
+${gate ? `var<workgroup> gates: array<f32, ${staged * across}>;` : ''}
 var<workgroup> inputs: array<${several}, ${staged * team}>;
 var<workgroup> outputs: array<${several}, ${staged * team}>;
 var<workgroup> sums: array<f32, ${staged * team * (across + pad)}>;`,
@@ -90,6 +89,8 @@ var<workgroup> sums: array<f32, ${staged * team * (across + pad)}>;`,
   let a = -exp(log_a[channel * ${team}u + member]) * ${float(Math.LOG2E)};
   let written = first + lane % ${across}u;
   let skip = d[min(written, last)];
+  let spot = ${spot('local')};
+  let written_spot = ${spot(`lane % ${across}u`)};
 ${next.join('\n')}
 ${load(shape, cut, '0u')}
   for (var start = 0u; start < row.w; start += ${staged}u) {
@@ -182,19 +183,21 @@ ${gate ? `      next_z${k} = ${value('z', gate.type)};\n` : ''}    }`,
 
 /** What has been loaded to workgroup memory. Tokens beyond the last change nothing. */
 function stage({ dt, gate }: ScanShape, cut: Cut): string {
-  const { team, across, size, each, numbers } = cut;
-  const each4 = (fn: Activation, of: string) =>
-    each === 1
-      ? activated(fn, of)
-      : `vec4f(${upTo(4)
-          .map((i) => activated(fn, `${of}[${i}]`))
-          .join(', ')})`;
+  const { team, across, size, each } = cut;
+  const quads = across / each;
+  const puts = (name: string, value: (i: number) => string) =>
+    upTo(each)
+      .map((i) => `      ${name}[at + ${i * quads}u] = ${value(i)};`)
+      .join('\n');
+  const of = (name: string, i: number) => (each === 1 ? `next_${name}` : `next_${name}[${i}]`);
   const own = turnsOf(channelLoads(cut), cut).map(
-    (k) => `    if (lane + ${k * size}u < ${(staged * across) / each}u) {
-      let e = lane + ${k * size}u;
-      steps[e] = select(${numbers}(), ${dt.fn ? each4(dt.fn, `next_dt${k}`) : `next_dt${k}`}, e / ${across / each}u < count);
-      values[e] = next_x${k};
-${gate ? `      gates[e] = ${each4(gate.fn, `next_z${k}`)};\n` : ''}    }`,
+    (k) => `    if (lane + ${k * size}u < ${staged * quads}u) {
+      let t = (lane + ${k * size}u) / ${quads}u;
+      let at = t * ${across}u + (lane + ${k * size}u) % ${quads}u;
+${puts('steps', (i) => `select(0.0, ${activated(dt.fn, of(`dt${k}`, i))}, t < count)`)}
+${puts('values', (i) => of(`x${k}`, i))}
+${gate ? puts('gates', (i) => activated(gate.fn, of(`z${k}`, i))) : ''}
+    }`,
   );
   const shared = turnsOf(entryLoads(cut), cut).map(
     (k) => `    if (lane + ${k * size}u < ${staged * team}u) {
@@ -205,18 +208,14 @@ ${gate ? `      gates[e] = ${each4(gate.fn, `next_z${k}`)};\n` : ''}    }`,
   return [...own, ...shared].join('\n');
 }
 
-/** WGSL of a number of staged values. */
-const one = (name: string, { each }: Cut, at: string): string =>
-  each === 1 ? `${name}[${at}]` : `${name}[(${at}) / 4u][(${at}) % 4u]`;
-
 /** A token through the entries of a lane. */
 function move(cut: Cut, t: string): string {
   const { entries, team, across } = cut;
-  const own = `(${t}) * ${across}u + local`;
   return `      {
-        let step = ${one('steps', cut, own)};
+        let own = (${t}) * ${across}u + spot;
+        let step = steps[own];
         let at = (${t}) * ${team}u + member;
-        s = exp2(step * a) * s + step * ${one('values', cut, own)} * inputs[at];
+        s = exp2(step * a) * s + step * values[own] * inputs[at];
         sums[at * ${across + pad}u + local] = ${entries === 4 ? 'dot(outputs[at], s)' : 'outputs[at] * s'};
       }`;
 }
@@ -224,10 +223,10 @@ function move(cut: Cut, t: string): string {
 /** y of the tokens that have been gone through, from the sums of all lanes of a channel. */
 function write({ channels, type, gate }: ScanShape, cut: Cut): string {
   const { team, across } = cut;
-  const own = `t * ${across}u + lane % ${across}u`;
   const sum = upTo(team).map((m) => `sums[(t * ${team}u + ${m}u) * ${across + pad}u + lane % ${across}u]`);
   return `    for (var t = lane / ${across}u; t < count && written <= last; t += ${team}u) {
-      let sum = skip * ${one('values', cut, own)} + ${sum.join(' + ')};
-      y[(row.z + start + t) * ${channels}u + written] = ${type}(sum${gate ? ` * ${one('gates', cut, own)}` : ''});
+      let own = t * ${across}u + written_spot;
+      let sum = skip * values[own] + ${sum.join(' + ')};
+      y[(row.z + start + t) * ${channels}u + written] = ${type}(sum${gate ? ' * gates[own]' : ''});
     }`;
 }
