@@ -3,7 +3,7 @@ import { type Builder, countOf, matrix, type Operand, partOf, perElement, source
 import { accumulate, activateMul, elementsAThread, add as sum } from './kernels/elementwise.js';
 import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
-import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
+import { linearMatrix, matrixShape, slimShape } from './kernels/linear-matrix.js';
 import { linearThin, thinItems, thinShape } from './kernels/linear-thin.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
 import { linearVector, vectorGroups } from './kernels/linear-vector.js';
@@ -258,7 +258,7 @@ function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], 
     emit(linearThin(domain, parts, of, shape), [source, ...products.flatMap(buffersOf)], only(some), replay);
     least = most;
   }
-  const shape = traits.product ?? matrixShape;
+  const shape = slim ? slimShape : (traits.product ?? matrixShape);
   for (const product of products) {
     const { y, bias } = product;
     const many = (view: View): Grid => {

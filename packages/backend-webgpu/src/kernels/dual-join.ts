@@ -4,7 +4,7 @@ import { float, type Kernel, kernel, reductions, shortRow } from './kernel.js';
 
 const size = 64;
 
-export interface Joined {
+interface Joined {
   readonly scale: number;
   readonly outputNorm?: { readonly eps: number } | undefined;
 }
