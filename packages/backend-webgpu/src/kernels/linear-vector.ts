@@ -106,6 +106,8 @@ function product(options: VectorOptions, part: VectorPart, p: number, begin: num
   return [
     `let base = (place - ${begin}u) * ${rows}u;`,
     ...lane.flatMap(column),
+    // Rows have an even number of blocks: a lane's are all first or all second of a word of scales.
+    ...(isQuantised(format) ? lane.map((n) => `let half${n} = ${blockOf(format, `column${n}`)} % 2u * 16u;`) : []),
     // Matrices come from afar: their loads begin before all else.
     ...streams.map(({ name }) => `var ${name}: ${type};${isQuantised(format) ? ` var ${name}_scale: u32;` : ''}`),
     ...upTo(ahead).flatMap((r) => fetch(options, part, p, r, `base + ${r}u`)),
@@ -170,9 +172,7 @@ function turn(options: VectorOptions, part: VectorPart, p: number, r: number, mo
   const { format, shape } = options;
   const { items: count, ahead } = shape;
   const each = streamsOf(options, part).filter((stream) => stream.r === r);
-  // A row has an even number of blocks, so that a lane's are all first or all second of a word of scales.
-  const scale = (name: string, n: number) =>
-    `unpack2x16float(${name}_scale_now)[${blockOf(format, `column${n}`)} % 2u]`;
+  const scale = (name: string, n: number) => `unpack2x16float(${name}_scale_now >> half${n}).x`;
   return [
     '{',
     ...each.map(
