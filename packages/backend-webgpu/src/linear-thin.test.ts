@@ -14,44 +14,48 @@ function halves(length: number, seed: number): { words: Uint32Array<ArrayBuffer>
 }
 
 describe.skipIf(obstacle)(`products of some items, spelled out${obstacle ? ` (${obstacle})` : ''}`, () => {
-  const cases: [items: number, type: Element, width: number, from: number, ahead: number][] = [
+  const cases: [items: number, type: Element, width: number, from: number, ahead: number, of?: number][] = [
     [9, 'f16', 256, 0, 1],
     [21, 'f32', 280, 0, 1],
     [30, 'f16', 768, 0, 1],
     [30, 'f16', 1288, 8, 4], // a part of wider items
+    [30, 'f16', 328, 0, 1, 20000], // cut as if there were so many outputs
     [50, 'f32', 128, 0, 1],
   ];
-  it.each(cases)('%i items to %s of width %i, from %i, %i rounds ahead', async (count, type, width, from, ahead) => {
-    const outs = [72, 40];
-    const runner = await openRunner([{ slot: 0, past: 0, count }]);
-    const stride = width + from;
-    const x = halves(count * stride, 1);
-    const products = outs.map((out, p) => ({
-      out,
-      w: halves(out * width, 2 + p),
-      bias: p === 0 ? Float32Array.from({ length: out }, (_, o) => Math.cos(o)) : undefined,
-      y: runner.buffer(new Float32Array(count * out)),
-    }));
-    const shape = { ...thinShape(count), ahead };
-    const parts = products.map(({ out, bias }) => ({ y: { width: out, type }, bias: bias !== undefined }));
-    const kernel = linearThin('token', parts, { width, type: 'f16', stride, from }, shape);
-    const buffers = products.flatMap(({ w, bias, y }) =>
-      [w.words, ...(bias ? [bias] : [])].map(runner.buffer).concat(y),
-    );
-    const groups = outs.reduce((sum, out) => sum + Math.ceil(out / shape.outputs), 0);
-    await runner.run(kernel, [runner.buffer(x.words), ...buffers], [groups, 1, 1]);
-    for (const { out, w, bias, y } of products) {
-      // Halves are spelled out as float32 numbers, so that one y serves both types.
-      const got = new Float32Array(await runner.read(y));
-      let [error, size] = [0, 0];
-      for (let t = 0; t < count; t++)
-        for (let o = 0; o < out; o++) {
-          let sum = bias?.[o] ?? 0;
-          for (let k = 0; k < width; k++) sum += x.numbers[t * stride + from + k]! * w.numbers[o * width + k]!;
-          error += (got[t * out + o]! - sum) ** 2;
-          size += sum ** 2;
-        }
-      expect(Math.sqrt(error / size)).toBeLessThan(1e-5);
-    }
-  });
+  it.each(cases)(
+    '%i items to %s of width %i, from %i, %i rounds ahead',
+    async (count, type, width, from, ahead, of) => {
+      const outs = [72, 40];
+      const runner = await openRunner([{ slot: 0, past: 0, count }]);
+      const stride = width + from;
+      const x = halves(count * stride, 1);
+      const products = outs.map((out, p) => ({
+        out,
+        w: halves(out * width, 2 + p),
+        bias: p === 0 ? Float32Array.from({ length: out }, (_, o) => Math.cos(o)) : undefined,
+        y: runner.buffer(new Float32Array(count * out)),
+      }));
+      const shape = { ...thinShape(count, of), ahead };
+      const parts = products.map(({ out, bias }) => ({ y: { width: out, type }, bias: bias !== undefined }));
+      const kernel = linearThin('token', parts, { width, type: 'f16', stride, from }, shape);
+      const buffers = products.flatMap(({ w, bias, y }) =>
+        [w.words, ...(bias ? [bias] : [])].map(runner.buffer).concat(y),
+      );
+      const groups = outs.reduce((sum, out) => sum + Math.ceil(out / shape.outputs), 0);
+      await runner.run(kernel, [runner.buffer(x.words), ...buffers], [groups, 1, 1]);
+      for (const { out, w, bias, y } of products) {
+        // Halves are spelled out as float32 numbers, so that one y serves both types.
+        const got = new Float32Array(await runner.read(y));
+        let [error, size] = [0, 0];
+        for (let t = 0; t < count; t++)
+          for (let o = 0; o < out; o++) {
+            let sum = bias?.[o] ?? 0;
+            for (let k = 0; k < width; k++) sum += x.numbers[t * stride + from + k]! * w.numbers[o * width + k]!;
+            error += (got[t * out + o]! - sum) ** 2;
+            size += sum ** 2;
+          }
+        expect(Math.sqrt(error / size)).toBeLessThan(1e-5);
+      }
+    },
+  );
 });

@@ -3,7 +3,7 @@ import { type Builder, countOf, matrix, type Operand, partOf, perElement, source
 import { accumulate, activateMul, elementsAThread, add as sum } from './kernels/elementwise.js';
 import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
-import { linearMatrix, matrixShape, slimShape } from './kernels/linear-matrix.js';
+import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
 import { linearThin, thinItems, thinShape } from './kernels/linear-thin.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
 import { linearVector, vectorGroups } from './kernels/linear-vector.js';
@@ -249,7 +249,7 @@ function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], 
   if (slim) emitVectors(builder, x, parts, products.flatMap(buffersOf), replay, thinItems);
   let least = 0;
   for (const most of slim ? [] : [16, 32, thinItems]) {
-    const shape = thinShape(most);
+    const shape = thinShape(most, outputs);
     const [low, groups] = [least, parts.reduce((sum, { y }) => sum + Math.ceil(y.width / shape.outputs), 0)];
     const some = (view: View): Grid => {
       const count = countOf(view, domain);
@@ -258,7 +258,7 @@ function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], 
     emit(linearThin(domain, parts, of, shape), [source, ...products.flatMap(buffersOf)], only(some), replay);
     least = most;
   }
-  const shape = slim ? slimShape : (traits.product ?? matrixShape);
+  const shape = traits.product ?? matrixShape;
   for (const product of products) {
     const { y, bias } = product;
     const many = (view: View): Grid => {

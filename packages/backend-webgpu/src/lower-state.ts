@@ -12,8 +12,7 @@ import {
 } from './kernels/causal-conv.js';
 import type { Element, Grid } from './kernels/kernel.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
-import type { ScanOperand, ScanShape } from './kernels/scan-operands.js';
-import { scanGroups, selectiveScan } from './kernels/selective-scan.js';
+import { type ScanOperand, type ScanShape, scanGroups, selectiveScan } from './kernels/selective-scan.js';
 import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
 import { headsTogether, joinSplits, partWidth, splitAttention, splittable } from './kernels/split-attention.js';
 import { tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';

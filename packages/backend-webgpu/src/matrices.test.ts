@@ -9,7 +9,7 @@ import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Element } from './kernels/kernel.js';
-import { linearMatrix, type MatrixShape, matrixShape, slimShape } from './kernels/linear-matrix.js';
+import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
 import { upTo } from './kernels/matrices.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
@@ -60,7 +60,6 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     [small, 'f16', 88, 120, 16], // a part of wider items
     [{ ...small, subgroupItems: 32, depth: 16 }, 'f32', 88, 88, 0],
     [matrixShape, 'f16', 64, 64, 0],
-    [slimShape, 'f16', 136, 136, 0],
   ];
   it.each(variants)('products %o to %s of width %i of %i, from %i', async (shape, type, width, stride, from) => {
     const [count, out] = [37, 104];

@@ -1,7 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { openRunner } from './kernel-runner.js';
-import type { ScanShape } from './kernels/scan-operands.js';
-import { scanGroups, selectiveScan } from './kernels/selective-scan.js';
+import { type ScanShape, scanGroups, selectiveScan } from './kernels/selective-scan.js';
 import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();

@@ -31,15 +31,6 @@ export const matrixShapes: Readonly<Record<string, MatrixShape>> = {
 /** What a device takes that has not been asked. */
 export const matrixShape: MatrixShape = square;
 
-/** For few outputs: more workgroups, which wait less often. */
-export const slimShape: MatrixShape = {
-  items: 64,
-  outputs: 64,
-  depth: 64,
-  subgroupItems: 32,
-  subgroupOutputs: 32,
-};
-
 /** Rows of tiles whose workgroups follow each other, so that they find their operands in the cache. */
 const band = 8;
 

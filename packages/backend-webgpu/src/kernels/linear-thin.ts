@@ -18,10 +18,14 @@ export interface ThinShape {
 /** Most items of a product of this kind. */
 export const thinItems = 64;
 
-/** For at most `items` items. */
-export function thinShape(items: number): ThinShape {
+/** Outputs of which workgroups with twice as many each are enough for a GPU: x is read half as often. */
+const manyOutputs = 16384;
+
+/** For at most `items` items and so many outputs. */
+export function thinShape(items: number, outputs = 0): ThinShape {
   const shape = { outputs: 32, subgroups: 8, ahead: 1 };
   if (items > 32) return { ...shape, items: 64, depth: 16 };
+  if (items > 16 && outputs >= manyOutputs) return { ...shape, items: 32, outputs: 64, depth: 16 };
   return { ...shape, items: items > 16 ? 32 : 16, depth: 32 };
 }
 

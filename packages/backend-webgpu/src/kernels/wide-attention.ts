@@ -88,8 +88,8 @@ var<workgroup> moved: array<u32, 8>;`,
 ${loads.map((n) => `  var next${n} = vec4u();`).join('\n')}
 ${queries(heads, eights, across)}
 ${tiles.map((c) => `  var o${c} = Sum();`).join('\n')}
-${fetch('keys', '0u')}
   for (var b = 0u; b * ${keys}u < visible; b++) {
+${fetch('keys', 'b')}
 ${store}
     if (lane < 8u) { moved[lane] = 0u; }
     // Before a barrier, behind which the compiler cannot put the loads off.
@@ -108,7 +108,6 @@ ${tiles.map((c) => `      ${multiply('s', `q${c}`, load('Right', 'col', 'rows', 
     // Values beyond the last token are the last one's, with a weight of 0.
 ${store}
 ${softmax(scale)}
-${fetch('keys', 'b + 1u')}
     workgroupBarrier();
     let rescale = workgroupUniformLoad(&moved);
     if (${upTo(8)
