@@ -22,22 +22,26 @@ const sumsLimit = 4096;
 
 /** The cut that was fastest on an H200 (docs/results/webgpu-decode.md). */
 export function vectorShape(work: VectorWork): VectorShape {
-  const { format, items, lanes, width, threads = 256 } = work;
+  const { format, items, lanes, gated, width, threads = 256 } = work;
   const own = loadsOf(format, width, threads);
   const size = Math.ceil(width / loadWidth[format] / own / lanes) * lanes;
   const rows = rowsOf(work, size);
   const shape = { size, items, rows, lanes };
-  if (isQuantised(format)) return { ...shape, ahead: Math.min(rows, 8), places: 1 };
-  return items === 1 ? { ...shape, ahead: rows, places: 8 } : { ...shape, ahead: Math.min(rows, 2), places: 1 };
+  if (isQuantised(format)) return { ...shape, ahead: Math.min(rows, gated && format === 'q8' ? 4 : 8), places: 1 };
+  if (items === 1) return { ...shape, ahead: rows, places: 8 };
+  // More loads at once would leave too few registers for x.
+  const loads = items === 2 ? 4 : 2;
+  const ahead = 2 ** Math.floor(Math.log2(Math.max(loads / own / (gated ? 2 : 1), 1)));
+  return { ...shape, ahead: Math.min(rows, ahead), places: 8 };
 }
 
 /** What a workgroup does before its first row is worth while for many rows, where others keep the device busy. */
 function rowsOf({ format, items, lanes, gated, outputs }: VectorWork, size: number): number {
   const factors = gated ? 2 : 1;
-  const enough = Math.round(Math.log2((outputs * size) / busyLanes));
+  const enough = Math.round(Math.log2((outputs * factors * size) / busyLanes));
   const spread = Math.floor(Math.log2(outputs / busyGroups));
   const fitting = Math.floor(Math.log2(((sumsLimit / items) * (lanes / size) - 1) / factors));
-  const most = isQuantised(format) ? 32 / factors : items === 1 ? 4 : 16;
+  const most = isQuantised(format) ? 32 : items === 1 ? 4 : 16;
   return 2 ** Math.max(Math.min(enough, spread, fitting, Math.log2(most)), 0);
 }
 
