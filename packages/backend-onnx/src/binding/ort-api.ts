@@ -125,7 +125,7 @@ type OrtFunction =
 export type Handle = bigint;
 
 /** What telling operators of our own takes (operators.js). */
-export const operatorFunctions = [
+export const operatorFunctions: readonly OrtFunction[] = [
   'CustomOpDomain_Add',
   'CreateStatus',
   'KernelContext_GetInput',
@@ -135,7 +135,7 @@ export const operatorFunctions = [
   'GetDimensionsCount',
   'GetDimensions',
   'ReleaseTensorTypeAndShapeInfo',
-] as const satisfies readonly OrtFunction[];
+];
 
 /** Lowest API version that has all of the table and the operators used. */
 const apiVersion = 23;
