@@ -22,10 +22,10 @@ with torch.no_grad():
         a, b, c = (x.transpose(1, 2) for x in given(tokens))
         attention = torch.nn.functional.scaled_dot_product_attention
         say(peer='SDPA', tokens=tokens, milliseconds=timed(lambda: attention(a, b, c, is_causal=True)), versions=f'torch {torch.__version__}')
-    for tokens in (8192, 32768) if fla else ():
-        q, k, v = given(tokens)
-        gates = (torch.nn.functional.logsigmoid(torch.randn(1, tokens, 32, 128, device='cuda') * 2 + 2) / 16).half()
-        scalar = gates[..., 0].contiguous()
-        versions = f'flash-linear-attention {fla.__version__}, torch {torch.__version__}'
-        say(peer='chunk_gla', tokens=tokens, milliseconds=timed(lambda: chunk_gla(q, k, v, gates)), versions=versions)
-        say(peer='chunk_simple_gla', tokens=tokens, milliseconds=timed(lambda: chunk_simple_gla(q, k, v, scalar)), versions=versions)
+    for name in ('chunk_gla', 'chunk_simple_gla') if fla else ():
+        for tokens in (8192, 32768):
+            q, k, v = given(tokens)
+            gates = (torch.nn.functional.logsigmoid(torch.randn(1, tokens, 32, 128, device='cuda') * 2 + 2) / 16).half()
+            call = (lambda: chunk_gla(q, k, v, gates)) if name == 'chunk_gla' else (lambda: chunk_simple_gla(q, k, v, scalar))
+            scalar = gates[..., 0].contiguous()
+            say(peer=name, tokens=tokens, milliseconds=timed(call), versions=f'flash-linear-attention {fla.__version__}, torch {torch.__version__}')

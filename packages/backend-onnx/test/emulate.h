@@ -47,6 +47,7 @@ struct Barrier {
 static Barrier blockBarrier, warpBarriers[32];
 static void __syncthreads() { blockBarrier.wait(blockDim.x); }
 static void syncWarp() { warpBarriers[threadIdx.x / 32].wait(32); }
+static void __syncwarp() { syncWarp(); }
 
 /** What the lanes of a warp show one another. */
 struct Lane { half2_t a[4], b[2]; const half_t *row; float value; };

@@ -6,6 +6,8 @@ export const features: string = `
 #define ROWS (FEATURES / 2)
 #define ROWS16 ((ROWS + 15) / 16 * 16)
 #define MAPPED_TOKENS 64
+/** Of rows of tokens, which become rows of features. */
+#define TOKEN_PITCH PITCH(COLUMNS16 > ROWS16 ? COLUMNS16 : ROWS16)
 #define PHI_Q in.phiQ
 #define PHI_K in.phiK
 
@@ -50,7 +52,7 @@ struct Keys {
 
 template <typename Tokens>
 __device__ __forceinline__ void map(unsigned char *shared, const Tokens &of, const half_t *w, half_t *phi, int heads, int tokens) {
-  half_t *xs = (half_t *)shared, *ws = xs + MAPPED_TOKENS * PITCH(COLUMNS16); // [tokens or rows, PITCH(COLUMNS16)]
+  half_t *ws = (half_t *)shared, *xs = ws + ROWS16 * PITCH(COLUMNS16); // [rows, PITCH(COLUMNS16)], [tokens, TOKEN_PITCH]
   const int head = blockIdx.x, first = blockIdx.y * MAPPED_TOKENS;
   for (int e = threadIdx.x; e < ROWS16 * COLUMNS16 / 8; e += blockDim.x) {
     const int r = e / (COLUMNS16 / 8), c = e % (COLUMNS16 / 8) * 8;
@@ -59,15 +61,16 @@ __device__ __forceinline__ void map(unsigned char *shared, const Tokens &of, con
   }
   for (int e = threadIdx.x; e < MAPPED_TOKENS * COLUMNS16 / 8; e += blockDim.x) {
     const int t = e / (COLUMNS16 / 8), c = e % (COLUMNS16 / 8) * 8;
-    of.copy(xs + t * PITCH(COLUMNS16) + c, first + t, head, c);
+    of.copy(xs + t * TOKEN_PITCH + c, first + t, head, c);
   }
   copied();
   __syncthreads();
+  half_t *rows = xs + WARP * 16 * TOKEN_PITCH; // of a warp
   float y[ROWS16 / 8][4] = {};
 #pragma unroll
   for (int c = 0; c < COLUMNS16; c += 16) {
     half2_t x[4];
-    loadMatrices(x, leftRow(xs + WARP * 16 * PITCH(COLUMNS16) + c, PITCH(COLUMNS16)));
+    loadMatrices(x, leftRow(rows + c, TOKEN_PITCH));
 #pragma unroll
     for (int n = 0; n < ROWS16 / 8; n += 2) {
       half2_t b[4];
@@ -76,37 +79,44 @@ __device__ __forceinline__ void map(unsigned char *shared, const Tokens &of, con
       multiply(y[n + 1], x, b[2], b[3]);
     }
   }
+  float top[2] = {}, weight[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    float top = 0;
 #pragma unroll
-    for (int n = 0; n < ROWS16 / 8; n++) top = fmaxf(top, fmaxf(fabsf(y[n][half * 2]), fabsf(y[n][half * 2 + 1])));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 1));
-    top = fmaxf(top, __shfl_xor_sync(~0u, top, 2));
-    const int t = first + WARP * 16 + ROW + half * 8;
-    if (t >= tokens) continue;
-    const float weight = of.there(t);
-    half_t *to = phi + ((size_t)t * heads + head) * FEATURES + PAIR;
+    for (int n = 0; n < ROWS16 / 8; n++) top[half] = fmaxf(top[half], fmaxf(fabsf(y[n][half * 2]), fabsf(y[n][half * 2 + 1])));
+    top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 1));
+    top[half] = fmaxf(top[half], __shfl_xor_sync(~0u, top[half], 2));
+    weight[half] = of.there(first + WARP * 16 + ROW + half * 8);
+  }
 #pragma unroll
-    for (int n = 0; n < ROWS / 8; n++)
+  for (int sign = 0; sign < 2; sign++) {
+    __syncwarp();
 #pragma unroll
-      for (int sign = 0; sign < 2; sign++) {
-        const float by = sign ? -LOG2E : LOG2E, bound = top * LOG2E;
-        *(half2_t *)(to + sign * ROWS + n * 8) =
-          toHalves(weight * power(y[n][half * 2] * by - bound), weight * power(y[n][half * 2 + 1] * by - bound));
+    for (int half = 0; half < 2; half++)
+#pragma unroll
+      for (int n = 0; n < ROWS / 8; n++) {
+        const float by = sign ? -LOG2E : LOG2E, bound = top[half] * LOG2E, *pair = &y[n][half * 2];
+        *(half2_t *)(rows + (ROW + half * 8) * TOKEN_PITCH + n * 8 + PAIR) =
+          toHalves(weight[half] * power(pair[0] * by - bound), weight[half] * power(pair[1] * by - bound));
       }
+    __syncwarp();
+    for (int e = LANE; e < 16 * ROWS / 8; e += 32) {
+      const int r = e / (ROWS / 8), c = e % (ROWS / 8) * 8, t = first + WARP * 16 + r;
+      if (t < tokens)
+        *(uint4 *)(phi + ((size_t)t * heads + head) * FEATURES + sign * ROWS + c) = *(const uint4 *)(rows + r * TOKEN_PITCH + c);
+    }
   }
 }
 
 #if READ
-extern "C" __global__ void __launch_bounds__(128) mapQueries(ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(128, 4) mapQueries(ARGUMENTS) {
   GIVEN;
   extern __shared__ __align__(16) unsigned char shared[];
   map(shared, Queries{in, tokens}, in.mapQ, in.phiQ, HEADS, tokens);
 }
 #endif
 
-extern "C" __global__ void __launch_bounds__(128) mapKeys(ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(128, 4) mapKeys(ARGUMENTS) {
   GIVEN;
   extern __shared__ __align__(16) unsigned char shared[];
   map(shared, Keys{in, tokens, (int)in.past[0]}, in.mapK, in.phiK, KV_HEADS, tokens);

@@ -187,6 +187,8 @@ function planOf(of: OwnDual): { constants: Readonly<Record<string, number | stri
   const outputBytes = vector
     ? spaceAt + Math.max(entries, rows(chunk, deep, 4))
     : Math.max(valuesAt + values, 3 * values);
+  const stages = 2;
+  const stageBytes = rows(chunk, deep) + rows(chunk, slice) + (vector ? rows(chunk, deep, 4) : 4 * chunk);
   const float = (x: number): string => `${x.toExponential()}f`;
   const constants = {
     HEADS: heads,
@@ -206,14 +208,16 @@ function planOf(of: OwnDual): { constants: Readonly<Record<string, number | stri
     READ: Number(reads),
     CHUNK: chunk,
     SLICE: slice,
+    STAGES: stages,
+    STAGE_BYTES: stageBytes,
     RESIDENT: vector || deep > 128 ? 2 : 3,
     VALUES_AT: valuesAt,
     SPACE_AT: spaceAt,
   };
   const every = { blocks: 'tokens', by: chunk };
   const warps = deep / 16 / (deep > 128 ? 2 : 1);
-  const mapBytes = rows(chunk + Math.ceil(width / 32) * 16, across);
-  const walk = rows(chunk, deep) + rows(chunk, slice);
+  const mapRows = Math.ceil(width / 32) * 16;
+  const mapBytes = rows(mapRows, across) + rows(chunk, Math.max(across, mapRows));
   const launches: (Launch | false)[] = [
     { kernel: 'cumulate', grid: [Math.ceil(gateWidth(form) / 128), every, 1], threads: 128 },
     reads && map !== undefined && { kernel: 'mapQueries', grid: [heads, every, 1], threads: 128, shared: mapBytes },
@@ -222,7 +226,7 @@ function planOf(of: OwnDual): { constants: Readonly<Record<string, number | stri
       kernel: 'walk',
       grid: [Math.ceil(headDim / slice), states, kvHeads],
       threads: 32 * warps,
-      shared: walk,
+      shared: stages * stageBytes + rows(deep, slice),
     },
     reads && { kernel: 'outputs', grid: [heads, every, 1], threads: 2 * chunk, shared: outputBytes },
     exact !== undefined && { kernel: 'keep', grid: [exact.sinks + exact.window, 1, 1], threads: 128 },

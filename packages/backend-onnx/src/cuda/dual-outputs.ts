@@ -40,7 +40,7 @@ __device__ __forceinline__ void stage(T *to, const T *from, int stride, int rows
   for (int e = threadIdx.x; e < MOST * across; e += blockDim.x) {
     const int r = e / across, c = e % across * step;
     const bool there = r < rows && c < length;
-    copy16((half_t *)(to + r * PITCH(LENGTH) + c), there ? from + (size_t)r * stride + c : from, there);
+    copy16(to + r * PITCH(LENGTH) + c, there ? from + (size_t)r * stride + c : from, there);
   }
 }
 
@@ -254,14 +254,21 @@ extern "C" __global__ void __launch_bounds__(CHUNK * 2, RESIDENT) outputs(ARGUME
     multiplyRows(sums.of, y, values + n * 8 * PITCH(COLUMNS16));
     if (NORMALISER) multiply(sums.weight, y, ONES, ONES);
   }
+  __syncthreads();
+  half_t *rows = (half_t *)shared + WARP * 16 * PITCH(COLUMNS16); // of a warp
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    const int t = WARP * 16 + ROW + half * 8;
     const float by = NORMALISER ? 1 / __shfl_sync(~0u, sums.weight[half * 2], LANE & ~3) : 1;
-    half_t *to = in.o + ((size_t)(first + t) * HEADS + chunk.head) * COLUMNS + PAIR;
-    if (t < chunk.count)
 #pragma unroll
-      for (int n = 0; n < COLUMNS / 8; n++) *(half2_t *)(to + n * 8) = toHalves(sums.of[n][half * 2] * by, sums.of[n][half * 2 + 1] * by);
+    for (int n = 0; n < COLUMNS16 / 8; n++)
+      *(half2_t *)(rows + (ROW + half * 8) * PITCH(COLUMNS16) + n * 8 + PAIR) =
+        toHalves(sums.of[n][half * 2] * by, sums.of[n][half * 2 + 1] * by);
+  }
+  __syncwarp();
+  for (int e = LANE; e < 16 * COLUMNS / 8; e += 32) {
+    const int r = e / (COLUMNS / 8), c = e % (COLUMNS / 8) * 8, t = WARP * 16 + r;
+    if (t < chunk.count)
+      *(uint4 *)(in.o + ((size_t)(first + t) * HEADS + chunk.head) * COLUMNS + c) = *(const uint4 *)(rows + r * PITCH(COLUMNS16) + c);
   }
 }
 `;

@@ -77,69 +77,51 @@ extern "C" __global__ void cumulate(ARGUMENTS) {
 export const walk: string = `
 #define WARP_MATRICES (FEATURES16 > 128 ? 2 : 1)
 #define WALK_THREADS (FEATURES16 / 16 / WARP_MATRICES * 32)
-#define KEY_LOADS ((CHUNK * FEATURES16 / 8 + WALK_THREADS - 1) / WALK_THREADS)
-#define VALUE_LOADS ((CHUNK * SLICE / 8 + WALK_THREADS - 1) / WALK_THREADS)
+/** Floats of a row of L: one a state, or one a feature. */
+#define DECAYS (VECTOR ? PITCH(FEATURES16) : 1)
 
-/** The next chunk on its way to shared memory: a thread has eight features of some keys, and eight columns of some values. */
-struct Loads {
-  uint4 keys[KEY_LOADS], values[VALUE_LOADS];
-  float decays[KEY_LOADS][VECTOR ? 8 : 1], last[VECTOR ? 8 : 1];
+/** A chunk in shared memory: keys [CHUNK, PITCH(FEATURES16)], values [CHUNK, PITCH(SLICE)], L [CHUNK, DECAYS]. */
+struct Stage {
+  half_t *keys, *values;
+  float *decays;
+  __device__ __forceinline__ Stage(unsigned char *shared, int chunk)
+      : keys((half_t *)(shared + chunk % STAGES * STAGE_BYTES)), values(keys + CHUNK * PITCH(FEATURES16)),
+        decays((float *)(values + CHUNK * PITCH(SLICE))) {}
+  __device__ __forceinline__ float decay(int t, int f) const { return decays[t * DECAYS + (VECTOR ? f : 0)]; }
 };
 
-__device__ __forceinline__ void fetch(Loads &next, const Given &in, int chunk, int tokens, int column, int state, int kv) {
-  const int first = chunk * CHUNK, last = min(first + CHUNK, tokens) - 1, past = (int)in.past[0];
-  const int f = threadIdx.x % (FEATURES16 / 8) * 8, known = f < FEATURES ? f : 0;
-#pragma unroll
-  for (int n = 0; n < KEY_LOADS; n++) {
-    const int t = first + (n * WALK_THREADS + threadIdx.x) / (FEATURES16 / 8);
-    const bool there = t <= last && t < first + CHUNK && f < FEATURES;
-    next.keys[n] = there ? *(const uint4 *)(PHI_K + ((size_t)t * KV_HEADS + kv) * FEATURES + f) : make_uint4(0, 0, 0, 0);
-#pragma unroll
-    for (int j = 0; j < (VECTOR ? 8 : 1); j++) next.decays[n][j] = in.decays[decayAt(min(t, last), state, kv, known + j)];
+/** Starts to copy a chunk. Beyond the last token there is none: keys and values are 0, L is what it was. */
+__device__ __forceinline__ void fetch(const Stage &to, const Given &in, int chunk, int tokens, int past, int column, int state, int kv) {
+  const int first = chunk * CHUNK, last = min(first + CHUNK, tokens) - 1;
+  for (int e = threadIdx.x; e < CHUNK * FEATURES16 / 8; e += WALK_THREADS) {
+    const int t = e / (FEATURES16 / 8), f = e % (FEATURES16 / 8) * 8;
+    const bool there = first + t <= last && f < FEATURES;
+    copy16(to.keys + t * PITCH(FEATURES16) + f, there ? PHI_K + ((size_t)(first + t) * KV_HEADS + kv) * FEATURES + f : PHI_K, there);
   }
-#pragma unroll
-  for (int j = 0; j < (VECTOR ? 8 : 1); j++) next.last[j] = in.decays[decayAt(last, state, kv, known + j)];
-#pragma unroll
-  for (int n = 0; n < VALUE_LOADS; n++) {
-    const int e = n * WALK_THREADS + threadIdx.x, t = first + e / (SLICE / 8), c = column + e % (SLICE / 8) * 8;
-    const Entering token = entering(t, past);
-    const bool there = t <= last && t < first + CHUNK && c < COLUMNS && token.there;
-    next.values[n] = there ? *(const uint4 *)(valueOf(in, token, kv) + c) : make_uint4(0, 0, 0, 0);
+  for (int e = threadIdx.x; e < CHUNK * SLICE / 8; e += WALK_THREADS) {
+    const int t = e / (SLICE / 8), c = e % (SLICE / 8) * 8;
+    const Entering token = entering(first + t, past);
+    const bool there = first + t <= last && column + c < COLUMNS && token.there;
+    copy16(to.values + t * PITCH(SLICE) + c, there ? valueOf(in, token, kv) + column + c : in.v, there);
   }
+#if VECTOR
+  for (int e = threadIdx.x; e < CHUNK * FEATURES16 / 4; e += WALK_THREADS) {
+    const int t = e / (FEATURES16 / 4), f = e % (FEATURES16 / 4) * 4;
+    copy16(to.decays + t * DECAYS + f, in.decays + decayAt(min(first + t, last), state, kv, f < FEATURES ? f : 0), f < FEATURES);
+  }
+#else
+  for (int t = threadIdx.x; t < CHUNK; t += WALK_THREADS) copy4(to.decays + t, in.decays + decayAt(min(first + t, last), state, kv, 0));
+#endif
 }
 
-/** keys [CHUNK, PITCH(FEATURES16)], decayed to the end of the chunk; values [CHUNK, PITCH(SLICE)]; fades [FEATURES16 or 1] = 2^L_C */
-__device__ __forceinline__ void store(const Loads &next, half_t *keys, half_t *values, float *fades) {
-  const int f = threadIdx.x % (FEATURES16 / 8) * 8;
-#pragma unroll
-  for (int n = 0; n < KEY_LOADS; n++) {
-    const int t = (n * WALK_THREADS + threadIdx.x) / (FEATURES16 / 8);
-    float by[8];
-#pragma unroll
-    for (int j = 0; j < 8; j++) by[j] = power(next.last[VECTOR ? j : 0] - next.decays[n][VECTOR ? j : 0]);
-    const uint4 x = next.keys[n];
-    if (t < CHUNK)
-      *(uint4 *)(keys + t * PITCH(FEATURES16) + f) =
-        make_uint4(scaled(x.x, by[0], by[1]), scaled(x.y, by[2], by[3]), scaled(x.z, by[4], by[5]), scaled(x.w, by[6], by[7]));
-  }
-  if (threadIdx.x < (VECTOR ? FEATURES16 / 8 : 1))
-#pragma unroll
-    for (int j = 0; j < (VECTOR ? 8 : 1); j++) fades[f + j] = power(next.last[j]);
-#pragma unroll
-  for (int n = 0; n < VALUE_LOADS; n++) {
-    const int e = n * WALK_THREADS + threadIdx.x;
-    if (e < CHUNK * SLICE / 8) *(uint4 *)(values + e / (SLICE / 8) * PITCH(SLICE) + e % (SLICE / 8) * 8) = next.values[n];
-  }
-}
-
-extern "C" __global__ void __launch_bounds__(WALK_THREADS) walk(ARGUMENTS) {
+extern "C" __global__ void __launch_bounds__(WALK_THREADS, 1) walk(ARGUMENTS) {
   GIVEN;
   extern __shared__ __align__(16) unsigned char shared[];
-  half_t *keys = (half_t *)shared, *values = keys + CHUNK * PITCH(FEATURES16);
-  __shared__ float fades[VECTOR ? FEATURES16 : 1];
   const int column0 = blockIdx.x * SLICE, state = blockIdx.y, kv = blockIdx.z;
   const int feature0 = WARP * WARP_MATRICES * 16 + ROW, chunks = (tokens + CHUNK - 1) / CHUNK;
   const size_t own = (size_t)(state * KV_HEADS + kv) * FEATURES;
+  half_t *const rows = (half_t *)(shared + STAGES * STAGE_BYTES) + WARP * WARP_MATRICES * 16 * PITCH(SLICE); // of a warp
+  const int past = (int)in.past[0];
   const bool summing = NORMALISER && PAIR == 0;
   float s[WARP_MATRICES][SLICE / 8][4], sums[WARP_MATRICES][4];
 #pragma unroll
@@ -155,42 +137,59 @@ extern "C" __global__ void __launch_bounds__(WALK_THREADS) walk(ARGUMENTS) {
       }
       sums[m][e] = READ && summing && e % 2 == 0 && f < FEATURES ? row[COLUMNS] : 0;
     }
-  Loads next;
-  fetch(next, in, 0, tokens, column0, state, kv);
+  for (int chunk = 0; chunk < STAGES - 1; chunk++) {
+    if (chunk < chunks) fetch(Stage(shared, chunk), in, chunk, tokens, past, column0, state, kv);
+    copyGroup();
+  }
   for (int chunk = 0; chunk < chunks; chunk++) {
+    const Stage now(shared, chunk);
+    const int ahead = chunk + STAGES - 1;
+    copiedBut<STAGES - 2>();
     __syncthreads();
-    store(next, keys, values, fades);
-    __syncthreads();
-    if (chunk + 1 < chunks) fetch(next, in, chunk + 1, tokens, column0, state, kv);
-    const float shrink = 1 / growth((int)in.past[0] + chunk * CHUNK);
+    if (ahead < chunks) fetch(Stage(shared, ahead), in, ahead, tokens, past, column0, state, kv);
+    copyGroup();
+    const float shrink = 1 / growth(past + chunk * CHUNK);
     const size_t start = (size_t)chunk * STATES * KV_HEADS * FEATURES + own;
+    float ends[WARP_MATRICES][2]; // L_C
 #pragma unroll
     for (int m = 0; m < WARP_MATRICES; m++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int f = feature0 + m * 16 + half * 8;
-        const float fade = fades[VECTOR ? f : 0];
+        ends[m][half] = now.decay(CHUNK - 1, f);
+        const float fade = power(ends[m][half]);
 #pragma unroll
         for (int n = 0; n < SLICE / 8; n++) {
           float *x = &s[m][n][half * 2];
-          const int c = column0 + n * 8 + PAIR;
-          if (READ && f < FEATURES && c < COLUMNS) *(half2_t *)(in.starts + (start + f) * COLUMNS + c) = toHalves(x[0] * shrink, x[1] * shrink);
+          if (READ) *(half2_t *)(rows + (m * 16 + half * 8 + ROW) * PITCH(SLICE) + n * 8 + PAIR) = toHalves(x[0] * shrink, x[1] * shrink);
           x[0] *= fade;
           x[1] *= fade;
         }
         if (READ && summing && f < FEATURES && column0 == 0) in.sums[start + f] = toHalf(sums[m][half * 2] * shrink);
         sums[m][half * 2] *= fade;
       }
+    __syncwarp();
+    for (int e = LANE; READ && e < WARP_MATRICES * 16 * SLICE / 8; e += 32) {
+      const int r = e / (SLICE / 8), f = WARP * WARP_MATRICES * 16 + r, c = e % (SLICE / 8) * 8;
+      if (f < FEATURES && column0 + c < COLUMNS)
+        *(uint4 *)(in.starts + (start + f) * COLUMNS + column0 + c) = *(const uint4 *)(rows + r * PITCH(SLICE) + c);
+    }
 #pragma unroll
     for (int t = 0; t < CHUNK; t += 16) {
       half2_t a[WARP_MATRICES][4];
 #pragma unroll
-      for (int m = 0; m < WARP_MATRICES; m++)
-        loadTransposed(a[m], leftTransposed(keys + t * PITCH(FEATURES16) + (WARP * WARP_MATRICES + m) * 16, PITCH(FEATURES16)));
+      for (int m = 0; m < WARP_MATRICES; m++) {
+        loadTransposed(a[m], leftTransposed(now.keys + t * PITCH(FEATURES16) + (WARP * WARP_MATRICES + m) * 16, PITCH(FEATURES16)));
+#pragma unroll
+        for (int h = 0; h < 4; h++) {
+          const int f = feature0 + m * 16 + h % 2 * 8, token = t + PAIR + h / 2 * 8;
+          a[m][h] = scaled(a[m][h], power(ends[m][h % 2] - now.decay(token, f)), power(ends[m][h % 2] - now.decay(token + 1, f)));
+        }
+      }
 #pragma unroll
       for (int n = 0; n < SLICE / 8; n += 2) {
         half2_t b[4];
-        loadTransposed(b, leftRow(values + t * PITCH(SLICE) + n * 8, PITCH(SLICE)));
+        loadTransposed(b, leftRow(now.values + t * PITCH(SLICE) + n * 8, PITCH(SLICE)));
 #pragma unroll
         for (int m = 0; m < WARP_MATRICES; m++) {
           multiply(s[m][n], a[m], b[0], b[1]);

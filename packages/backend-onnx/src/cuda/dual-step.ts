@@ -29,8 +29,8 @@ export function takesStep({ heads, form, features }: Pick<DualStep, 'heads' | 'f
   );
 }
 
-/** Columns of a state in a block, a lane each, and the warps that share its features. */
-const [slice, warps] = [32, 8];
+/** Blocks that share the features of the states of a row and kv head, and the warps of each. */
+const [splits, warps] = [4, 8];
 
 /**
  * q [B, 1, heads*hd], k and v [B, 1, g*hd], gates [B, 1, gate width], past int64 [B], the states [B*St, g, F, hd + 1], the ring, mix,
@@ -53,7 +53,7 @@ export function dualStepOperator(of: DualStep): NamedOperator {
     ROPE_IN_STATE: Number(ropeInState),
     RATE: `${(1 / Math.LN2 / temperature).toExponential()}f`,
     SCALE: `${(scale / Math.LN2).toExponential()}f`,
-    SLICE: slice,
+    SPLITS: splits,
     WARPS: warps,
   };
   const table = ['positions', (rope?.rotaryDim ?? 0) / 2];
@@ -83,6 +83,7 @@ export function dualStepOperator(of: DualStep): NamedOperator {
     ['fades', 'float', ['rows', states, kvHeads]],
     ['exact', 'float', ['rows', heads, headDim]],
     ['shares', 'float', ['rows', heads]],
+    ['parts', 'float', ['rows', heads, splits, headDim]],
   ];
   return namedOperator({
     name: `DualStep ${Object.values(constants).join(' ')}`,
@@ -97,7 +98,8 @@ export function dualStepOperator(of: DualStep): NamedOperator {
     ].join('\n'),
     launches: [
       { kernel: 'arrive', grid: [kvHeads, 'rows', 1], threads: 128 },
-      { kernel: 'advance', grid: [Math.ceil(headDim / slice), kvHeads, 'rows'], threads: 32 * warps },
+      { kernel: 'advance', grid: [splits, kvHeads, 'rows'], threads: 32 * warps },
+      { kernel: 'join', grid: [heads, 'rows', 1], threads: 128 },
     ],
   });
 }
@@ -121,8 +123,10 @@ const source = `
 #define LOG2E 1.4426950408889634f
 /** Lanes that share a dot product of a head, 8 channels each. */
 #define LANES 16
-/** Numbers of a state that a lane has on their way. */
-#define AHEAD 16
+#define GROUPS (128 / LANES)
+/** Features of a state that a warp has on their way, and columns of a lane. */
+#define AHEAD 4
+#define ACROSS ((COLUMNS + 31) / 32)
 
 __device__ __forceinline__ float blockMax(float x, float *room) {
   for (int lane = 16; lane > 0; lane /= 2) x = fmaxf(x, __shfl_xor_sync(~0u, x, lane));
@@ -152,26 +156,76 @@ __device__ __forceinline__ float turned(const Given &in, const float *x, int c, 
 #endif
 }
 
-/** out[r] = rows[r].x for a matrix [count, COLUMNS] and x in shared memory: 16 lanes a row. */
-__device__ __forceinline__ void products(float *out, const half_t *rows, int count, const float *x) {
-  const int lane = threadIdx.x % LANES, c = lane * 8;
-#pragma unroll 4
-  for (int r = threadIdx.x / LANES; r < (count + 7) / 8 * 8; r += 128 / LANES) {
-    float sum = 0;
-    if (c < COLUMNS && r < count) {
-      const uint4 eight = *(const uint4 *)(rows + (size_t)r * COLUMNS + c);
-      const float2 a = toFloats(eight.x), b = toFloats(eight.y), d = toFloats(eight.z), e = toFloats(eight.w);
-      sum = a.x * x[c] + a.y * x[c + 1] + b.x * x[c + 2] + b.y * x[c + 3] + d.x * x[c + 4] + d.y * x[c + 5] + e.x * x[c + 6] + e.y * x[c + 7];
+__device__ __forceinline__ void eightOf(float (&x)[8], uint4 from) {
+  const half2_t pairs[4] = {from.x, from.y, from.z, from.w};
+#pragma unroll
+  for (int p = 0; p < 4; p++) {
+    const float2 two = toFloats(pairs[p]);
+    x[2 * p] = two.x;
+    x[2 * p + 1] = two.y;
+  }
+}
+
+/** out[r] = rows[r].x for a matrix [COUNT, COLUMNS] and x in shared memory: 16 lanes a row. */
+template <int COUNT> __device__ __forceinline__ void products(float *out, const half_t *rows, const float *x) {
+  const int lane = threadIdx.x % LANES, c = lane * 8, first = threadIdx.x / LANES;
+  float own[8];
+#pragma unroll
+  for (int j = 0; j < 8; j++) own[j] = c < COLUMNS ? x[c + j] : 0;
+  for (int from = 0; from < COUNT; from += 8 * GROUPS) {
+    uint4 loads[8];
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      const int r = from + n * GROUPS + first;
+      loads[n] = c < COLUMNS && r < COUNT ? *(const uint4 *)(rows + (size_t)r * COLUMNS + c) : make_uint4(0, 0, 0, 0);
     }
-    for (int other = LANES / 2; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
-    if (lane == 0 && r < count) out[r] = sum;
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      const int r = from + n * GROUPS + first;
+      float row[8], sum = 0;
+      eightOf(row, loads[n]);
+#pragma unroll
+      for (int j = 0; j < 8; j++) sum += row[j] * own[j];
+      for (int other = LANES / 2; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
+      if (lane == 0 && r < COUNT) out[r] = sum;
+    }
   }
   __syncthreads();
 }
 
+/** out[c] = sum over r of weights[r] rows[r][c], rows of weight 0 left out; room [GROUPS * COLUMNS]. */
+template <int COUNT> __device__ __forceinline__ float weighted(const float *weights, const half_t *rows, float *room) {
+  const int c = threadIdx.x % LANES * 8, first = threadIdx.x / LANES;
+  float sum[8] = {};
+  for (int from = 0; from < COUNT; from += 8 * GROUPS) {
+    uint4 loads[8];
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      const int r = from + n * GROUPS + first;
+      loads[n] = c < COLUMNS && r < COUNT ? *(const uint4 *)(rows + (size_t)r * COLUMNS + c) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int n = 0; n < 8; n++) {
+      const int r = from + n * GROUPS + first;
+      const float weight = r < COUNT ? weights[r] : 0;
+      float row[8];
+      eightOf(row, loads[n]);
+#pragma unroll
+      for (int j = 0; j < 8; j++) sum[j] += weight > 0 ? weight * row[j] : 0;
+    }
+  }
+  if (c < COLUMNS)
+#pragma unroll
+    for (int j = 0; j < 8; j++) room[first * COLUMNS + c + j] = sum[j];
+  __syncthreads();
+  float total = 0;
+  for (int group = 0; group < GROUPS && threadIdx.x < COLUMNS; group++) total += room[group * COLUMNS + threadIdx.x];
+  return total;
+}
+
 /** phi [FEATURES] of x, to shared and to global memory, times a weight. */
 __device__ __forceinline__ void map(float *phi, float *out, const half_t *w, const float *x, float weight, float *room) {
-  products(phi, w, ROWS, x);
+  products<ROWS>(phi, w, x);
   float y = 0, top = 0;
   if (threadIdx.x < ROWS) y = phi[threadIdx.x];
   top = blockMax(fabsf(y), room);
@@ -189,7 +243,7 @@ __device__ __forceinline__ void map(float *phi, float *out, const half_t *w, con
  */
 extern "C" __global__ void __launch_bounds__(128) arrive(ARGUMENTS) {
   GIVEN;
-  __shared__ float x[COLUMNS], y[COLUMNS], key[FEATURES], query[FEATURES], sums[STATES * FEATURES], scores[RING], fades[STATES], room[4];
+  __shared__ float x[COLUMNS], y[COLUMNS], key[FEATURES], query[FEATURES], sums[STATES * FEATURES], scores[RING], fades[STATES], room[4], sumsOf[GROUPS * COLUMNS];
   const int kv = blockIdx.x, row = blockIdx.y, c = threadIdx.x;
   const int past = (int)in.past[row], entry = past < SINKS ? past : SINKS + (past - SINKS) % WINDOW, leaving = past - WINDOW;
   const bool leaves = leaving >= SINKS;
@@ -239,7 +293,7 @@ extern "C" __global__ void __launch_bounds__(128) arrive(ARGUMENTS) {
       weight += gammaOf(in, of, i) * sum;
     }
     const float fromStates = blockSum(weight, room);
-    products(scores, in.keptKeys + head * RING * COLUMNS, RING, y);
+    products<RING>(scores, in.keptKeys + head * RING * COLUMNS, y);
     float top = -1e30f;
     for (int j = c; j < RING; j += 128) {
       scores[j] = (j < SINKS ? j <= past : j - SINKS <= past - SINKS) ? scores[j] * SCALE : -1e30f;
@@ -251,61 +305,80 @@ extern "C" __global__ void __launch_bounds__(128) arrive(ARGUMENTS) {
     const float inWindow = blockSum(sum, room);
     const float excess = fmaxf(in.logWeight[of], 0), exact = power(-excess * LOG2E), share = power((in.logWeight[of] - excess) * LOG2E);
     const float divisor = 1 / (exact * inWindow + share * fromStates);
-    if (c < COLUMNS) {
-      float total = 0;
-#pragma unroll 4
-      for (int j = 0; j < RING; j++)
-        if (scores[j] > 0) total += scores[j] * toFloat(in.keptValues[(head * RING + j) * COLUMNS + c]);
-      in.exact[own * COLUMNS + c] = total * exact * divisor;
-    }
+    const float total = weighted<RING>(scores, in.keptValues + head * RING * COLUMNS, sumsOf);
+    if (c < COLUMNS) in.exact[own * COLUMNS + c] = total * exact * divisor;
     if (c == 0) in.shares[own] = share * divisor;
   }
 }
 
-/** A slice of the columns of the states of a row and kv head: S <- fade S + phi(k) v^T; o = exact + share sum_i gamma_i phi(q)^T S_i. */
+/** A part of the features of the states of a row and kv head: S <- fade S + phi(k) v^T; parts = sum_i gamma_i phi(q)^T S_i. */
 extern "C" __global__ void __launch_bounds__(32 * WARPS) advance(ARGUMENTS) {
   GIVEN;
-  __shared__ float key[FEATURES], queries[TOGETHER][FEATURES], parts[WARPS][TOGETHER][SLICE];
-  const int kv = blockIdx.y, row = blockIdx.z, lane = threadIdx.x % 32, warp = threadIdx.x / 32, c = blockIdx.x * SLICE + lane;
+  const int share = (FEATURES + SPLITS - 1) / SPLITS;
+  __shared__ float key[share], queries[TOGETHER][share], parts[WARPS][TOGETHER][COLUMNS];
+  const int f0 = blockIdx.x * share, count = min(share, FEATURES - f0), kv = blockIdx.y, row = blockIdx.z;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const size_t head = (size_t)row * KV_HEADS + kv, own = (size_t)row * HEADS + kv * TOGETHER;
-  for (int f = threadIdx.x; f < FEATURES; f += 32 * WARPS) key[f] = in.phiK[head * FEATURES + f];
-  for (int e = threadIdx.x; e < TOGETHER * FEATURES; e += 32 * WARPS) queries[e / FEATURES][e % FEATURES] = in.phiQ[own * FEATURES + e];
+  for (int f = threadIdx.x; f < count; f += 32 * WARPS) key[f] = in.phiK[head * FEATURES + f0 + f];
+  for (int e = threadIdx.x; e < TOGETHER * count; e += 32 * WARPS)
+    queries[e / count][e % count] = in.phiQ[(own + e / count) * FEATURES + f0 + e % count];
   __syncthreads();
-  const bool there = c < COLUMNS;
-  const float value = there ? in.value[head * COLUMNS + c] : 0;
-  float sum[TOGETHER] = {};
+  float value[ACROSS], sum[TOGETHER][ACROSS] = {};
 #pragma unroll
+  for (int n = 0; n < ACROSS; n++) value[n] = lane + n * 32 < COLUMNS ? in.value[head * COLUMNS + lane + n * 32] : 0;
+#pragma unroll 1
   for (int i = 0; i < STATES; i++) {
     const float fade = in.fades[((size_t)row * STATES + i) * KV_HEADS + kv];
-    const size_t at = (((size_t)row * STATES + i) * KV_HEADS + kv) * FEATURES * (COLUMNS + 1) + c;
-    float part[TOGETHER] = {};
-    for (int f0 = warp; f0 < FEATURES; f0 += WARPS * AHEAD) {
-      float s[AHEAD]; // loads before stores: the compiler may not change their order
+    const size_t at = ((((size_t)row * STATES + i) * KV_HEADS + kv) * FEATURES + f0) * (COLUMNS + 1) + lane;
+    float part[TOGETHER][ACROSS] = {};
+    for (int from = warp; from < count; from += WARPS * AHEAD) {
+      float s[AHEAD][ACROSS]; // loads before stores: the compiler may not change their order
 #pragma unroll
-      for (int n = 0; n < AHEAD; n++) {
-        const int f = f0 + n * WARPS;
-        s[n] = there && f < FEATURES ? in.before[at + (size_t)f * (COLUMNS + 1)] : 0;
-      }
+      for (int m = 0; m < AHEAD; m++)
 #pragma unroll
-      for (int n = 0; n < AHEAD; n++) {
-        const int f = f0 + n * WARPS;
-        if (f >= FEATURES) break;
-        s[n] = s[n] * fade + key[f] * value;
-        if (there) in.after[at + (size_t)f * (COLUMNS + 1)] = s[n];
+        for (int n = 0; n < ACROSS; n++) {
+          const int f = from + m * WARPS;
+          s[m][n] = f < count && lane + n * 32 < COLUMNS ? in.before[at + f * (COLUMNS + 1) + n * 32] : 0;
+        }
 #pragma unroll
-        for (int h = 0; h < TOGETHER; h++) part[h] += queries[h][f] * s[n];
+      for (int m = 0; m < AHEAD; m++) {
+        const int f = from + m * WARPS;
+        if (f >= count) break;
+#pragma unroll
+        for (int n = 0; n < ACROSS; n++) {
+          s[m][n] = s[m][n] * fade + key[f] * value[n];
+          if (lane + n * 32 < COLUMNS) in.after[at + f * (COLUMNS + 1) + n * 32] = s[m][n];
+#pragma unroll
+          for (int h = 0; h < TOGETHER; h++) part[h][n] += queries[h][f] * s[m][n];
+        }
       }
     }
 #pragma unroll
-    for (int h = 0; h < TOGETHER; h++) sum[h] += gammaOf(in, kv * TOGETHER + h, i) * part[h];
+    for (int h = 0; h < TOGETHER; h++)
+#pragma unroll
+      for (int n = 0; n < ACROSS; n++) sum[h][n] += gammaOf(in, kv * TOGETHER + h, i) * part[h][n];
   }
 #pragma unroll
-  for (int h = 0; h < TOGETHER; h++) parts[warp][h][lane] = sum[h];
+  for (int h = 0; h < TOGETHER; h++)
+#pragma unroll
+    for (int n = 0; n < ACROSS; n++)
+      if (lane + n * 32 < COLUMNS) parts[warp][h][lane + n * 32] = sum[h][n];
   __syncthreads();
-  for (int h = warp; h < TOGETHER; h += WARPS) {
+  for (int e = threadIdx.x; e < TOGETHER * COLUMNS; e += 32 * WARPS) {
     float total = 0;
-    for (int w = 0; w < WARPS; w++) total += parts[w][h][lane];
-    if (there) in.o[(own + h) * COLUMNS + c] = toHalf(in.exact[(own + h) * COLUMNS + c] + in.shares[own + h] * total);
+    for (int w = 0; w < WARPS; w++) total += parts[w][e / COLUMNS][e % COLUMNS];
+    in.parts[((own + e / COLUMNS) * SPLITS + blockIdx.x) * COLUMNS + e % COLUMNS] = total;
   }
+}
+
+/** o = exact + share times what the parts of the states sum up to. */
+extern "C" __global__ void __launch_bounds__(128) join(ARGUMENTS) {
+  GIVEN;
+  const size_t own = (size_t)blockIdx.y * HEADS + blockIdx.x;
+  const int c = threadIdx.x;
+  if (c >= COLUMNS) return;
+  float total = 0;
+  for (int part = 0; part < SPLITS; part++) total += in.parts[(own * SPLITS + part) * COLUMNS + c];
+  in.o[own * COLUMNS + c] = toHalf(in.exact[own * COLUMNS + c] + in.shares[own] * total);
 }
 `;

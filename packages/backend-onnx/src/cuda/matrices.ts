@@ -32,11 +32,19 @@ __device__ __forceinline__ float power(float x) {
 }
 
 /** Starts to copy 16 bytes to shared memory; zeros where nothing is there, but a pointer must be. */
-__device__ __forceinline__ void copy16(half_t *to, const void *from, bool there) {
+__device__ __forceinline__ void copy16(void *to, const void *from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(sharedAddress(to)), "l"(from), "r"(there ? 16 : 0));
 }
 
+__device__ __forceinline__ void copy4(float *to, const float *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" :: "r"(sharedAddress(to)), "l"(from));
+}
+
 __device__ __forceinline__ void copied() { asm volatile("cp.async.wait_all;"); }
+
+/** Copies since the last time are a group; all but the last groups are done. */
+__device__ __forceinline__ void copyGroup() { asm volatile("cp.async.commit_group;"); }
+template <int GROUPS> __device__ __forceinline__ void copiedBut() { asm volatile("cp.async.wait_group %0;" :: "n"(GROUPS)); }
 `;
 
 /** Needs COLUMNS16, a multiple of 16. */
