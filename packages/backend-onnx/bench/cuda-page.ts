@@ -218,15 +218,15 @@ ${table(
 
 ${table(
   ['code', 'test', 'plan', 'tokens', 'rows', 'record', 'submit', 'download'],
-  runs.flatMap(({ code, test, plan, tokens, batch, outside }) =>
+  runs.flatMap(({ outside, ...run }) =>
     outside
       ? [
           [
-            code,
-            test,
-            plan,
-            tokens,
-            batch,
+            run.code,
+            run.test,
+            labelOf(run),
+            run.tokens,
+            run.batch,
             ...['record', 'submit', 'download'].map((part) => outside[part]?.toFixed(2)),
           ],
         ]
