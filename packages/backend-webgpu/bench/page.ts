@@ -199,6 +199,10 @@ ${bullets(all.prefill.notes)}
 
 ${runs(all.zamba.lines)}
 
+Its kernels for 4,096 tokens, those alike once: layers.0 is a Mamba layer, layers.2 has the shared block too.
+
+${kernels(all.zamba.kernels)}
+
 ## Correctness
 
 Golden logits: 64 tokens of llama-4m. Layers: of real width, float16 against float32 on the same adapter, 600 tokens. Folds: folded states against prefilled ones.
