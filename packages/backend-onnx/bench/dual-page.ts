@@ -1,5 +1,4 @@
-// docs/results/onnx-dual.json, from the lines that dual.ts, cuda.ts, conformance.ts and dual-peer.py printed in one call on a GPU
-// host, to onnx-dual.md:
+// docs/results/onnx-dual.json, from the lines that dual.ts, cuda.ts, conformance.ts and dual-peer.py printed on a GPU host, to onnx-dual.md:
 //   node --import tsx packages/backend-onnx/bench/dual-page.ts LINES.jsonl...
 // Without files the JSON is rendered as it is.
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -76,8 +75,8 @@ ${host?.driver}, code of commit ${host?.code}, ${host?.date}. Shape of Llama2-7B
 spread is that of the two medians. "/ goal's peer" is against flash-linear-attention's chunk_gla (one state, per-channel gates) in an
 earlier call on such a device, from which the goals were made: ${Object.entries(earlier)
     .map(([tokens, ms]) => `${ms} ms at ${tokens} tokens`)
-    .join(', ')}; "/ chunk_gla" and "/ SDPA" against the peers in the same
-call, below.
+    .join(', ')}; "/ chunk_gla" and "/ SDPA" against the peers
+below, timed on the same host within minutes.
 
 ${table(
   [
