@@ -22,7 +22,7 @@ export class Drawings {
     let layer = this.#layers.get(key);
     if (!layer) {
       const { dialect } = this.#binding;
-      const model = drawModel(vocabulary, drawing, dialect.compute);
+      const model = drawModel(vocabulary, drawing, dialect);
       const graph = { name: 'draw', nodes: [], states: [] };
       const program = {
         graph,
