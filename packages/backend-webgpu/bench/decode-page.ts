@@ -163,7 +163,7 @@ ${table(['step', 'model', 'context', 'batch', 'logits', 'sd', 'token', 'sd', 'n'
 
 ## PyTorch
 
-Compiled layers, static cache, the whole step as one CUDA graph, the most likely token drawn; in another call of the same day.
+Compiled layers, static cache, the whole step as one CUDA graph, the most likely token drawn; in the call of the last step.
 
 ${table(['context', 'batch', 'PyTorch ms', 'sd', 'ours: token', 'ours / PyTorch', 'floor'], peers)}
 
