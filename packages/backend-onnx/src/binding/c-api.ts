@@ -1,3 +1,4 @@
+import { availableParallelism } from 'node:os';
 import { basename, dirname } from 'node:path';
 import type { LoadedOperator } from '../cuda/kernels.js';
 import type { Operator } from '../cuda/operator.js';
@@ -44,7 +45,11 @@ async function openLane(
 ): Promise<Lane> {
   const cuda = onDevice && (await openCuda(library, environment.handle, onDevice));
   const addresses = Object.fromEntries(threadFunctions.map((name) => [name, library.address(name)]));
-  const thread = await startThread({ binding: 'c-api', addresses, cuda: cuda?.forThread }, cuda && patience);
+  const spare = cuda !== undefined || threads < availableParallelism();
+  const thread = await startThread(
+    { binding: 'c-api', addresses, cuda: cuda?.forThread },
+    spare ? patience : undefined,
+  );
   const shared = threads === environment.threads && (await hasPool(library, environment, thread));
   const lane: Lane = { thread, cuda, shared, shelf: cuda && new Shelf(), onLost: () => {} };
   void thread.lost.then((error) => lane.onLost(error));
@@ -60,7 +65,7 @@ const threadFunctions = [
   ...operatorFunctions,
 ] as const;
 
-/** Beside a device there is nothing better to do on the computing thread. */
+/** Beside a device, or with a core that computes nothing, there is nothing better to do than to wait awake. */
 const patience = { answer: 20, next: 2 };
 
 interface Environment {
