@@ -5,9 +5,9 @@
 //   cp src/worker.js src/operators.js OUT && node OUT/conformance.mjs --types f32,f16 > results.jsonl
 import { parseArgs } from 'node:util';
 import { backendConformance, float16 } from '@dsla/conformance';
-import { type Device, f32, fromFloat16, joinGraphs, type OpenOptions, type WeightSource } from '@dsla/spec';
+import { type Device, f32, fromFloat16, type OpenOptions, type WeightSource } from '@dsla/spec';
 import * as runner from 'vitest';
-import { randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
+import { bodyAndHead, randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
 import { onnxBackend } from '../src/index.js';
 
 interface Outcome {
@@ -52,9 +52,8 @@ async function logits(open: OpenOptions): Promise<number[]> {
   const model = synthetic('tiny');
   const source = ofHalves(randomWeights(model));
   await using device: Device = await onnxBackend.open(open);
-  const body = model.segments.map(({ versions }) => versions.default);
   const layers = [];
-  for (const graph of [joinGraphs(body, new Set(['x'])), model.head]) layers.push(await device.compile(graph, source));
+  for (const graph of bodyAndHead(model)) layers.push(await device.compile(graph, source));
   const specs = layers.flatMap(({ graph }) => graph.states);
   const states = Object.fromEntries(specs.map((spec) => [spec.name, device.createState(spec, 1, 16)]));
   const all: number[] = [];

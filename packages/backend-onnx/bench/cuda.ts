@@ -4,15 +4,21 @@ import { parseArgs } from 'node:util';
 import {
   type AttentionLayer,
   type Device,
+  type Draw,
   f32,
   type HostTensor,
-  joinGraphs,
   type LayerGraph,
   type Row,
   type StateStore,
   type Step,
 } from '@dsla/spec';
-import { randomWeights, type Statistics, statistics, synthetic } from '../../backend-webgpu/bench/synthetic.js';
+import {
+  bodyAndHead,
+  randomWeights,
+  type Statistics,
+  statistics,
+  synthetic,
+} from '../../backend-webgpu/bench/synthetic.js';
 import type { OnnxDevice } from '../src/device.js';
 import { onnxBackend } from '../src/index.js';
 
@@ -38,10 +44,13 @@ const { values: options } = parseArgs({
     draw: { type: 'boolean', default: false },
     /** Decodes once more, where each step draws and is handed over before the tokens of the one before it are known. */
     ahead: { type: 'boolean', default: false },
+    /** How it draws, one after the other: the most likely token, or `temperature[:k[:p]]` as in `0.8`, `0.8:50`, `0.8::0.95`. */
+    drawings: { type: 'string', default: 'greedy' },
   },
 });
 const numbers = (text: string | undefined): number[] => (text ?? '').split(',').filter(Boolean).map(Number);
 const rounds = Number(options.rounds);
+const drawings = options.drawings.split(',');
 const [prefills, depths, batches, folds] = [options.prefill, options.decode, options.batch, options.fold].map(numbers);
 const warmUp = 4; // the third step alike is recorded, the fourth is the first that is launched as a graph
 const warmUpAhead = 12; // two plans in turn
@@ -66,16 +75,21 @@ for (const plan of options.plans.split(',')) {
     layer !== undefined && layer < level ? (versions[mixer] ?? versions.default) : versions.default,
   );
   const before = performance.now();
-  const layers = await compile(device, [joinGraphs(graphs, new Set(['x'])), model.head]);
+  const layers = await compile(device, bodyAndHead(model, graphs));
   print({ test: 'compile', plan, milliseconds: performance.now() - before, memory: device.memory().bytes });
   for (const tokens of prefills!)
-    await tried('prefill', plan, tokens, 1, tokens, layers, (_, slot) => ({ slot, past: 0, count: tokens }));
+    await tried({ test: 'prefill', plan, tokens, batch: 1 }, tokens, layers, (_, slot) => ({
+      slot,
+      past: 0,
+      count: tokens,
+    }));
   for (const batch of batches!)
-    for (const depth of depths!) {
-      const rowOf = (round: number, slot: number): Row => ({ slot, past: depth + round, count: 1 });
-      await tried('decode', plan, depth, batch, depth + spare, layers, rowOf);
-      if (options.ahead) await ahead(plan, depth, batch, layers, rowOf);
-    }
+    for (const tokens of depths!)
+      for (const drawing of drawings) {
+        const rowOf = (round: number, slot: number): Row => ({ slot, past: tokens + round, count: 1 });
+        await tried({ test: 'decode', plan, tokens, batch, drawing }, tokens + spare, layers, rowOf);
+        if (options.ahead) await ahead({ test: 'decode, ahead', plan, tokens, batch, drawing }, layers, rowOf);
+      }
   for (const layer of layers) layer[Symbol.dispose]();
 }
 for (const plan of folds!.length > 0 ? options.plans.split(',') : [])
@@ -94,6 +108,18 @@ function stores(layers: readonly AttentionLayer[], slots: number, capacity: numb
   return made;
 }
 
+function drawsOf({ drawing = 'greedy', batch }: Kind, round: number): Draw[] {
+  const [temperature, topK, topP] =
+    drawing === 'greedy' ? [0] : drawing.split(':').map((text) => Number(text) || undefined);
+  const uniformOf = (slot: number): number => ((round + 1) * 0.618034 + slot * 0.37) % 1;
+  return Array.from({ length: batch }, (_, slot) => ({
+    temperature: temperature!,
+    topK,
+    topP,
+    uniform: temperature === 0 ? 0 : uniformOf(slot),
+  }));
+}
+
 /** What is decoded on must be numbers: states of a fixed size begin with zeros, caches with what their memory holds. */
 function startFrom(store: StateStore, slots: number): void {
   const shapes = store.spec.parts.map(({ shape }) => shape);
@@ -102,16 +128,24 @@ function startFrom(store: StateStore, slots: number): void {
   for (let slot = 0; slot < slots; slot++) store.import(slot, zeros);
 }
 
+/** What is timed. */
+interface Kind {
+  readonly test: string;
+  readonly plan: string;
+  readonly tokens: number;
+  readonly batch: number;
+  /** Of its tokens, the most likely ones where it is left out. */
+  readonly drawing?: string;
+}
+
 /** Times a kind of step, from recording to the logits on the host, and prints it; a failure is printed as well. */
 async function tried(
-  test: string,
-  plan: string,
-  tokens: number,
-  batch: number,
+  kind: Kind,
   capacity: number,
   layers: readonly AttentionLayer[],
   rowOf: (round: number, slot: number) => Row,
 ): Promise<void> {
+  const { test, batch } = kind;
   const states = stores(layers, batch, capacity);
   if (test === 'decode') for (const store of Object.values(states)) startFrom(store, batch);
   try {
@@ -128,7 +162,7 @@ async function tried(
       const begun = performance.now();
       using step = device.beginStep({ ids, rows });
       for (const layer of layers) step.run(layer, states);
-      if (options.draw) step.draw!(rows.map(() => ({ temperature: 0, uniform: 0 })));
+      if (options.draw) step.draw!(drawsOf(kind, round));
       const recorded = performance.now();
       await step.submit();
       const submitted = performance.now();
@@ -150,9 +184,9 @@ async function tried(
     const { replayed } = device.binding;
     const outside = Object.fromEntries(Object.entries(parts).map(([name, times]) => [name, statistics(times).median]));
     const free = device.binding.available();
-    print({ test, plan, tokens, batch, milliseconds, inSessions, outside, replayed, copied, free });
+    print({ ...kind, milliseconds, inSessions, outside, replayed, copied, free });
   } catch (error) {
-    print({ test, plan, tokens, batch, error: String(error).slice(0, 300) });
+    print({ ...kind, error: String(error).slice(0, 300) });
   } finally {
     for (const store of Object.values(states)) store[Symbol.dispose]();
   }
@@ -160,13 +194,11 @@ async function tried(
 
 /** Times decoding from token to token, as who generates text sees it, and prints it; a failure is printed as well. */
 async function ahead(
-  plan: string,
-  tokens: number,
-  batch: number,
+  kind: Kind,
   layers: readonly AttentionLayer[],
   rowOf: (round: number, slot: number) => Row,
 ): Promise<void> {
-  const test = 'decode, ahead';
+  const { tokens, batch } = kind;
   const states = stores(layers, batch, tokens + spare);
   try {
     const samples: number[] = [];
@@ -176,7 +208,7 @@ async function ahead(
       const rows = Array.from({ length: batch }, (_, slot) => rowOf(round, slot));
       const step = device.beginStep({ ids: new Int32Array(batch), rows }, last && { ids: last.step.value('ids') });
       for (const layer of layers) step.run(layer, states);
-      step.draw!(rows.map(() => ({ temperature: 0, uniform: 0 })));
+      step.draw!(drawsOf(kind, round));
       const submitted = step.submit();
       const ids = Promise.all([device.download(step.value('ids')), submitted]).then(([drawn]) => drawn);
       ids.catch(() => {}); // whoever waits for it is told
@@ -191,9 +223,9 @@ async function ahead(
     await last!.ids;
     last!.step[Symbol.dispose]();
     const { replayed } = device.binding;
-    print({ test, plan, tokens, batch, milliseconds: statistics(samples), replayed });
+    print({ ...kind, milliseconds: statistics(samples), replayed });
   } catch (error) {
-    print({ test, plan, tokens, batch, error: String(error).slice(0, 300) });
+    print({ ...kind, error: String(error).slice(0, 300) });
   } finally {
     for (const store of Object.values(states)) store[Symbol.dispose]();
   }

@@ -9,8 +9,8 @@ import { setTimeout as after } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import type { Worker } from 'node:worker_threads';
-import { type AttentionLayer, joinGraphs, Scope, type StateStore } from '@dsla/spec';
-import { randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
+import { type AttentionLayer, Scope, type StateStore } from '@dsla/spec';
+import { bodyAndHead, randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
 import { libraryPath } from '../src/binding/choose.js';
 import { folderVariable, providerLibrary } from '../src/binding/cuda-requirements.js';
 import type { OnnxDevice } from '../src/device.js';
@@ -56,11 +56,9 @@ interface Opened {
 
 async function opened(scope: Scope): Promise<Opened> {
   const model = synthetic(options.shape, Number(options.layers));
-  const body = model.segments.map(({ versions }) => versions.default);
   const device = scope.use((await onnxBackend.open({ extra: { device: 'cuda' } })) as OnnxDevice);
   const layers: AttentionLayer[] = [];
-  for (const graph of [joinGraphs(body, new Set(['x'])), model.head])
-    layers.push(scope.use(await device.compile(graph, randomWeights(model))));
+  for (const graph of bodyAndHead(model)) layers.push(scope.use(await device.compile(graph, randomWeights(model))));
   const specs = layers.flatMap(({ graph }) => graph.states);
   return {
     device,

@@ -3,9 +3,9 @@
 // and resident memory after every ten; bundled as conformance.ts is.
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { type AttentionLayer, joinGraphs, Scope } from '@dsla/spec';
+import { type AttentionLayer, Scope } from '@dsla/spec';
 import koffi from 'koffi';
-import { randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
+import { bodyAndHead, randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
 import { libraryPath } from '../src/binding/choose.js';
 import { type Handle, openLibrary } from '../src/binding/ort-api.js';
 import { GraphBuilder } from '../src/emit.js';
@@ -21,13 +21,7 @@ const { values: options } = parseArgs({
 
 const model = synthetic('tiny');
 const source = randomWeights(model);
-const graphs = [
-  joinGraphs(
-    model.segments.map(({ versions }) => versions.default),
-    new Set(['x']),
-  ),
-  model.head,
-];
+const graphs = bodyAndHead(model);
 
 /** A device computes a prompt and is disposed. */
 async function device(): Promise<void> {

@@ -1,8 +1,8 @@
 // Long runs and failures on CUDA: memory over many steps and many devices, bytes copied by a step that draws its token, and what
 // happens where there is no memory left. One JSON object a line on stdout; bundled as conformance.ts is.
 import { parseArgs } from 'node:util';
-import { type AttentionLayer, joinGraphs, Scope, type StateStore } from '@dsla/spec';
-import { randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
+import { type AttentionLayer, Scope, type StateStore } from '@dsla/spec';
+import { bodyAndHead, randomWeights, synthetic } from '../../backend-webgpu/bench/synthetic.js';
 import type { OnnxDevice } from '../src/device.js';
 import { onnxBackend } from '../src/index.js';
 import { failure } from './failure.js';
@@ -19,13 +19,7 @@ const { values: options } = parseArgs({
 
 const model = synthetic(options.shape, Number(options.layers));
 const source = randomWeights(model);
-const graphs = [
-  joinGraphs(
-    model.segments.map(({ versions }) => versions.default),
-    new Set(['x']),
-  ),
-  model.head,
-];
+const graphs = bodyAndHead(model);
 
 interface Opened {
   readonly device: OnnxDevice;

@@ -1,4 +1,5 @@
 import { describe, shapes as known, type Mixers, type ModelDescription, parseConfig } from '@dsla/models';
+import { joinGraphs, type LayerGraph } from '@dsla/spec';
 
 export { randomWeights } from '@dsla/models';
 
@@ -33,6 +34,14 @@ export function synthetic(name: string, layers?: number): ModelDescription {
   if (!shape) throw new Error(`shape must be one of ${Object.keys(shapes).join(', ')}, got ${name}`);
   const config = parseConfig(layers ? { ...shape, num_hidden_layers: layers } : shape);
   return describe(config, config.architecture === 'llama' ? { mixers } : {});
+}
+
+/** The tapes of a whole model: its segments, by default as they come, as one, and the head. */
+export function bodyAndHead(
+  { segments, head }: ModelDescription,
+  graphs: readonly LayerGraph[] = segments.map(({ versions }) => versions.default),
+): LayerGraph[] {
+  return [joinGraphs(graphs, new Set(['x'])), head];
 }
 
 export interface Statistics {
