@@ -1,5 +1,5 @@
 import type { Draw } from '@dsla/spec';
-import { greedyOperator } from './cuda/greedy.js';
+import { drawOperator } from './cuda/draw.js';
 import type { Dialect } from './dialect.js';
 import { GraphBuilder, type Ref } from './emit.js';
 import type { ControlData, Port } from './lowering.js';
@@ -31,14 +31,24 @@ export function drawingOf(draws: readonly Draw[]): Drawing {
 /** Longest stretch that is summed up one by one. */
 const block = 128;
 
-/** Logits, value 0 of the tape, to ids int32, value 1. The logits are of the compute type. */
-export function drawModel(
-  vocabulary: number,
-  drawing: Drawing,
-  { compute: type, operators }: Pick<Dialect, 'compute' | 'operators'>,
-): Model {
+/** Whether an operator of our own draws, whatever the rows ask for: of 32 rows ONNX Runtime's reductions take milliseconds. */
+export function drawsOwn({ compute, operators }: Dialect): boolean {
+  return operators && compute === 'float16';
+}
+
+/** Logits, value 0 of the tape, to ids int32, value 1. The logits are of the compute type. Without a drawing by an operator of our own. */
+export function drawModel(vocabulary: number, drawing: Drawing | undefined, type: ElementType): Model {
   const writer = new DrawWriter(vocabulary, type);
-  return operators && drawing.greedy && type === 'float16' ? writer.own() : writer.finish(writer.ids(drawing));
+  return drawing ? writer.finish(writer.ids(drawing)) : writer.own();
+}
+
+/** What the operator reads, [R, 4]: temperature, k, p, uniform. Of rows that take the most likely token all the same. */
+export function settingsOf(draws: readonly Draw[], vocabulary: number): Float32Array {
+  return Float32Array.from(
+    draws.flatMap(({ temperature, topK = vocabulary, topP = 1, uniform }) =>
+      temperature === 0 ? [0, 0, 0, 0] : [temperature, Math.min(topK, vocabulary), topP, uniform],
+    ),
+  );
 }
 
 class DrawWriter {
@@ -71,9 +81,12 @@ class DrawWriter {
     return g.op('Where', [settled, first, sampled]);
   }
 
-  /** The most likely tokens by an operator of our own: ONNX Runtime's reductions of 32 rows take milliseconds. */
   own(): Model {
-    return this.#model(this.#graph.own(greedyOperator(this.#vocabulary), ['logits'])[0]!);
+    const settings = this.#bring('settings', 'float', ['rows', 4], (draws) => ({
+      dims: [draws.length, 4],
+      data: settingsOf(draws, this.#vocabulary),
+    }));
+    return this.#model(this.#graph.own(drawOperator(this.#vocabulary), ['logits', settings])[0]!);
   }
 
   finish(ids: Ref): Model {

@@ -1,6 +1,6 @@
 import type { Draw } from '@dsla/spec';
 import type { Binding } from './binding/binding.js';
-import { drawingOf, drawModel } from './draw.js';
+import { drawingOf, drawModel, drawsOwn } from './draw.js';
 import { Kernel } from './kernel.js';
 import { OnnxLayer } from './layer.js';
 import type { Order } from './order.js';
@@ -17,12 +17,12 @@ export class Drawings {
   }
 
   for(vocabulary: number, draws: readonly Draw[]): OnnxLayer {
-    const drawing = drawingOf(draws);
+    const { dialect } = this.#binding;
+    const drawing = drawsOwn(dialect) ? undefined : drawingOf(draws);
     const key = JSON.stringify([vocabulary, drawing]);
     let layer = this.#layers.get(key);
     if (!layer) {
-      const { dialect } = this.#binding;
-      const model = drawModel(vocabulary, drawing, dialect);
+      const model = drawModel(vocabulary, drawing, dialect.compute);
       const graph = { name: 'draw', nodes: [], states: [] };
       const program = {
         graph,

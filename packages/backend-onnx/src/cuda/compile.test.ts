@@ -2,7 +2,7 @@ import koffi from 'koffi';
 import { describe, expect, it } from 'vitest';
 import { attentionOperator } from './attention.js';
 import { compilerLibrary, openCompiler } from './compile.js';
-import { greedyOperator } from './greedy.js';
+import { drawOperator } from './draw.js';
 import { linearOperator } from './linear.js';
 import { quantiseOperator } from './quantise.js';
 
@@ -15,7 +15,7 @@ const library = [13, 12].map(compilerLibrary).find((name) => {
 });
 
 const operators = [
-  greedyOperator(32000),
+  drawOperator(32000),
   linearOperator({ format: 'float16', k: 4096, epsilon: 1e-5, gated: false, residual: false }),
   linearOperator({ format: 'float16', k: 4096, epsilon: 1e-5, gated: true, residual: false }),
   linearOperator({ format: 'float16', k: 11008, gated: false, residual: true }),
