@@ -120,16 +120,26 @@ export class WeightTable {
     const where = `weight ${weight}`;
     const memory =
       (derivation?.view && (await this.#onDevice(numbers, derivation.view, shape, where))) ??
-      this.#written(derived(numbers, derivation, shape), where);
+      (await this.#written(derived(numbers, derivation, shape), where));
     return derivation
       ? { memory, offset: 0, type: 'float', dims: derivation.shape(shape) }
       : { memory, offset: 0, type, dims: shape };
   }
 
-  #written(data: ArrayBufferView, where: string): Memory {
-    const memory = this.#pool.take(data.byteLength, where);
-    memory.write(data);
-    return memory;
+  async #written(data: ArrayBufferView, where: string): Promise<Memory> {
+    return await this.#filled(data.byteLength, where, (memory) => memory.write(data));
+  }
+
+  /** Memory that is given back where it cannot be filled. */
+  async #filled(bytes: number, where: string, fill: (memory: Memory) => Promise<void> | void): Promise<Memory> {
+    const memory = this.#pool.take(bytes, where);
+    try {
+      await fill(memory);
+      return memory;
+    } catch (error) {
+      this.#pool.give(memory);
+      throw error;
+    }
   }
 
   /** What is made of numbers by the device itself; undefined where it has no operators of our own. */
@@ -141,10 +151,13 @@ export class WeightTable {
   ): Promise<Memory | undefined> {
     const { run } = this.#binding;
     if (!run || !(await this.#binding.ready([operator]))) return undefined;
-    const [numbers, memory] = [this.#written(data, where), this.#pool.take(bytes(shape), where)];
-    await run(operator, [numbers], [memory], new Map([['blocks', data.length / blockSize]]));
-    this.#pool.give(numbers);
-    return memory;
+    const blocks = new Map([['blocks', data.length / blockSize]]);
+    const numbers = await this.#written(data, where);
+    try {
+      return await this.#filled(bytes(shape), where, (memory) => run(operator, [numbers], [memory], blocks));
+    } finally {
+      this.#pool.give(numbers);
+    }
   }
 }
 
