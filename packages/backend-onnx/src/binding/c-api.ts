@@ -1,4 +1,3 @@
-import { availableParallelism } from 'node:os';
 import { basename, dirname } from 'node:path';
 import type { LoadedOperator } from '../cuda/kernels.js';
 import type { Operator } from '../cuda/operator.js';
@@ -17,6 +16,7 @@ import type {
   Traffic,
 } from './binding.js';
 import { CApiCommands, CApiPack, CApiSession, OwnOperators, tensorValue } from './c-api-parts.js';
+import { cores } from './cores.js';
 import { type Cuda, type CudaOptions, openCuda } from './cuda.js';
 import { atCommand, deviceError, outOfMemory, refuseAbsurd } from './failures.js';
 import { type HeldSession, type Lane, leaveLane, Shelf, takeLane } from './lane.js';
@@ -45,7 +45,7 @@ async function openLane(
 ): Promise<Lane> {
   const cuda = onDevice && (await openCuda(library, environment.handle, onDevice));
   const addresses = Object.fromEntries(threadFunctions.map((name) => [name, library.address(name)]));
-  const spare = cuda !== undefined || threads < availableParallelism();
+  const spare = cuda !== undefined || threads < cores();
   const thread = await startThread(
     { binding: 'c-api', addresses, cuda: cuda?.forThread },
     spare ? patience : undefined,
