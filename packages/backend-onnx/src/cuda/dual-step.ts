@@ -156,22 +156,9 @@ __device__ __forceinline__ float turned(const Given &in, const float *x, int c, 
 #endif
 }
 
-__device__ __forceinline__ void eightOf(float (&x)[8], uint4 from) {
-  const half2_t pairs[4] = {from.x, from.y, from.z, from.w};
-#pragma unroll
-  for (int p = 0; p < 4; p++) {
-    const float2 two = toFloats(pairs[p]);
-    x[2 * p] = two.x;
-    x[2 * p + 1] = two.y;
-  }
-}
-
-/** out[r] = rows[r].x for a matrix [COUNT, COLUMNS] and x in shared memory: 16 lanes a row. */
-template <int COUNT> __device__ __forceinline__ void products(float *out, const half_t *rows, const float *x) {
-  const int lane = threadIdx.x % LANES, c = lane * 8, first = threadIdx.x / LANES;
-  float own[8];
-#pragma unroll
-  for (int j = 0; j < 8; j++) own[j] = c < COLUMNS ? x[c + j] : 0;
+/** Has use(r, eight) see every row of a matrix [COUNT, COLUMNS], 16 lanes a row: 8 channels a lane, zeros beyond them and the last row. */
+template <int COUNT, typename Use> __device__ __forceinline__ void eachRow(const half_t *rows, Use use) {
+  const int c = threadIdx.x % LANES * 8, first = threadIdx.x / LANES;
   for (int from = 0; from < COUNT; from += 8 * GROUPS) {
     uint4 loads[8];
 #pragma unroll
@@ -180,43 +167,41 @@ template <int COUNT> __device__ __forceinline__ void products(float *out, const 
       loads[n] = c < COLUMNS && r < COUNT ? *(const uint4 *)(rows + (size_t)r * COLUMNS + c) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const int r = from + n * GROUPS + first;
-      float row[8], sum = 0;
-      eightOf(row, loads[n]);
-#pragma unroll
-      for (int j = 0; j < 8; j++) sum += row[j] * own[j];
-      for (int other = LANES / 2; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
-      if (lane == 0 && r < COUNT) out[r] = sum;
-    }
+    for (int n = 0; n < 8; n++) use(from + n * GROUPS + first, loads[n]);
   }
+}
+
+/** out[r] = rows[r].x for a matrix [COUNT, COLUMNS] and x in shared memory. */
+template <int COUNT> __device__ __forceinline__ void products(float *out, const half_t *rows, const float *x) {
+  const int lane = threadIdx.x % LANES, c = lane * 8;
+  float own[8];
+#pragma unroll
+  for (int j = 0; j < 8; j++) own[j] = c < COLUMNS ? x[c + j] : 0;
+  eachRow<COUNT>(rows, [&](int r, const uint4 &eight) {
+    float row[8], sum = 0;
+    unpack(row, eight);
+#pragma unroll
+    for (int j = 0; j < 8; j++) sum += row[j] * own[j];
+    for (int other = LANES / 2; other > 0; other /= 2) sum += __shfl_xor_sync(~0u, sum, other);
+    if (lane == 0 && r < COUNT) out[r] = sum;
+  });
   __syncthreads();
 }
 
 /** out[c] = sum over r of weights[r] rows[r][c], rows of weight 0 left out; room [GROUPS * COLUMNS]. */
 template <int COUNT> __device__ __forceinline__ float weighted(const float *weights, const half_t *rows, float *room) {
-  const int c = threadIdx.x % LANES * 8, first = threadIdx.x / LANES;
+  const int c = threadIdx.x % LANES * 8;
   float sum[8] = {};
-  for (int from = 0; from < COUNT; from += 8 * GROUPS) {
-    uint4 loads[8];
+  eachRow<COUNT>(rows, [&](int r, const uint4 &eight) {
+    const float weight = r < COUNT ? weights[r] : 0;
+    float row[8];
+    unpack(row, eight);
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const int r = from + n * GROUPS + first;
-      loads[n] = c < COLUMNS && r < COUNT ? *(const uint4 *)(rows + (size_t)r * COLUMNS + c) : make_uint4(0, 0, 0, 0);
-    }
-#pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const int r = from + n * GROUPS + first;
-      const float weight = r < COUNT ? weights[r] : 0;
-      float row[8];
-      eightOf(row, loads[n]);
-#pragma unroll
-      for (int j = 0; j < 8; j++) sum[j] += weight > 0 ? weight * row[j] : 0;
-    }
-  }
+    for (int j = 0; j < 8; j++) sum[j] += weight > 0 ? weight * row[j] : 0;
+  });
   if (c < COLUMNS)
 #pragma unroll
-    for (int j = 0; j < 8; j++) room[first * COLUMNS + c + j] = sum[j];
+    for (int j = 0; j < 8; j++) room[threadIdx.x / LANES * COLUMNS + c + j] = sum[j];
   __syncthreads();
   float total = 0;
   for (int group = 0; group < GROUPS && threadIdx.x < COLUMNS; group++) total += room[group * COLUMNS + threadIdx.x];
