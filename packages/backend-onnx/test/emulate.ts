@@ -36,7 +36,8 @@ export function emulated(
   launch([](const uint64_t *all) { call(${kernel}, all); }, x, y, z, threads, given);
 }`,
   );
-  writeFileSync(`${path}.cpp`, [source, ...entries].join('\n'));
+  // Else shared memory of an inline function is that of the first library that has one of its name, whatever its size there.
+  writeFileSync(`${path}.cpp`, ['namespace {', source, '}', ...entries].join('\n'));
   const header = new URL('./emulate.h', import.meta.url).pathname;
   const flags = ['-O1', '-w', '-std=c++20', '-shared', '-fPIC', '-include', header, `${path}.cpp`, '-o', `${path}.so`];
   const made = spawnSync(compiler!, flags, { encoding: 'utf8' });
