@@ -3,18 +3,22 @@ import { elementwiseSize, type Shape } from './elementwise.js';
 import { type Element, type Kernel, kernel } from './kernel.js';
 import { eightFunctions } from './matrices.js';
 
-/** WGSL to rotate a feature of a head by the table `rope` [positions, rotaryDim/2] of (cos, sin); direction -1 undoes it. */
-export function ropeFunctions({ rotaryDim }: Rope): string {
+/** WGSL of the feature that another one turns with. Without branches, as all here: a load in one waits for those before. */
+function partnerFunction({ rotaryDim }: Rope): string {
   const half = rotaryDim / 2;
   return `fn partner(c: u32) -> u32 {
-  if (c < ${half}u) { return c + ${half}u; }
-  if (c < ${rotaryDim}u) { return c - ${half}u; }
-  return c;
+  return select(c, select(c - ${half}u, c + ${half}u, c < ${half}u), c < ${rotaryDim}u);
+}`;
 }
+
+/** WGSL to rotate a feature of a head by the table `rope` [positions, rotaryDim/2] of (cos, sin); direction -1 undoes it. */
+export function ropeFunctions(rope: Rope): string {
+  const half = rope.rotaryDim / 2;
+  return `${partnerFunction(rope)}
 fn turn(own: f32, other: f32, c: u32, position: u32, direction: f32) -> f32 {
-  if (c >= ${rotaryDim}u) { return own; }
   let t = rope[position * ${half}u + c % ${half}u];
-  return own * t.x + select(direction, -direction, c < ${half}u) * other * t.y;
+  let turned = own * t.x + select(direction, -direction, c < ${half}u) * other * t.y;
+  return select(own, turned, c < ${rope.rotaryDim}u);
 }`;
 }
 
@@ -22,28 +26,38 @@ export const ropeBuffer: { readonly rope: readonly ['vec2f', 'read'] } = { rope:
 
 /** Features that a thread turns or copies: eight in float16, where they and their partners are neighbours. */
 export function featuresAThread(rope: Rope | undefined, headDim: number, ...types: readonly Element[]): 1 | 8 {
-  const neighbours = headDim % 8 === 0 && (rope === undefined || rope.rotaryDim % 16 === 0);
+  const neighbours = headDim % 8 === 0 && turnsByFours(rope, 8);
   return neighbours && types.every((type) => type === 'f16') ? 8 : 1;
 }
 
 export const ropeEights: { readonly rope: readonly ['vec4f', 'read'] } = { rope: ['vec4f', 'read'] };
 
-/** As ropeFunctions, for eight features from c on and their partners. */
-export function turnEights({ rotaryDim }: Rope): string {
-  const half = rotaryDim / 2;
-  return `${eightFunctions}
-fn partner(c: u32) -> u32 {
-  if (c < ${half}u) { return c + ${half}u; }
-  if (c < ${rotaryDim}u) { return c - ${half}u; }
-  return c;
+/** Whether the partners of a load of `width` features are one load too, so that turnFours can turn them. */
+export function turnsByFours(rope: Rope | undefined, width: number): boolean {
+  return rope === undefined || rope.rotaryDim % (2 * width) === 0;
 }
-fn turn_eight(own: vec4u, other: vec4u, c: u32, position: u32, direction: f32) -> vec4u {
-  if (c >= ${rotaryDim}u) { return own; }
+
+/** As ropeFunctions, for four features from c on and their partners. */
+export function turnFours(rope: Rope): string {
+  const half = rope.rotaryDim / 2;
+  return `${partnerFunction(rope)}
+fn turn_four(own: vec4f, other: vec4f, c: u32, position: u32, direction: f32) -> vec4f {
   let at = (position * ${half}u + c % ${half}u) / 2u;
-  let t = array(rope[at], rope[at + 1u], rope[at + 2u], rope[at + 3u]); // of two features each: cos, sin, cos, sin
+  let low = rope[at]; // of two features: cos, sin, cos, sin
+  let high = rope[at + 1u];
   let sign = select(direction, -direction, c < ${half}u);
-  let low = low_of(own) * vec4f(t[0].xz, t[1].xz) + sign * low_of(other) * vec4f(t[0].yw, t[1].yw);
-  let high = high_of(own) * vec4f(t[2].xz, t[3].xz) + sign * high_of(other) * vec4f(t[2].yw, t[3].yw);
+  let turned = own * vec4f(low.xz, high.xz) + sign * other * vec4f(low.yw, high.yw);
+  return select(own, turned, c < ${rope.rotaryDim}u);
+}`;
+}
+
+/** The same for eight, in float16. */
+export function turnEights(rope: Rope): string {
+  return `${eightFunctions}
+${turnFours(rope)}
+fn turn_eight(own: vec4u, other: vec4u, c: u32, position: u32, direction: f32) -> vec4u {
+  let low = turn_four(low_of(own), low_of(other), c, position, direction);
+  let high = turn_four(high_of(own), high_of(other), c + 4u, position, direction);
   return eight_of(low, high);
 }`;
 }

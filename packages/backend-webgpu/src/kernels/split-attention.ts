@@ -1,5 +1,6 @@
 import { type Element, float, type Kernel, kernel } from './kernel.js';
-import { ropeBuffer, ropeFunctions } from './rope.js';
+import { eightFunctions } from './matrices.js';
+import { ropeEights, turnFours, turnsByFours } from './rope.js';
 import type { AttentionShape } from './softmax-attention.js';
 import { foursOf, loadWidth, upTo } from './vector-options.js';
 
@@ -14,8 +15,9 @@ export function headsTogether({ heads, kvHeads }: AttentionShape): number {
 }
 
 /** Whether the kernels can be used: 16-byte loads, a few a lane at most. */
-export function splittable({ headDim }: AttentionShape, type: Element, lanes: number): boolean {
-  return lanes >= 4 && headDim % loadWidth[type] === 0 && headDim / loadWidth[type] <= 4 * lanes;
+export function splittable({ headDim, rope }: AttentionShape, type: Element, lanes: number): boolean {
+  const width = loadWidth[type];
+  return lanes >= 4 && headDim % width === 0 && headDim / width <= 4 * lanes && turnsByFours(rope, width);
 }
 
 /** Numbers of a part: weighted values, then maximum and sum. */
@@ -58,15 +60,13 @@ export function splitAttention(shape: AttentionShape, type: Element, lanes: numb
   const vectors = headDim / width;
   const load = type === 'f16' ? 'vec4u' : 'vec4f';
   const together = upTo(headsTogether(shape));
-  const turned = (of: string) =>
-    rope ? `turn(f32(${of}[base + c]), f32(${of}[base + partner(c)]), c, position, 1.0)` : `f32(${of}[base + c])`;
   return kernel({
     name: 'split-attention',
     buffers: {
-      q: [type, 'read'],
-      k: [type, 'read'],
+      q: [load, 'read'],
+      k: [load, 'read'],
       v: [load, 'read'],
-      ...(rope ? ropeBuffer : {}),
+      ...(rope ? ropeEights : {}),
       info: ['u32', 'read'],
       keys: [load, 'write'],
       values: [load, 'write'],
@@ -74,14 +74,10 @@ export function splitAttention(shape: AttentionShape, type: Element, lanes: numb
       y: [outOf(type), 'write'],
     },
     subgroups: true,
-    module: `${rope ? ropeFunctions(rope) : ''}
+    module: `${type === 'f16' ? eightFunctions : ''}
+${rope ? turnFours(rope) : ''}
 var<workgroup> sums: array<vec4f, ${(subgroups * headDim) / 4}>;
-var<workgroup> tops: array<vec2f, ${subgroups}>; // maximum and sum
-fn q_at(base: u32, c: u32, position: u32) -> f32 { return ${turned('q')}; }
-fn k_at(base: u32, c: u32, position: u32) -> f32 { return ${turned('k')}; }
-${fourAt('q')}
-${fourAt('k')}
-fn own_key(base: u32, c: u32, position: u32) -> ${load} { ${packedKey(type)} }`,
+var<workgroup> tops: array<vec2f, ${subgroups}>; // maximum and sum`,
     size: subgroups * lanes,
     main: `  let split = split_at(group.x);
   let row = split_row_at(group.x);
@@ -119,17 +115,23 @@ const outOf = (type: Element): 'vec2u' | 'vec4f' => (type === 'f16' ? 'vec2u' : 
 const packed = (type: Element, four: string): string =>
   type === 'f16' ? `vec2u(pack2x16float(${four}.xy), pack2x16float(${four}.zw))` : four;
 
-/** Four turned features of a head from c on. */
-function fourAt(of: 'q' | 'k'): string {
-  const each = upTo(4).map((i) => `${of}_at(base, c + ${i}u, position)`);
-  return `fn ${of}_four(base: u32, c: u32, position: u32) -> vec4f { return vec4f(${each.join(', ')}); }`;
-}
-
-function packedKey(type: Element): string {
-  if (type === 'f32') return 'return k_four(base, c, position);';
-  return `let low = k_four(base, c, position);
-  let high = k_four(base, c + 4u, position);
-  return vec4u(pack2x16float(low.xy), pack2x16float(low.zw), pack2x16float(high.xy), pack2x16float(high.zw));`;
+/** WGSL that loads a column of a head, which begins at load `base`, and of its fours, turned. */
+function turned(
+  { rope }: AttentionShape,
+  type: Element,
+  of: 'q' | 'k',
+  base: string,
+  column: string,
+): { readonly loads: string; readonly fours: readonly string[] } {
+  const width = loadWidth[type];
+  const own = foursOf(type, 'own');
+  const loads = `let own = ${of}[${base} + ${column}];`;
+  if (!rope) return { loads, fours: own };
+  const other = foursOf(type, 'other');
+  return {
+    loads: `${loads} let other = ${of}[${base} + partner(${column} * ${width}u) / ${width}u];`,
+    fours: own.map((four, i) => `turn_four(${four}, ${other[i]}, ${column} * ${width}u + ${4 * i}u, position, 1.0)`),
+  };
 }
 
 /** WGSL of the key of a turn. */
@@ -149,35 +151,40 @@ function fetch(cut: Cut, vectors: number): string {
 /** The queries of a head, as the lanes of a team share them, and what a subgroup has of the result. */
 function queriesOf(shape: AttentionShape, type: Element, { team, columns }: Cut, h: number): string[] {
   const { heads, headDim, scale } = shape;
-  const width = loadWidth[type];
-  const base = `split.x * ${heads * headDim}u + (head + ${h}u) * ${headDim}u`;
-  const all = (j: number) => (j + 1) * team <= headDim / width;
-  const each = upTo(columns).flatMap((j) =>
-    upTo(width / 4).flatMap((i) => {
-      const four = `q_four(${base}, column${j} * ${width}u + ${4 * i}u, position) * ${float(scale)}`;
-      const own = all(j) ? four : `select(vec4f(), ${four}, member + ${j * team}u < ${headDim / width}u)`;
-      return [`  let q${h}_${j}_${i} = ${own};`, `  var o${h}_${j}_${i} = vec4f();`];
-    }),
-  );
+  const vectors = headDim / loadWidth[type];
+  const base = `(split.x * ${heads}u + head + ${h}u) * ${vectors}u`;
+  const each = upTo(columns).flatMap((j) => {
+    const { loads, fours } = turned(shape, type, 'q', base, `column${j}`);
+    const inside = (j + 1) * team <= vectors ? undefined : `member + ${j * team}u < ${vectors}u`;
+    const own = fours.map((four) => `${four} * ${float(scale)}`);
+    return [
+      ...fours.map((_, i) => `  var q${h}_${j}_${i}: vec4f; var o${h}_${j}_${i} = vec4f();`),
+      `  { ${loads}`,
+      ...own.map((four, i) => `  q${h}_${j}_${i} = ${inside ? `select(vec4f(), ${four}, ${inside})` : four};`),
+      '  }',
+    ];
+  });
   return [...each, `  var top${h} = -3e38;`, `  var total${h} = 0.0;`];
 }
 
 /** Keys and values of the step replace what the cache does not hold yet; those of the token itself go there. */
-function ownOf({ heads, kvHeads, headDim }: AttentionShape, type: Element, cut: Cut): string {
-  const width = loadWidth[type];
-  const vectors = headDim / width;
+function ownOf(shape: AttentionShape, type: Element, cut: Cut): string {
+  const { heads, kvHeads, headDim } = shape;
+  const vectors = headDim / loadWidth[type];
   return upTo(cut.turns)
     .map((t) => {
-      const each = upTo(cut.columns).map(
-        (j) => `        a${t}_${j} = own_key(at * ${headDim}u, column${j} * ${width}u, split.y + n);
+      const each = upTo(cut.columns).map((j) => {
+        const { loads, fours } = turned(shape, type, 'k', `at * ${vectors}u`, `column${j}`);
+        return `        { ${loads} a${t}_${j} = ${type === 'f16' ? `eight_of(${fours.join(', ')})` : fours[0]}; }
         b${t}_${j} = v[at * ${vectors}u + column${j}];
-        if (split.y + n == row.w && head % ${heads / kvHeads}u == 0u) {
+        if (position == row.w && head % ${heads / kvHeads}u == 0u) {
           keys[(cache + n) * ${vectors}u + column${j}] = a${t}_${j};
           values[(cache + n) * ${vectors}u + column${j}] = b${t}_${j};
-        }`,
-      );
+        }`;
+      });
       return `      if (${keyOf(cut, t)} >= old && ${keyOf(cut, t)} < count) {
         let n = ${keyOf(cut, t)};
+        let position = split.y + n;
         let at = (step + n) * ${kvHeads}u + kv;
 ${each.join('\n')}
       }`;
