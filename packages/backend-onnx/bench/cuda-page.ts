@@ -1,64 +1,12 @@
 // docs/results/onnx-cuda.json, from the lines that cuda.ts, conformance.ts and the peer printed on a GPU host, to onnx-cuda.md:
-//   node --import tsx packages/backend-onnx/bench/cuda-page.ts [--keep] LINES.jsonl...
-// Each file starts with a line about its host; --keep adds the files to what is there; without files the JSON is rendered as it is.
+//   node --import tsx packages/backend-onnx/bench/cuda-page.ts [--keep] [--drop COMMIT] LINES.jsonl...
+// Each file starts with a line about its host; --keep adds the files to what is there, but for what is dropped; without files the JSON is
+// rendered as it is.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import type { Statistics } from '../../backend-webgpu/bench/synthetic.js';
-
-/** A line as it was printed. */
-interface Line {
-  readonly test?: string;
-  readonly peer?: string;
-  readonly fault?: string;
-  readonly plan?: string;
-  readonly tokens?: number;
-  readonly batch?: number;
-  readonly milliseconds?: Statistics | number;
-  /** Median of the time on the computing thread. */
-  readonly inSessions?: number;
-  /** Of one step. */
-  readonly copied?: { readonly toDevice: number; readonly toHost: number };
-  readonly memory?: number;
-  /** By part of a step outside the sessions, the median of its milliseconds. */
-  readonly outside?: Readonly<Record<string, number>>;
-  readonly replayed?: boolean;
-  readonly error?: string;
-  readonly message?: string;
-  /** Steps or devices so far, and bytes then: free on the device, of the process on the host. */
-  readonly at?: number;
-  readonly deviceFree?: number;
-  readonly rss?: number;
-  /** What was made and ended so often, and live bytes of the C library's heap then (left.ts). */
-  readonly thing?: string;
-  readonly live?: number;
-  /** Whether the process lives, a device opened afterwards computes the same, and bytes free on the device before and after. */
-  readonly lives?: boolean;
-  readonly same?: boolean;
-  readonly afterwards?: { readonly error?: string };
-  readonly freeBefore?: number;
-  readonly freeAfter?: number;
-  readonly device?: string;
-  readonly node?: string;
-  readonly shape?: string;
-  /** Type of the matrices, float16 where it is left out. */
-  readonly weights?: string;
-  readonly layers?: number;
-  /** Of our own: on where it is left out. */
-  readonly operators?: string;
-  readonly command?: string;
-  readonly computeType?: string;
-  readonly passed?: number;
-  readonly failed?: readonly { readonly name: string; readonly message: string }[];
-  /** RMS of a difference over the RMS of what it is compared with. */
-  readonly ratio?: number;
-  readonly gbps?: number;
-  readonly driver?: string;
-  readonly date?: string;
-  /** Commit that was measured: of a host line, and of the lines that follow it in its file. */
-  readonly code?: string | undefined;
-  /** What a reader must know of the measurement. */
-  readonly note?: string;
-}
+import { breakEvens, drawings, drawn, greedy } from './cuda-levels.js';
+import { figures, type Line, labelOf, median, table } from './cuda-lines.js';
 
 /** A figure in the shape that all GPU backends share. */
 interface Summary {
@@ -99,10 +47,17 @@ const heads = [
 const file = new URL('../../../docs/results/onnx-cuda.json', import.meta.url);
 const { values: options, positionals: given } = parseArgs({
   allowPositionals: true,
-  options: { keep: { type: 'boolean', default: false } },
+  options: {
+    keep: { type: 'boolean', default: false },
+    /** `COMMIT` or `COMMIT TEST`: what was measured again. */
+    drop: { type: 'string', multiple: true, default: [] },
+  },
 });
 const old = JSON.parse(readFileSync(file, 'utf8')) as { readonly lines: readonly Line[] };
-const lines = [...(given.length === 0 || options.keep ? old.lines : []), ...given.flatMap(linesOf)];
+const kept = given.length === 0 || options.keep ? old.lines : [];
+const dropped = ({ code, test }: Line): boolean =>
+  options.drop.some((drop) => drop === code || drop === `${code} ${test}`);
+const lines = [...kept.filter((line) => !dropped(line)), ...given.flatMap(linesOf)];
 const summary = lines.flatMap((line) => summarised(line, lines));
 const list = (items: readonly object[]): string => items.map((item) => `\n    ${JSON.stringify(item)}`).join(',');
 writeFileSync(file, `{\n  "summary": [${list(summary)}\n  ],\n  "lines": [${list(lines)}\n  ]\n}\n`);
@@ -118,14 +73,11 @@ function linesOf(path: string): Line[] {
 function summarised(run: Line, all: readonly Line[]): Summary[] {
   const { plan, tokens, batch, milliseconds, error, device, shape, layers, code } = run;
   const test = phaseOf(run);
-  if (!test || error || layers !== 32 || run.operators === 'off') return [];
+  if (!test || error || layers !== 32 || run.operators === 'off' || isDrawn(run)) return [];
   // Token to token, where that was timed too.
   if (run.test === 'decode' && all.some((line) => line.test === ahead && alike(line, run))) return [];
   const { median: ms, sd, n } = milliseconds as Statistics;
-  const peer =
-    batch === 1
-      ? all.find((line) => line.code === code && line.tokens === tokens && line.peer?.startsWith(`${test},`))
-      : undefined;
+  const peers = all.filter((line) => isPeerOf(line, run, test)).map(median);
   return [
     {
       backend: 'onnx',
@@ -140,7 +92,7 @@ function summarised(run: Line, all: readonly Line[]): Summary[] {
       sd,
       n,
       floor_ms: test === 'decode' && plan === 'default:0' ? (floorOf(run, all) ?? null) : null,
-      peer_ms: peer ? median(peer) : null,
+      peer_ms: peers.length > 0 ? Math.min(...peers) : null,
       code,
     },
   ];
@@ -158,6 +110,17 @@ function left(all: readonly Line[]): (string | number | undefined)[][] {
   });
 }
 
+/** One of the same commit that does what the run does, in whatever way it has. */
+function isPeerOf(peer: Line, { code, tokens, batch }: Line, test: string): boolean {
+  const rows = peer.batch ?? 1;
+  return peer.code === code && peer.tokens === tokens && rows === batch && peer.peer?.split(',')[0] === test;
+}
+
+/** Not by taking the most likely tokens. */
+function isDrawn({ drawing = greedy }: Line): boolean {
+  return drawing !== greedy;
+}
+
 function phaseOf({ test }: Line): 'prefill' | 'decode' | undefined {
   return test === ahead ? 'decode' : test === 'prefill' || test === 'decode' ? test : undefined;
 }
@@ -170,12 +133,14 @@ function alike(a: Line, b: Line): boolean {
 
 function render(all: readonly Line[]): string {
   const hosts = all.filter(({ test }) => test === 'host');
-  const runs = all.filter(({ tokens, test }) => test && tokens !== undefined);
+  const timed = all.filter(({ tokens, test }) => test && tokens !== undefined);
+  const runs = timed.filter((run) => !isDrawn(run));
   const peers = all.filter(({ peer, tokens }) => peer && tokens !== undefined);
   const first = runs[0];
   const most = Math.max(...runs.map(({ layers }) => layers ?? 0));
   const whole = runs.filter(({ layers, test }) => layers === most && test !== 'fold');
-  const parts = runs.filter((run) => !whole.includes(run));
+  const ways = drawn(timed);
+  const parts = runs.filter((run) => !whole.includes(run) && !ways.includes(run));
   const conformance = all.filter(({ test }) => test === 'conformance');
   const blocks = all.filter(({ test }) => test === 'blocks');
   return `# ONNX Runtime on CUDA
@@ -198,27 +163,50 @@ ${table(
 
 ## Peers, on the same machine in calls of the same commit
 
+PyTorch: "SDPA" and "eager" are transformers' model, "one graph" is a step with a static cache, layers compiled by Inductor, recorded whole as a
+CUDA graph (packages/backend-webgpu/bench/peers.py).
+
 ${table(
-  ['peer', 'tokens', 'median', 'sd', 'n', 'ours / peer', 'in sessions / peer'],
-  peers.map((peer) => [peer.peer, peer.tokens, ...figures(peer), ...against(peer, whole)]),
+  ['code', 'peer', 'tokens', 'rows', 'median', 'sd', 'n', 'ours / peer', 'ahead / peer', 'in sessions / peer'],
+  peers.map((peer) => [
+    peer.code,
+    peer.peer === 'decode' ? 'decode, one graph' : peer.peer,
+    peer.tokens,
+    peer.batch ?? 1,
+    ...figures(peer),
+    ...against(peer, whole),
+  ]),
 )}
 
 ## Against the floor
 
 ${floors(all, whole)}
 
-## ${[...new Set(parts.filter(({ test }) => test !== 'fold').map(({ layers }) => layers))].join(', ')} layers, and folds of one layer's cache
+## ${[...new Set(parts.filter(({ test }) => test !== 'fold').map(({ layers }) => layers!))].sort((a, b) => a - b).join(', ')} layers, and folds of one layer's cache
 
 ${table(
   heads,
   parts.map((run) => cells(run, runs)),
 )}
 
+## Where levels break even
+
+Times of a plan over those of softmax attention in the same call, and the length from which on the plan is faster, on the line between
+the two lengths beside it.
+
+${breakEvens(runs.filter(({ test }) => test !== 'fold'))}
+
+## Drawing tokens
+
+The same step where every row's token is drawn in another way.
+
+${drawings(ways)}
+
 ## Outside the sessions
 
 ${table(
   ['code', 'test', 'plan', 'tokens', 'rows', 'record', 'submit', 'download'],
-  runs.flatMap(({ outside, ...run }) =>
+  [...whole, ...parts].flatMap(({ outside, ...run }) =>
     outside
       ? [
           [
@@ -280,8 +268,8 @@ ${all.flatMap(({ fault, message }) => (fault && message ? [`- ${fault}: ${messag
 
 ## Commands
 
-${[...new Set(runs.map(({ command }) => command))].map((command) => `- \`${command}\``).join('\n')}
-- \`python3 cuda-peer.py\`, \`conformance.mjs --types f32,f16\`
+${[...new Set(timed.map(({ command }) => command))].map((command) => `- \`${command}\``).join('\n')}
+- \`python3 cuda-peer.py\`, \`python3 peers.py --rounds 20 --runs 512x32,4096x32,512x1,4096x1\`, \`conformance.mjs --types f32,f16\`
 `;
 }
 
@@ -291,11 +279,6 @@ function cells(run: Line, runs: readonly Line[]): (string | number | undefined)[
   if (error) return [code, test, plan, tokens, batch, error, '', '', '', '', '', ''];
   const more = [inSessions?.toFixed(2) ?? '-', copied?.toDevice ?? '-', copied?.toHost ?? '-', ratio(run, runs)];
   return [code, test, plan, tokens, batch, ...figures(run), ...more];
-}
-
-/** The plan, and what is not as usual. */
-function labelOf({ plan, weights = 'f16', operators }: Line): string {
-  return [plan, weights !== 'f16' && weights, operators === 'off' && 'operators off'].filter(Boolean).join(', ');
 }
 
 /** What a decode step must read at least, weights and cache, at the rate of a device copy, which counts reads and writes. */
@@ -329,24 +312,23 @@ function floorOf({ tokens, batch, code, weights: type }: Line, all: readonly Lin
 }
 
 function bandwidthOf(all: readonly Line[]): number | undefined {
-  return all.find(({ peer, gbps }) => peer === 'device copy' && gbps)?.gbps;
+  return rates(all)[0];
 }
 
 function bandwidthsOf(all: readonly Line[]): string {
-  return all.flatMap(({ peer, gbps }) => (peer === 'device copy' && gbps ? [gbps.toFixed(0)] : [])).join(', ');
+  return rates(all)
+    .map((rate) => rate.toFixed(0))
+    .join(', ');
 }
 
-function figures({ milliseconds }: Line): string[] {
-  const { median, sd, n } = milliseconds as Statistics;
-  return [median.toFixed(2), sd.toFixed(2), String(n)];
+function rates(all: readonly Line[]): number[] {
+  return all.flatMap(({ peer, gbps, gigabytesPerSecond: rate = gbps }) =>
+    peer?.endsWith('copy') && rate ? [rate] : [],
+  );
 }
 
 function megabytes(bytes: number): string {
   return (bytes / 1e6).toFixed(0);
-}
-
-function median({ milliseconds }: Line): number {
-  return (milliseconds as Statistics).median;
 }
 
 /** Against the same test of the same call with softmax attention throughout. */
@@ -363,19 +345,13 @@ function ratio(run: Line, runs: readonly Line[]): string {
   return base ? (median(run) / median(base)).toFixed(2) : '-';
 }
 
+/** Times of the same commit over the peer's. */
 function against(peer: Line, runs: readonly Line[]): string[] {
-  const ours = runs.find(
-    ({ test, plan, tokens, batch, error, code }) =>
-      plan === 'default:0' &&
-      batch === 1 &&
-      !error &&
-      code === peer.code &&
-      tokens === peer.tokens &&
-      peer.peer?.startsWith(`${test},`),
-  );
-  return ours ? [median(ours), ours.inSessions!].map((time) => (time / median(peer)).toFixed(2)) : ['-', '-'];
-}
-
-function table(head: readonly string[], rows: readonly (readonly (string | number | undefined)[])[]): string {
-  return [head, head.map(() => '---'), ...rows].map((row) => `| ${row.join(' | ')} |`).join('\n');
+  const own = runs.filter((run) => run.plan === 'default:0' && !run.error && run.operators !== 'off');
+  const of = (test: string): Line | undefined =>
+    own.find((run) => run.test === test && isPeerOf(peer, run, phaseOf(run)!));
+  const test = peer.peer!.split(',')[0]!;
+  const [ours, next] = [of(test), of(`${test}, ahead`)];
+  const times = [ours && median(ours), next && median(next), ours?.inSessions];
+  return times.map((time) => (time === undefined ? '-' : (time / median(peer)).toFixed(2)));
 }

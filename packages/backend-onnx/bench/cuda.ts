@@ -69,14 +69,18 @@ await using device = (await onnxBackend.open({
 })) as OnnxDevice;
 print({ test: 'open', milliseconds: performance.now() - start });
 
+let before: readonly AttentionLayer[] = [];
 for (const plan of options.plans.split(',')) {
   const [mixer, level] = [plan.split(':')[0]!, Number(plan.split(':')[1])];
   const graphs = model.segments.map(({ versions, layer }) =>
     layer !== undefined && layer < level ? (versions[mixer] ?? versions.default) : versions.default,
   );
-  const before = performance.now();
+  const begun = performance.now();
   const layers = await compile(device, bodyAndHead(model, graphs));
-  print({ test: 'compile', plan, milliseconds: performance.now() - before, memory: device.memory().bytes });
+  const milliseconds = performance.now() - begun;
+  for (const layer of before) layer[Symbol.dispose](); // not earlier: they share weights
+  before = layers;
+  print({ test: 'compile', plan, milliseconds, memory: device.memory().bytes });
   for (const tokens of prefills!)
     await tried({ test: 'prefill', plan, tokens, batch: 1 }, tokens, layers, (_, slot) => ({
       slot,
@@ -90,8 +94,8 @@ for (const plan of options.plans.split(',')) {
         await tried({ test: 'decode', plan, tokens, batch, drawing }, tokens + spare, layers, rowOf);
         if (options.ahead) await ahead({ test: 'decode, ahead', plan, tokens, batch, drawing }, layers, rowOf);
       }
-  for (const layer of layers) layer[Symbol.dispose]();
 }
+for (const layer of before) layer[Symbol.dispose]();
 for (const plan of folds!.length > 0 ? options.plans.split(',') : [])
   for (const tokens of folds!) await fold(plan.split(':')[0]!, tokens);
 
