@@ -104,7 +104,7 @@ function lowerCached(
     );
   }
   const cache = [keys, values, info];
-  if (traits.matrices && (tileable(node) || wideTileable(node))) {
+  if (split && traits.matrices && (tileable(node) || wideTileable(node))) {
     const turned = turnedQueries(builder, node, q);
     const kernel = tileable(node) ? tileAttention(node, traits.attention) : wideAttention(node);
     emit(kernel, [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);

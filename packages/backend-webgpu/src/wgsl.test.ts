@@ -1,4 +1,5 @@
 import { describe as describeModel, type Mixers, type ModelConfig, parseConfig, shapes, tapesOf } from '@dsla/models';
+import { kvState, type LayerGraph } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { loadGpu, must, workgroupBytes } from './adapter.js';
 import type { Traits } from './builder.js';
@@ -11,6 +12,7 @@ import { splitAttention } from './kernels/split-attention.js';
 import { tileAttention } from './kernels/tile-attention.js';
 import { lower } from './lower.js';
 import type { Op } from './program.js';
+import type { View } from './view.js';
 
 // WGSL that needs float16 or subgroup matrices runs on no driver without a GPU; Dawn's null backend validates it.
 
@@ -121,6 +123,39 @@ describe('emitted WGSL', () => {
       return `${graph.name}: ${ops.map(({ kernel }) => kernel.name).join(', ')}`;
     });
     expect(lists).toMatchSnapshot();
+  });
+
+  it.each([64, 32, 24])('has attention of short and of long rows where %i of 64 features turn', (rotaryDim) => {
+    const rope = { rotaryDim, frequencies: Array.from({ length: rotaryDim / 2 }, () => 0.1) };
+    const kv = kvState('kv', { kvHeads: 2, headDim: 64 });
+    const graph: LayerGraph = {
+      name: 'attention',
+      states: [kv],
+      nodes: [
+        ...['q', 'k', 'v'].map((name) => ({ op: 'input', name, width: 128 }) as const),
+        {
+          op: 'softmaxAttention',
+          q: 0,
+          k: 1,
+          v: 2,
+          state: 'kv',
+          heads: 2,
+          kvHeads: 2,
+          headDim: 64,
+          scale: 0.125,
+          rope,
+        },
+        { op: 'output', name: 'o', x: 3 },
+      ],
+    };
+    const { ops } = lower(graph, () => [], devices['float16 with matrices']!);
+    const attention = ops.filter(({ kernel }) => kernel.name.includes('attention'));
+    const short = { rows: 1, tokens: 1, tiles: 0, singles: 1, splits: 1 } as View;
+    const long = { rows: 1, tokens: 64, tiles: 1, singles: 0, splits: 0 } as View;
+    for (const view of [short, long]) {
+      const busy = attention.filter(({ grid }) => !grid(view).includes(0));
+      expect(busy.map(({ kernel }) => kernel.name)).toHaveLength(1);
+    }
   });
 
   it('has not changed', () => {
