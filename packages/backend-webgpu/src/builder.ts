@@ -48,8 +48,8 @@ export interface Builder {
   readonly type: Element;
   readonly traits: Traits;
   readonly shapeOf: WeightShape;
-  /** The results that are logits, which are worth more digits than a float16 has: float32. */
-  readonly logits: ReadonlySet<Node>;
+  /** Nodes whose results are float32 whatever the compute type (precision.ts). */
+  readonly precise: ReadonlySet<Node>;
   operand(value: Value): Operand;
   temp(width: number, type?: Element, domain?: Scratch): BufferRef;
   emit(kernel: Kernel, buffers: readonly BufferRef[], grid: (view: View) => Grid, replay?: boolean): void;
@@ -58,6 +58,11 @@ export interface Builder {
 /** A new value. */
 export function result(builder: Builder, width: number, domain: Domain, type: Element = builder.type): Operand {
   return { ref: builder.temp(width, type, domain), width, type, domain };
+}
+
+/** The element type of a node's result. */
+export function typeOf({ precise, type }: Pick<Builder, 'precise' | 'type'>, node: Node): Element {
+  return precise.has(node) ? 'f32' : type;
 }
 
 /** Where a value is read: a part in the value that it is part of. */

@@ -40,9 +40,14 @@ export async function openDevice(adapter: GPUAdapter, options: OpenOptions): Pro
   if (!(limit > 0)) throw invalid('open webgpu', 'extra.memory must be a number of bytes', options.extra?.memory);
   const { device, traits } = await openGpu(adapter, options);
   const pipelines = new Pipelines(device);
-  const casting = traits.type === 'f32' ? undefined : await pipelines.get(cast(traits.type, 'f32'));
+  const casts = traits.type === 'f32' ? undefined : await castsOf(pipelines);
   const taking = await pipelines.get(takeTokens());
-  return new WebgpuDevice(adapter, device, traits, pipelines, casting, taking, limit);
+  return new WebgpuDevice(adapter, device, traits, pipelines, casts, taking, limit);
+}
+
+/** By the type that comes out. */
+async function castsOf(pipelines: Pipelines): Promise<StepHost['casts']> {
+  return { f16: await pipelines.get(cast('f16', 'f32')), f32: await pipelines.get(cast('f32', 'f16')) };
 }
 
 /** A WebGPU device with all that our kernels can use. */
@@ -118,7 +123,7 @@ class WebgpuDevice implements Device {
     device: GPUDevice,
     traits: Traits,
     pipelines: Pipelines,
-    casting: Pipeline | undefined,
+    casts: StepHost['casts'],
     taking: Pipeline,
     limit: number,
   ) {
@@ -140,7 +145,7 @@ class WebgpuDevice implements Device {
       pool: new Pool(memory),
       ropes: new RopeTables(device, memory),
       batchLayout: pipelines.batchLayout,
-      cast: casting,
+      casts,
       taking,
       drawing: this.#drawing,
       noBatch: pipelines.noBatch,

@@ -21,6 +21,18 @@ const head: LayerGraph = {
   ],
 };
 
+/** Logits in the compute type: those of `head` are float32. */
+const squared: LayerGraph = {
+  name: 'head of squares',
+  states: [],
+  nodes: [
+    { op: 'input', name: 'x', width: vocabulary },
+    { op: 'lastToken', x: 0 },
+    { op: 'mul', a: 1, b: 1 },
+    { op: 'output', name: 'logits', x: 2 },
+  ],
+};
+
 const noWeights: WeightSource = {
   spec: (name) => {
     throw new Error(name);
@@ -93,7 +105,7 @@ describe('the kernel that draws', () => {
       return device;
     };
     await using device = await openDevice(adapter, { computeType: type });
-    using layer = await device.compile(head, noWeights);
+    using layer = await device.compile(squared, noWeights);
     using x = device.upload(f32([draws.length, vocabulary], logits.slice()));
     using step = device.beginStep(batch, { x });
     step.run(layer, {});

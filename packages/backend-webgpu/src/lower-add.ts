@@ -1,5 +1,5 @@
 import { type LayerGraph, type NodeOf, operandsOf, type Value } from '@dsla/spec';
-import { type Builder, type Operand, perItem, result, vector } from './builder.js';
+import { type Builder, type Operand, perItem, result, typeOf, vector } from './builder.js';
 import type { Fusions } from './fuse.js';
 import { rmsNorm } from './kernels/norm.js';
 import { emitFew, emitLinear, emitMany, emitSum, onlyFew, onlyMany } from './lower-linear.js';
@@ -17,9 +17,10 @@ export function lowerAdd(
   const next = normed.get(index);
   const own = added.get(index);
   const a = operand(own?.to ?? node.a);
+  const type = typeOf(builder, node);
   const product = own && (graph.nodes[own.product] as NodeOf<'linear'>);
   if (next === undefined) {
-    const sum = inPlace(graph, index, own?.to ?? node.a, builder) ? a : result(builder, a.width, a.domain);
+    const sum = inPlace(graph, index, own?.to ?? node.a, builder) ? a : result(builder, a.width, a.domain, type);
     if (product) {
       const { weight, bias } = product;
       emitLinear(builder, operand(product.x), [{ weight, bias, y: sum, add: a }]);
@@ -27,7 +28,7 @@ export function lowerAdd(
     return sum;
   }
   const norm = graph.nodes[next] as NodeOf<'rmsNorm'>;
-  const [sum, y] = [result(builder, a.width, a.domain), result(builder, a.width, a.domain)];
+  const [sum, y] = [result(builder, a.width, a.domain, type), result(builder, a.width, a.domain)];
   const both = (b: Operand) => ({
     kernel: rmsNorm(a.domain, y, a, norm.eps, { b, sum }),
     buffers: [a.ref, b.ref, vector(norm.weight), sum.ref, y.ref],
@@ -57,10 +58,10 @@ export function lowerAdd(
  * Whether x of x + y is a named value that the sum replaces, and no later node reads the old one: WebGPU refuses one buffer as
  * input and output of a dispatch, but a kernel may add to it.
  */
-function inPlace(graph: LayerGraph, index: Value, to: Value, { operand }: Builder): boolean {
+function inPlace(graph: LayerGraph, index: Value, to: Value, builder: Builder): boolean {
   const node = graph.nodes[index] as NodeOf<'add' | 'mul'>;
-  const x = operand(to);
-  if (node.a === node.b || x.ref.kind !== 'value') return false;
+  const x = builder.operand(to);
+  if (node.a === node.b || x.ref.kind !== 'value' || x.type !== typeOf(builder, node)) return false;
   const { name } = x.ref.value;
   const written = graph.nodes.some((other) => other.op === 'output' && other.name === name && other.x === index);
   const sameInput = (value: Value) => {

@@ -175,14 +175,14 @@ function emitVectors(
 
 /** Products of more items than a few; of any number where there are no kernels for vectors, which all of them have or none. */
 export function emitMany(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
-  const { traits, temp } = builder;
+  const { traits, temp, type } = builder;
   const { domain } = x;
   const vectors = products.every(({ y }) => hasVectors(builder, x, y.width));
   const only: Only = (grid) => (vectors ? onlyMany(builder, domain, grid) : grid);
   const ready = products.map(({ weight, bias, y, add }) => ({
     weights: numbersOf(builder, x, weight, y.width, only, replay),
     bias,
-    y: add ? { ...y, ref: temp(y.width, y.type, domain) } : y,
+    y: add ? { ...y, type, ref: temp(y.width, type, domain) } : y,
   }));
   if (traits.matrices && vectors) emitMatrices(builder, x, ready, only, replay);
   else for (const product of ready) emitTiles(builder, x, product, only, replay);

@@ -9,17 +9,18 @@ import {
   result,
   sourceOf,
   type Traits,
+  typeOf,
   vector,
 } from './builder.js';
 import { type Fusions, findFusions } from './fuse.js';
 import * as elementwise from './kernels/elementwise.js';
 import { embed } from './kernels/embed.js';
-import type { Element } from './kernels/kernel.js';
 import { rmsNorm } from './kernels/norm.js';
 import { lowerAdd } from './lower-add.js';
 import { lowerDual, lowerFold } from './lower-dual.js';
 import { emitGated, emitLinear, emitParallel, hasVectors, onlyMany, type Product, readsParts } from './lower-linear.js';
 import { lowerAttention, lowerConv, lowerScan } from './lower-state.js';
+import { preciseNodes } from './precision.js';
 import { elideCopies, type NamedValue, namedValue, type Op, type Program, place, refsOf } from './program.js';
 
 /** Tape to dispatches. Small weights are float32, matrices have the compute type. */
@@ -32,9 +33,7 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     type,
     traits,
     shapeOf,
-    logits: new Set(
-      graph.nodes.flatMap((node) => (node.op === 'output' && node.name === 'logits' ? graph.nodes[node.x]! : [])),
-    ),
+    precise: preciseNodes(graph),
     operand: (value) => operands[value]!,
     temp: (width, of = type, domain = 'token') => ({ kind: 'temp', temp: { width, type: of, domain } }),
     emit: (kernel, buffers, grid, replay = false) => void ops.push({ kernel, buffers, grid, replay }),
@@ -57,7 +56,7 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
   const inputs: NamedValue[] = [];
   const outputs: NamedValue[] = [];
   graph.nodes.forEach((node) => {
-    if (node.op === 'input') inputs.push(namedInput(node, type));
+    if (node.op === 'input') inputs.push(namedInput(builder, node));
     if (node.op === 'output') outputs.push(namedOutput(node.name, operands[node.x]!));
   });
   const values = new Set(
@@ -143,15 +142,15 @@ function lowerFused(
 }
 
 function lowerNode(builder: Builder, node: Node, width: number): Operand | undefined {
-  const { operand, emit, type } = builder;
+  const { operand, emit } = builder;
   switch (node.op) {
     case 'input': {
-      const value = namedInput(node, type);
+      const value = namedInput(builder, node);
       return { ref: { kind: 'value', value }, ...value };
     }
     case 'embed': {
-      const y = result(builder, width, 'token');
-      emit(embed(y, type), [matrix(builder, node.table), y.ref], perElement(y));
+      const y = result(builder, width, 'token', typeOf(builder, node));
+      emit(embed(y, builder.type), [matrix(builder, node.table), y.ref], perElement(y));
       return y;
     }
     case 'linear': {
@@ -191,7 +190,7 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
     }
     case 'lastToken': {
       const x = operand(node.x);
-      const y = result(builder, width, 'row');
+      const y = result(builder, width, 'row', typeOf(builder, node));
       emit(elementwise.lastToken(y, x), [x.ref, y.ref], perElement(y));
       return y;
     }
@@ -222,14 +221,9 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
 }
 
 /** a, then b, which may be parts of other values; a joint is not written. */
-function lowerConcat(
-  builder: Builder,
-  { a, b }: NodeOf<'concat'>,
-  fn?: NodeOf<'activate'>['fn'],
-  joint = false,
-): Operand {
-  const [first, second] = [builder.operand(a), builder.operand(b)];
-  const y = result(builder, first.width + second.width, first.domain);
+function lowerConcat(builder: Builder, node: NodeOf<'concat'>, fn?: NodeOf<'activate'>['fn'], joint = false): Operand {
+  const [first, second] = [builder.operand(node.a), builder.operand(node.b)];
+  const y = result(builder, first.width + second.width, first.domain, typeOf(builder, node));
   if (joint) return { ...y, joint: { parts: [first, second], fn } };
   const kernel = elementwise.concat(first.domain, y, partOf(first), partOf(second), fn);
   builder.emit(kernel, [sourceOf(first), sourceOf(second), y.ref], perElement(y));
@@ -253,8 +247,8 @@ function lowerPart(builder: Builder, nodes: readonly Node[], index: Value): Oper
   return parted ? { ...y, part: { of, from } } : y;
 }
 
-function namedInput({ name, width }: NodeOf<'input'>, type: Element): NamedValue {
-  return namedValue(name, width, type, 'token');
+function namedInput(builder: Builder, node: NodeOf<'input'>): NamedValue {
+  return namedValue(node.name, node.width, typeOf(builder, node), 'token');
 }
 
 function namedOutput(name: string, { width, domain, type }: Operand): NamedValue {
@@ -263,6 +257,5 @@ function namedOutput(name: string, { width, domain, type }: Operand): NamedValue
 
 function productOf(builder: Builder, node: NodeOf<'linear'>, { domain }: Operand): Product {
   const { weight, bias } = node;
-  const type = builder.logits.has(node) ? 'f32' : builder.type;
-  return { weight, bias, y: result(builder, builder.shapeOf(weight)[0]!, domain, type) };
+  return { weight, bias, y: result(builder, builder.shapeOf(weight)[0]!, domain, typeOf(builder, node)) };
 }

@@ -13,6 +13,7 @@ import {
 } from '@dsla/spec';
 import { disposed, invalid, WebgpuBuffer } from './buffer.js';
 import type { Memory, Pool } from './buffers.js';
+import { castGroups } from './kernels/cast.js';
 import type { Element, Grid } from './kernels/kernel.js';
 import { WebgpuLayer, weightKey } from './layer.js';
 import { paced } from './pace.js';
@@ -31,8 +32,8 @@ export interface StepHost {
   readonly pool: Pool;
   readonly ropes: RopeTables;
   readonly batchLayout: GPUBindGroupLayout;
-  /** Kernel that changes the element type of a whole buffer, where the compute type is not f32. */
-  readonly cast?: Pipeline | undefined;
+  /** Kernels that change the element type of a whole buffer, by the new one; where the compute type is not f32. */
+  readonly casts?: Readonly<Record<Element, Pipeline>> | undefined;
   readonly noBatch: GPUBindGroup;
   /** Steps that the device has not finished. */
   readonly submitted: Set<Step>;
@@ -216,15 +217,30 @@ export class WebgpuStep implements Step {
         throw invalid(where, `value ${input.name} must be ${input.width} wide`, value.width);
       if (value.domain !== input.domain)
         throw invalid(where, `value ${input.name} must have one entry a token`, 'one entry a row');
-      byKey.set(input.key, value.buffer.buffer);
+      byKey.set(input.key, this.#as(input.type, value).buffer.buffer);
     }
     for (const output of outputs) {
       const old = this.#values.get(output.name);
-      const value = old?.key === output.key ? old : this.#make(output);
+      const alike = old?.width === output.width && old.domain === output.domain;
+      const value = alike ? this.#as(output.type, old) : this.#make(output);
       this.#values.set(output.name, value);
       byKey.set(output.key, value.buffer.buffer);
     }
     return new Map(values.map((value) => [value, byKey.get(value.key)!]));
+  }
+
+  /** A value of the step, which gets another type where it does not have this one. */
+  #as(type: Element, value: Held): Held {
+    if (value.type === type) return value;
+    const { device, casts } = this.#host;
+    const { name, width, domain } = value;
+    const held = this.#make(namedValue(name, width, type, domain));
+    this.#values.set(name, held);
+    const entries = [value.buffer.buffer, held.buffer.buffer];
+    const { group } = this.#views.step();
+    if (held.buffer.bytes > 0)
+      this.#dispatches.push(dispatchOf(device, casts![type], group, entries, [castGroups, 1, 1]));
+    return held;
   }
 
   /** Before all else: ids on the device into what the kernels read. */
@@ -259,24 +275,12 @@ export class WebgpuStep implements Step {
     return buffer;
   }
 
-  /** A copy of a caller's value, which layers may overwrite, in the compute type. */
+  /** A copy of a caller's value, which layers may overwrite. */
   #take(name: string, given: WebgpuBuffer): void {
-    const { type, device, cast } = this.#host;
-    const value = this.#make(namedValue(name, given.shape[1]!, type, 'token'));
+    const value = this.#make(namedValue(name, given.shape[1]!, given.dtype as Element, 'token'));
     this.#values.set(name, value);
-    if (given.bytes === 0) return;
-    if (given.dtype === type) {
-      const bytes = Math.ceil(given.bytes / 4) * 4;
-      this.#encoder!.copyBufferToBuffer(given.buffer, 0, value.buffer.buffer, 0, bytes);
-      return;
-    }
-    const entries = [given.buffer, value.buffer.buffer].map((buffer, binding) => ({ binding, resource: { buffer } }));
-    const pass = this.#encoder!.beginComputePass();
-    pass.setPipeline(cast!.pipeline);
-    pass.setBindGroup(0, this.#views.step().group);
-    pass.setBindGroup(1, device.createBindGroup({ layout: cast!.layout, entries }));
-    pass.dispatchWorkgroups(256);
-    pass.end();
+    const bytes = Math.ceil(given.bytes / 4) * 4;
+    if (bytes > 0) this.#encoder!.copyBufferToBuffer(given.buffer, 0, value.buffer.buffer, 0, bytes);
   }
 
   #served(layer: string, rows: readonly number[] | undefined): readonly number[] {

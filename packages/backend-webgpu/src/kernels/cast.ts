@@ -2,7 +2,9 @@ import { type Element, type Kernel, kernel } from './kernel.js';
 
 const size = 256;
 
-/** y = x for a whole buffer, 256 workgroups: values that a caller uploaded in another type. */
+export const castGroups = 256;
+
+/** y = x for a whole buffer: values that a layer reads in another type than the one that they have. */
 export function cast(y: Element, x: Element): Kernel {
   return kernel({
     name: 'cast',

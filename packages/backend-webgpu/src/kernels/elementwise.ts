@@ -33,9 +33,9 @@ ${statements}`,
   });
 }
 
-/** Elements that a thread of a pointwise kernel takes: eight neighbours where all is float16. */
+/** Elements that a thread of a pointwise kernel takes: eight neighbours where some are float16. */
 export function elementsAThread(...shapes: readonly Shape[]): 1 | 8 {
-  return shapes.every(({ width, type }) => type === 'f16' && width % 8 === 0) ? 8 : 1;
+  return shapes.some(({ type }) => type === 'f16') && shapes.every(({ width }) => width % 8 === 0) ? 8 : 1;
 }
 
 /** y = value (WGSL) of numbers of a, b or y itself, elementsAThread at a time. */
@@ -55,22 +55,30 @@ function pointwise(
       inputs.map(([, shape]) => shape),
       `  y[at] = ${y.type}(${value((operand) => `f32(${operand}[at])`)});`,
     );
-  const four = (half: string) => [...'xyzw'].map((e) => value((operand) => `${half}_of(${operand}_eight).${e}`));
-  const buffers = inputs.map(([label]) => [label, ['vec4u', 'read']] as const);
+  const wide = (label: string) => operands[label]!.type === 'f32';
+  const four = (half: string) => {
+    const of = (label: string, e: string) =>
+      wide(label) ? `${label}_${half}.${e}` : `${half}_of(${label}_eight).${e}`;
+    return `vec4f(${[...'xyzw'].map((e) => value((label) => of(label, e))).join(', ')})`;
+  };
+  const load = (label: string) =>
+    wide(label)
+      ? `  let ${label}_low = ${label}[2u * at];\n  let ${label}_high = ${label}[2u * at + 1u];`
+      : `  let ${label}_eight = ${label}[at];`;
+  const typed = (label: string) => (wide(label) ? 'vec4f' : 'vec4u');
+  const buffers = inputs.map(([label]) => [label, [typed(label), 'read']] as const);
   const eights = y.width / 8;
   return kernel({
     name,
-    buffers: { ...Object.fromEntries(buffers), y: ['vec4u', 'write'] },
+    buffers: { ...Object.fromEntries(buffers), y: [typed('y'), 'write'] },
     module: `${logFunctions}${activationFunctions}
 ${eightFunctions}`,
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
   if (i >= ${items[domain]} * ${eights}u) { return; }
   let at = ${itemAt[domain]}(i / ${eights}u).x * ${eights}u + i % ${eights}u;
-${Object.keys(operands)
-  .map((label) => `  let ${label}_eight = ${label}[at];`)
-  .join('\n')}
-  y[at] = eight_of(vec4f(${four('low').join(', ')}), vec4f(${four('high').join(', ')}));`,
+${Object.keys(operands).map(load).join('\n')}
+${wide('y') ? `  y[2u * at] = ${four('low')};\n  y[2u * at + 1u] = ${four('high')};` : `  y[at] = eight_of(${four('low')}, ${four('high')});`}`,
   });
 }
 

@@ -1,0 +1,94 @@
+import { describe as describeModel, parseConfig, shapes, tapesOf } from '@dsla/models';
+import { fromFloat16, type LayerGraph, toFloat16 } from '@dsla/spec';
+import { describe, expect, it } from 'vitest';
+import { openRunner } from './kernel-runner.js';
+import { linearVector } from './kernels/linear-vector.js';
+import { preciseNodes } from './precision.js';
+import { useSwiftShader } from './swiftshader.js';
+
+/** The ops whose results are float32, in order. */
+function preciseOps(graph: LayerGraph): string[] {
+  const precise = preciseNodes(graph);
+  return graph.nodes.filter((node) => precise.has(node)).map(({ op }) => op);
+}
+
+describe('float32 results', () => {
+  it.each([
+    [
+      'llama2-7b',
+      { embed: 'embed', project: 'input', attention: '', output: 'input add add', head: 'input lastToken linear' },
+    ],
+    [
+      'zamba-7b',
+      {
+        embed: 'embed',
+        'layers.1': 'input add',
+        'layers.2': 'input input concat add add',
+        head: 'input lastToken linear',
+      },
+    ],
+  ] as const)('of %s are the residual stream and the logits', (name, expected) => {
+    const tapes = tapesOf(describeModel(parseConfig({ ...shapes[name], num_hidden_layers: 3 })));
+    for (const [ending, ops] of Object.entries(expected)) {
+      const tape = tapes.find((one) => one.name.endsWith(ending))!;
+      expect(preciseOps(tape).join(' '), ending).toBe(ops);
+    }
+  });
+
+  it('are none that a product or an attention reads', () => {
+    const graph: LayerGraph = {
+      name: 'a sum that is multiplied',
+      states: [],
+      nodes: [
+        { op: 'input', name: 'x', width: 8 },
+        { op: 'input', name: 'y', width: 8 },
+        { op: 'add', a: 0, b: 1 },
+        { op: 'linear', x: 2, weight: 'w' },
+        { op: 'output', name: 'x', x: 3 },
+        { op: 'mul', a: 1, b: 2 },
+        { op: 'output', name: 'y', x: 5 },
+        { op: 'add', a: 0, b: 3 },
+        { op: 'linear', x: 7, weight: 'w' },
+        { op: 'output', name: 'logits', x: 8 },
+      ],
+    };
+    expect(preciseOps(graph)).toEqual(['input', 'linear']); // x, which is added, and the logits
+  });
+});
+
+const obstacle = useSwiftShader();
+
+describe.skipIf(obstacle)(`products of a float32 stream${obstacle ? ` (${obstacle})` : ''}`, () => {
+  const [width, outputs, count, eps] = [328, 72, 3, 1e-5];
+  const wave = (length: number, seed: number) =>
+    Float32Array.from({ length }, (_, i) => Math.sin(seed + 12.9898 * i) * Math.cos(0.37 * i * seed));
+
+  it.each([1, 2])('and matrices in float16, normed, %i items at a time', async (items) => {
+    const runner = await openRunner([{ slot: 0, past: 0, count }]);
+    const [x, norm, z] = [wave(count * width, 1), wave(width, 2), wave(count * outputs, 3)];
+    const halves = toFloat16(wave(outputs * width, 4));
+    const w = fromFloat16(halves);
+    const full = (width: number) => ({ width, type: 'f32' }) as const;
+    const kernel = linearVector({
+      domain: 'token',
+      x: full(width),
+      format: 'f16',
+      parts: [{ y: full(outputs), bias: false, add: full(outputs) }],
+      shape: { size: 32, items, rows: 8, ahead: 4, lanes: 4, places: 1 },
+      eps,
+    });
+    const y = runner.buffer(new Float32Array(count * outputs));
+    const buffers = [x, norm, new Uint32Array(halves.slice().buffer), z].map(runner.buffer);
+    await runner.run(kernel, [...buffers, y], [outputs / 8, Math.ceil(count / items), 1]);
+    const got = new Float32Array(await runner.read(y));
+    for (let t = 0; t < count; t++) {
+      const own = x.subarray(t * width, (t + 1) * width);
+      const scale = 1 / Math.sqrt(own.reduce((sum, a) => sum + a * a, 0) / width + eps);
+      for (let o = 0; o < outputs; o++) {
+        let sum = z[t * outputs + o]!;
+        for (let k = 0; k < width; k++) sum += own[k]! * norm[k]! * scale * w[o * width + k]!;
+        expect(got[t * outputs + o], `${t}, ${o}`).toBeCloseTo(sum, 4);
+      }
+    }
+  });
+});
