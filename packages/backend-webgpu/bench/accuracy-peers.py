@@ -3,14 +3,16 @@
 #   python3 accuracy-peers.py CHECKPOINT IDS [cpu]
 import json
 import math
+import os
 import sys
 
 import torch
 import transformers
 
 checkpoint, file, *rest = sys.argv[1:]
+name = os.path.basename(os.path.normpath(checkpoint))
 place = rest[0] if rest else "cuda"
-ids = torch.tensor(json.load(open(file)), device=place)
+prompts = torch.tensor(json.load(open(file)), device=place)  # [prompts, tokens]
 
 
 def load(dtype):
@@ -20,23 +22,29 @@ def load(dtype):
 
 @torch.no_grad()
 def peer(dtype):
-    return load(dtype)(ids[None]).logits[0].double()
+    model = load(dtype)
+    return lambda ids: model(ids[None]).logits[0].double()
 
 
-def report(test, kind, got):
-    error = (got - truth).pow(2).mean().sqrt().item()
-    wrong = (got.argmax(-1) != truth.argmax(-1)).nonzero().flatten().tolist()
-    margin = lambda token: (truth[token].max() - truth[token, got[token].argmax()]).item()
-    others = [{"token": token, "margin": margin(token)} for token in wrong]
-    ratio = error / truth.pow(2).mean().sqrt().item()
-    found = {"tokens": len(ids), "rms": ratio, "error": error, "first": len(ids) - len(wrong), "others": others}
-    print(json.dumps({"test": test, "type": kind, **found}), flush=True)
+def report(test, kind, run):
+    """Logits of all prompts by `run` against the truth: RMS, and where another token is first."""
+    error = size = tokens = 0
+    others = []
+    for n, ids in enumerate(prompts):
+        got, want = run(ids), truth(ids)
+        error, size = error + (got - want).pow(2).sum().item(), size + want.pow(2).sum().item()
+        first, second = want.topk(2).values.T
+        wrong = (got.argmax(-1) != want.argmax(-1)).nonzero().flatten().tolist()
+        others += [{"token": tokens + token, "margin": (first - second)[token].item()} for token in wrong]
+        tokens += len(ids)
+    found = {"tokens": tokens, "rms": math.sqrt(error / size), "error": math.sqrt(error / tokens / want.shape[-1])}
+    print(json.dumps({"test": test, "model": name, "type": kind, **found, "first": tokens - len(others), "others": others}), flush=True)
 
 
 @torch.no_grad()
-def rounded(exact=()):
+def rounded(ids, exact=()):
     """The forward pass in float64, its values rounded to float16 but for those whose names are in `exact`."""
-    model, config = load(torch.float64).model, load(torch.float64).config
+    model, config = whole.model, whole.config
     heads, dim = config.num_attention_heads, config.head_dim
     to16 = lambda name, x: x if name in exact else x.to(torch.float32).to(torch.float16).double()
     norm = lambda x, by: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps) * by.weight
@@ -64,11 +72,12 @@ def rounded(exact=()):
     return to16("logits", to16("norms", norm(x, model.norm)) @ model.embed_tokens.weight.T)
 
 
+whole = load(torch.float64)
 truth = peer(torch.float64)
-name = f"PyTorch {torch.__version__}, transformers {transformers.__version__}, SDPA"
+peers = f"PyTorch {torch.__version__}, transformers {transformers.__version__}, SDPA"
 for kind in ("float32", "float16", "bfloat16"):
-    report(name, kind, peer(getattr(torch, kind)))
-report("float64 with every value rounded to", "float16", rounded())
+    report(peers, kind, peer(getattr(torch, kind)))
+report("float64 with every value rounded to", "float16", rounded)
 for part in ("logits", "norms", "q, k, v", "attention", "products", "stream"):
-    report("float64 with every value rounded to", f"float16 but {part}", rounded((part,)))
-report("float64 with every value rounded to", "float16 but logits and stream", rounded(("logits", "stream")))
+    report("float64 with every value rounded to", f"float16 but {part}", lambda ids: rounded(ids, (part,)))
+report("float64 with every value rounded to", "float16 but logits and stream", lambda ids: rounded(ids, ("logits", "stream")))

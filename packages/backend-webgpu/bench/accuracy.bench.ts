@@ -1,11 +1,20 @@
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename } from 'node:path';
 import { parseArgs } from 'node:util';
-import { bindWeights, describe, type ModelDescription, parseConfig, tapesOf } from '@dsla/models';
+import { type ModelDescription, tapesOf } from '@dsla/models';
 import { referenceBackend } from '@dsla/reference';
-import { type Device, fromFloat16, type HostTensor, type Row, type StateStore, type WeightSource } from '@dsla/spec';
+import {
+  type AttentionLayer,
+  type Device,
+  fromFloat16,
+  type Row,
+  type StateStore,
+  type WeightSource,
+} from '@dsla/spec';
 import { webgpuBackend } from '../src/index.js';
+import { modelIn, tensorsOf } from './checkpoint.js';
 import { randomWeights, synthetic } from './synthetic.js';
+import { agreement, digest, highest } from './truth.js';
 
 // Numbers of this adapter: a checkpoint against golden logits and against the reference's, then layers of real width in float16
 // against float32 on the same adapter, long and short rows, every mixer, and folds against prefill.
@@ -14,32 +23,37 @@ const { values: options } = parseArgs({
   options: {
     checkpoint: { type: 'string' },
     vectors: { type: 'string' },
-    /** Token ids, as a JSON list; their logits by the reference, [tokens, vocabulary] float32: written if there is no such file. */
+    /** Prompts of token ids, as a JSON list of lists; what the reference says of them (truth.ts): written if there is no such file. */
     ids: { type: 'string' },
     truth: { type: 'string' },
+    /** A prompt in one step, or a token a step. */
+    ways: { type: 'string', default: 'prefill,decode' },
+    types: { type: 'string', default: 'f32,f16' },
     shape: { type: 'string', default: 'llama2-7b' },
     layers: { type: 'string', default: '2' },
     tokens: { type: 'string', default: '300' },
     software: { type: 'boolean', default: false },
   },
 });
-const types = options.software ? (['f32', 'f32'] as const) : (['f32', 'f16'] as const);
+const types = options.types.split(',').map((type) => (options.software ? 'f32' : type)) as ('f32' | 'f16')[];
 const tokens = Number(options.tokens);
 
 const { checkpoint, vectors, ids, truth } = options;
 if (checkpoint && ids && truth && !existsSync(truth)) {
-  writeFileSync(truth, await reference(checkpoint, idsOf(ids)));
+  writeFileSync(truth, await reference(checkpoint, promptsOf(ids)));
   process.exit();
 }
 if (checkpoint && vectors) await golden(checkpoint, vectors);
-if (checkpoint && ids && truth) await compare(checkpoint, idsOf(ids), truth);
-await layers();
+if (checkpoint && ids && truth) await compare(checkpoint, promptsOf(ids), truth);
+if (tokens > 0) await layers();
 
 interface Model {
   readonly device: Device;
   readonly description: ModelDescription;
   readonly weights: WeightSource;
   readonly stores: Record<string, StateStore>;
+  /** By mixer. */
+  readonly layers: Map<string, AttentionLayer[]>;
 }
 
 async function load(
@@ -53,7 +67,7 @@ async function load(
     computeType,
     extra: { ...(options.software && { software: 'allow' }) },
   });
-  return { device, description, weights, stores: storesOf(device, description, slots, capacity) };
+  return { device, description, weights, stores: storesOf(device, description, slots, capacity), layers: new Map() };
 }
 
 function storesOf(
@@ -68,63 +82,89 @@ function storesOf(
   return stores;
 }
 
-function idsOf(file: string): Int32Array {
-  return Int32Array.from(JSON.parse(readFileSync(file, 'utf8')) as number[]);
+function promptsOf(file: string): Int32Array[] {
+  return (JSON.parse(readFileSync(file, 'utf8')) as number[][]).map((ids) => Int32Array.from(ids));
 }
 
-function modelIn(folder: string): Pick<Model, 'description' | 'weights'> {
-  const description = describe(parseConfig(JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8'))));
-  return { description, weights: bindWeights(description, reader(join(folder, 'model.safetensors'))) };
-}
-
-/** Logits of every token by the definition, in float64 inside. */
-async function reference(folder: string, ids: Int32Array): Promise<Float32Array> {
-  const { description, weights } = modelIn(folder);
+/** What is kept of the logits of the definition, in float64 inside. */
+async function reference(folder: string, prompts: readonly Int32Array[]): Promise<Float32Array<ArrayBuffer>> {
+  const model = modelIn(folder);
   await using device = await referenceBackend.open();
-  const stores = storesOf(device, description, 1, ids.length);
-  return await feed(
-    { device, description, weights, stores },
-    'default',
-    [{ slot: 0, past: 0, count: ids.length }],
-    ids,
-  );
+  const stores = storesOf(device, model.description, 1, longest(prompts));
+  return await digests({ ...model, device, stores, layers: new Map() }, prompts, prefill);
 }
 
-/**
- * Logits of every token on this adapter against the reference's: RMS ratio and RMS of the differences, at how many the same
- * token is first, and by how much the reference has another one first elsewhere.
- */
-async function compare(folder: string, ids: Int32Array, file: string): Promise<void> {
+/** Prompts one after the other. */
+async function digests(
+  model: Model,
+  prompts: readonly Int32Array[],
+  way: typeof prefill,
+): Promise<Float32Array<ArrayBuffer>> {
+  const { vocabulary } = model.description;
+  const kept: number[] = [];
+  for (const ids of prompts) {
+    for (const store of Object.values(model.stores)) store.clear(0);
+    let at = 0;
+    for (const logits of await way(model, ids)) {
+      kept.push(...digest(logits, vocabulary, at));
+      at += logits.length / vocabulary;
+    }
+  }
+  return Float32Array.from(kept);
+}
+
+/** A prompt in one step. */
+async function prefill(model: Model, ids: Int32Array): Promise<Float32Array[]> {
+  return [await feed(model, 'default', [{ slot: 0, past: 0, count: ids.length }], ids)];
+}
+
+/** The same, a token a step. */
+async function decode(model: Model, ids: Int32Array): Promise<Float32Array[]> {
+  const logits: Float32Array[] = [];
+  for (let past = 0; past < ids.length; past++)
+    logits.push(await feed(model, 'default', [{ slot: 0, past, count: 1 }], ids.subarray(past, past + 1)));
+  return logits;
+}
+
+function longest(prompts: readonly Int32Array[]): number {
+  return Math.max(...prompts.map(({ length }) => length));
+}
+
+/** Logits of every token on this adapter against the reference's. */
+async function compare(folder: string, prompts: readonly Int32Array[], file: string): Promise<void> {
   const want = new Float32Array(new Uint8Array(readFileSync(file)).buffer);
   const { description, weights } = modelIn(folder);
-  const { vocabulary } = description;
   for (const type of types) {
-    const model = await load(type, description, weights, 1, ids.length);
-    const got = await feed(model, 'default', [{ slot: 0, past: 0, count: ids.length }], ids);
-    const others = [];
-    for (let t = 0; t < ids.length; t++) {
-      const [own, truth] = [got, want].map((all) => all.subarray(t * vocabulary, (t + 1) * vocabulary));
-      const [first, should] = [argmax(own!), argmax(truth!)];
-      if (first !== should) others.push({ token: t, margin: truth![should]! - truth![first]! });
+    const model = await load(type, description, weights, 1, longest(prompts));
+    for (const way of options.ways.split(',')) {
+      const found = agreement(await digests(model, prompts, way === 'decode' ? decode : prefill), want);
+      console.log(JSON.stringify({ test: 'reference', model: basename(folder), type, way, ...found }));
     }
-    const [tokens, error] = [ids.length, rms(got.map((x, i) => x - want[i]!))];
-    const same = { tokens, rms: ratio(got, want), error, first: tokens - others.length, others };
-    console.log(JSON.stringify({ test: 'reference', type, ...same }));
     await model.device[Symbol.asyncDispose]();
   }
 }
 
 /** Logits of every token. */
 async function feed(model: Model, mixer: string, rows: readonly Row[], ids: Int32Array): Promise<Float32Array> {
-  const { device, description, weights, stores } = model;
+  const { device, stores } = model;
+  const layers = await layersOf(model, mixer);
   using step = device.beginStep({ ids, rows });
-  for (const { versions } of description.segments)
-    step.run(await device.compile(versions[mixer] ?? versions.default, weights), stores);
-  step.run(await device.compile(description.headAll, weights), stores);
+  for (const layer of layers) step.run(layer, stores);
   const submitted = step.submit();
   const { data } = await device.download(step.value('logits'));
   await submitted;
   return data instanceof Uint16Array ? fromFloat16(data) : (data as Float32Array);
+}
+
+/** The layers of a model with a mixer, compiled once. */
+async function layersOf({ device, description, weights, layers }: Model, mixer: string): Promise<AttentionLayer[]> {
+  const known = layers.get(mixer);
+  if (known) return known;
+  const made: AttentionLayer[] = [];
+  const graphs = description.segments.map(({ versions }) => versions[mixer] ?? versions.default);
+  for (const graph of [...graphs, description.headAll]) made.push(await device.compile(graph, weights));
+  layers.set(mixer, made);
+  return made;
 }
 
 async function golden(folder: string, file: string): Promise<void> {
@@ -136,16 +176,26 @@ async function golden(folder: string, file: string): Promise<void> {
   ];
   const want = vectors.get('logits')!.data as Float32Array;
   for (const type of types) {
-    const model = await load(type, description, weights, 1);
+    const model = await load(type, description, weights, 1, ids.length + greedy.length);
     const all = await feed(model, 'default', [{ slot: 0, past: 0, count: ids.length }], ids);
     const off = ratio(all.subarray(all.length - want.length), want);
-    let next = argmax(all.subarray(-description.vocabulary));
+    let next = highest(all.subarray(-description.vocabulary));
     let agree = 0;
     for (const [index, id] of greedy.entries()) {
       if (next === id) agree++;
-      next = argmax(await feed(model, 'default', [{ slot: 0, past: ids.length + index, count: 1 }], Int32Array.of(id)));
+      next = highest(
+        await feed(model, 'default', [{ slot: 0, past: ids.length + index, count: 1 }], Int32Array.of(id)),
+      );
     }
-    console.log(JSON.stringify({ test: 'golden', type, rms: off, greedy: `${agree} of ${greedy.length}` }));
+    console.log(
+      JSON.stringify({
+        test: 'golden',
+        model: basename(folder),
+        type,
+        rms: off,
+        greedy: `${agree} of ${greedy.length}`,
+      }),
+    );
     await model.device[Symbol.asyncDispose]();
   }
 }
@@ -224,41 +274,6 @@ function normal(description: ModelDescription): WeightSource {
   };
 }
 
-function tensorsOf(file: string): Map<string, HostTensor> {
-  const bytes = readFileSync(file);
-  const start = 8 + Number(bytes.readBigUInt64LE(0));
-  const tensors = new Map<string, HostTensor>();
-  for (const [name, entry] of Object.entries(JSON.parse(bytes.toString('utf8', 8, start)))) {
-    if (name === '__metadata__') continue;
-    const {
-      dtype,
-      shape,
-      data_offsets: at,
-    } = entry as {
-      dtype: string;
-      shape: number[];
-      data_offsets: [number, number];
-    };
-    const data = Uint8Array.from(bytes.subarray(start + at[0], start + at[1])).buffer;
-    if (dtype === 'F16') tensors.set(name, { dtype: 'f16', shape, data: new Uint16Array(data) });
-    else if (dtype === 'F32') tensors.set(name, { dtype: 'f32', shape, data: new Float32Array(data) });
-    else tensors.set(name, { dtype: 'i32', shape, data: new Int32Array(data) });
-  }
-  return tensors;
-}
-
-/** Whole float16 tensors, which is what the checkpoint of a Llama needs. */
-function reader(file: string): Parameters<typeof bindWeights>[1] {
-  const tensors = tensorsOf(file);
-  return {
-    tensors: new Map([...tensors].map(([name, { dtype, shape }]) => [name, { storage: dtype, shape }])),
-    async readFloats(name, { as }) {
-      const tensor = tensors.get(name)!;
-      return as === 'f16' ? tensor : { ...tensor, dtype: 'f32', data: fromFloat16(tensor.data as Uint16Array) };
-    },
-  };
-}
-
 function ratio(got: Float32Array, want: Float32Array): number {
   let [error, size] = [0, 0];
   for (let i = 0; i < want.length; i++) {
@@ -266,14 +281,4 @@ function ratio(got: Float32Array, want: Float32Array): number {
     size += want[i]! ** 2;
   }
   return got.length === want.length ? Math.sqrt(error / size) : Number.NaN;
-}
-
-function rms(x: Float32Array): number {
-  return Math.sqrt(x.reduce((sum, value) => sum + value * value, 0) / x.length);
-}
-
-function argmax(x: Float32Array): number {
-  let best = 0;
-  for (let i = 1; i < x.length; i++) if (x[i]! > x[best]!) best = i;
-  return best;
 }

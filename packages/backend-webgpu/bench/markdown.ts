@@ -27,7 +27,8 @@ export interface Goal {
 }
 
 export function goals(list: readonly Goal[]): string {
-  const shown = (x: number) => (x === 0 ? '0' : x >= 100 ? x.toFixed(0) : x >= 0.1 ? x.toFixed(2) : x.toExponential(1));
+  const shown = (x: number) =>
+    Number.isInteger(x) ? String(x) : x >= 100 ? x.toFixed(0) : x >= 0.1 ? x.toFixed(2) : x.toExponential(1);
   return table(
     ['goal', 'at most', 'measured', '', 'code'],
     list.map(({ goal, limit, measured, unit, code }) => [
