@@ -33,23 +33,29 @@ describe.skipIf(obstacle)(`products of some items, spelled out${obstacle ? ` (${
         out,
         w: halves(out * width, 2 + p),
         bias: p === 0 ? Float32Array.from({ length: out }, (_, o) => Math.cos(o)) : undefined,
-        y: runner.buffer(new Float32Array(count * out)),
+        y: runner.buffer(new Float32Array(count * out).fill(3)),
+        z: p === 1 ? Float32Array.from({ length: count * out }, (_, i) => Math.sin(i)) : undefined,
       }));
       const shape = { ...thinShape(count, of), ahead };
-      const parts = products.map(({ out, bias }) => ({ y: { width: out, type }, bias: bias !== undefined }));
+      // The first is added to what is there, the second to another value.
+      const parts = products.map(({ out, bias, z }) => ({
+        y: { width: out, type },
+        bias: bias !== undefined,
+        add: z ? ({ width: out, type: 'f32' } as const) : ('own' as const),
+      }));
       const kernel = linearThin('token', parts, { width, type: 'f16', stride, from }, shape);
-      const buffers = products.flatMap(({ w, bias, y }) =>
-        [w.words, ...(bias ? [bias] : [])].map(runner.buffer).concat(y),
+      const buffers = products.flatMap(({ w, bias, z, y }) =>
+        [w.words, ...(bias ? [bias] : []), ...(z ? [z] : [])].map(runner.buffer).concat(y),
       );
       const groups = outs.reduce((sum, out) => sum + Math.ceil(out / shape.outputs), 0);
       await runner.run(kernel, [runner.buffer(x.words), ...buffers], [groups, 1, 1]);
-      for (const { out, w, bias, y } of products) {
+      for (const { out, w, bias, y, z } of products) {
         // Halves are spelled out as float32 numbers, so that one y serves both types.
         const got = new Float32Array(await runner.read(y));
         let [error, size] = [0, 0];
         for (let t = 0; t < count; t++)
           for (let o = 0; o < out; o++) {
-            let sum = bias?.[o] ?? 0;
+            let sum = (bias?.[o] ?? 0) + (z?.[t * out + o] ?? 3);
             for (let k = 0; k < width; k++) sum += x.numbers[t * stride + from + k]! * w.numbers[o * width + k]!;
             error += (got[t * out + o]! - sum) ** 2;
             size += sum ** 2;

@@ -2,7 +2,7 @@ import { type LayerGraph, type NodeOf, operandsOf, type Value } from '@dsla/spec
 import { type Builder, type Operand, perItem, result, typeOf, vector } from './builder.js';
 import type { Fusions } from './fuse.js';
 import { rmsNorm } from './kernels/norm.js';
-import { emitFew, emitLinear, emitMany, emitSum, onlyFew, onlyMany } from './lower-linear.js';
+import { emitLinear, emitSum, onlyMany } from './lower-linear.js';
 
 /** An addition, with the product before and the norm after it where one kernel can do them. */
 export function lowerAdd(
@@ -19,38 +19,27 @@ export function lowerAdd(
   const a = operand(own?.to ?? node.a);
   const type = typeOf(builder, node);
   const product = own && (graph.nodes[own.product] as NodeOf<'linear'>);
+  const place = (product || next === undefined) && inPlace(graph, index, own?.to ?? node.a, builder);
+  const sum = place ? a : result(builder, a.width, a.domain, type);
+  if (product) {
+    const { weight, bias } = product;
+    emitLinear(builder, operand(product.x), [{ weight, bias, y: sum, add: a }]);
+  }
   if (next === undefined) {
-    const sum = inPlace(graph, index, own?.to ?? node.a, builder) ? a : result(builder, a.width, a.domain, type);
-    if (product) {
-      const { weight, bias } = product;
-      emitLinear(builder, operand(product.x), [{ weight, bias, y: sum, add: a }]);
-    } else emitSum(builder, a, operand(node.b), sum);
+    if (!product) emitSum(builder, a, operand(node.b), sum);
     return sum;
   }
-  const norm = graph.nodes[next] as NodeOf<'rmsNorm'>;
-  const [sum, y] = [result(builder, a.width, a.domain, type), result(builder, a.width, a.domain)];
-  const both = (b: Operand) => ({
-    kernel: rmsNorm(a.domain, y, a, norm.eps, { b, sum }),
-    buffers: [a.ref, b.ref, vector(norm.weight), sum.ref, y.ref],
-  });
-  if (!product) {
-    const { kernel, buffers } = both(operand(node.b));
-    emit(kernel, buffers, perItem(a.domain));
-    operands[next] = y;
-    return sum;
+  const { weight, eps } = graph.nodes[next] as NodeOf<'rmsNorm'>;
+  const y = result(builder, a.width, a.domain);
+  const all = perItem(a.domain);
+  if (product) {
+    const grid = taken.has(next) ? onlyMany(builder, a.domain, all) : all;
+    emit(rmsNorm(a.domain, y, sum, eps), [sum.ref, vector(weight), y.ref], grid);
+  } else {
+    const b = operand(node.b);
+    emit(rmsNorm(a.domain, y, a, eps, { b, sum }), [a.ref, b.ref, vector(weight), sum.ref, y.ref], all);
   }
-  const { weight, bias } = product;
-  const x = operand(product.x);
-  emitFew(builder, x, [{ weight, bias, y: sum, add: a }]);
-  const plain = result(builder, a.width, a.domain);
-  emitMany(builder, x, [{ weight, bias, y: plain }]);
-  const { kernel, buffers } = both(plain);
-  emit(kernel, buffers, onlyMany(builder, a.domain, perItem(a.domain)));
-  operands[next] = taken.has(next) ? { ...y, normed: { x: sum, weight: norm.weight, eps: norm.eps } } : y;
-  if (!taken.has(next)) {
-    const alone = rmsNorm(a.domain, y, sum, norm.eps);
-    emit(alone, [sum.ref, vector(norm.weight), y.ref], onlyFew(builder, a.domain, perItem(a.domain)));
-  }
+  operands[next] = product && taken.has(next) ? { ...y, normed: { x: sum, weight, eps } } : y;
   return sum;
 }
 

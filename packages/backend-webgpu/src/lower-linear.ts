@@ -121,13 +121,13 @@ function formatOf({ traits, type }: Builder, x: Pick<Operand, 'width' | 'type'>)
   return traits.weights && traits.lanes > 0 && hasVector(traits.weights, x) ? traits.weights : type;
 }
 
-function addOf(y: Operand, add: Operand | undefined): VectorPart['add'] {
-  return add?.ref === y.ref ? 'own' : add;
+function partOfProduct({ y, bias, add }: Omit<Product, 'weight'>): VectorPart {
+  return { y, bias: bias !== undefined, add: add?.ref === y.ref ? 'own' : add };
 }
 
 /** Products of the same x for a few items; all must have such kernels. */
 export function emitFew(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
-  const parts = products.map(({ y, bias, add }): VectorPart => ({ y, bias: bias !== undefined, add: addOf(y, add) }));
+  const parts = products.map(partOfProduct);
   const format = formatOf(builder, x);
   const buffers = products.flatMap(({ weight, bias, add, y }) => [
     matrix(builder, weight, format),
@@ -175,29 +175,33 @@ function emitVectors(
 
 /** Products of more items than a few; of any number where there are no kernels for vectors, which all of them have or none. */
 export function emitMany(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
-  const { traits, temp, type } = builder;
+  const { traits, temp } = builder;
   const { domain } = x;
   const vectors = products.every(({ y }) => hasVectors(builder, x, y.width));
   const only: Only = (grid) => (vectors ? onlyMany(builder, domain, grid) : grid);
-  const ready = products.map(({ weight, bias, y, add }) => ({
-    weights: numbersOf(builder, x, weight, y.width, only, replay),
-    bias,
-    y: add ? { ...y, type, ref: temp(y.width, type, domain) } : y,
-  }));
-  if (traits.matrices && vectors) emitMatrices(builder, x, ready, only, replay);
-  else for (const product of ready) emitTiles(builder, x, product, only, replay);
-  products.forEach(({ y, add }, at) => {
-    if (add) emitSum(builder, add, ready[at]!.y, y, only);
-  });
+  const ready = products.map(
+    ({ weight, ...product }): Ready => ({
+      ...product,
+      weights: numbersOf(builder, x, weight, product.y.width, only, replay),
+    }),
+  );
+  if (traits.matrices && vectors) {
+    emitMatrices(builder, x, ready, only, replay);
+    return;
+  }
+  for (const product of ready) {
+    const { y, add } = product;
+    const own = add ? { ...y, ref: temp(y.width, y.type, domain) } : y;
+    emitTiles(builder, x, { ...product, y: own }, only, replay);
+    if (add) emitSum(builder, add, own, y, only);
+  }
 }
 
 type Only = (grid: (view: View) => Grid) => (view: View) => Grid;
 
 /** A product whose matrix is in the compute type. */
-interface Ready {
+interface Ready extends Omit<Product, 'weight'> {
   readonly weights: BufferRef;
-  readonly bias?: Weight | undefined;
-  readonly y: Operand;
 }
 
 /** A matrix in the compute type. */
@@ -220,16 +224,22 @@ function numbersOf(
   return numbers;
 }
 
-const buffersOf = ({ weights, bias, y }: Ready): BufferRef[] => [
+const buffersOf = ({ weights, bias, add, y }: Ready): BufferRef[] => [
   weights,
   ...(bias === undefined ? [] : [vector(bias)]),
+  ...(add && add.ref !== y.ref ? [add.ref] : []),
   y.ref,
 ];
 
-function emitTiles({ type, emit }: Builder, x: Operand, product: Ready, only: Only, replay: boolean): void {
+function emitTiles(
+  { type, emit }: Builder,
+  x: Operand,
+  { y, bias, weights }: Ready,
+  only: Only,
+  replay: boolean,
+): void {
   const { domain } = x;
-  const { y, bias } = product;
-  const buffers = [x.ref, ...buffersOf(product)];
+  const buffers = [x.ref, ...buffersOf({ y, bias, weights })];
   if (x.width < narrow || y.width < narrow) {
     emit(linear(domain, y, x, type, bias !== undefined), buffers, perElement(y), replay);
     return;
@@ -243,7 +253,7 @@ function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], 
   const { traits, emit } = builder;
   const { domain } = x;
   const [of, source] = [partOf(x), sourceOf(x)];
-  const parts = products.map(({ y, bias }) => ({ y, bias: bias !== undefined }));
+  const parts = products.map(partOfProduct);
   const outputs = parts.reduce((sum, { y }) => sum + y.width, 0);
   const slim = outputs <= fewOutputs && !traits.weights;
   if (slim) emitVectors(builder, x, parts, products.flatMap(buffersOf), replay, thinItems);
@@ -259,14 +269,14 @@ function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], 
     least = most;
   }
   const shape = traits.product ?? matrixShape;
-  for (const product of products) {
-    const { y, bias } = product;
+  products.forEach((product, p) => {
+    const { y } = product;
     const many = (view: View): Grid => {
       const count = countOf(view, domain);
       return count <= thinItems ? none : [Math.ceil(y.width / shape.outputs), Math.ceil(count / shape.items), 1];
     };
-    emit(linearMatrix(domain, y, of, bias !== undefined, shape), [source, ...buffersOf(product)], only(many), replay);
-  }
+    emit(linearMatrix(domain, y, of, parts[p]!, shape), [source, ...buffersOf(product)], only(many), replay);
+  });
 }
 
 /** y = a + b; y may be a. */

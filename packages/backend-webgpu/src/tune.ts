@@ -65,7 +65,7 @@ export function contests({ matrices }: Traits): readonly Contest[] {
       kernel: kernels.product,
       candidates: Object.entries(matrixShapes).map(([name, shape]) => {
         const grid = [Math.ceil(width / shape.outputs), Math.ceil(tokens / shape.items), 1] as const;
-        return { name, code: linearMatrix('token', half, half, false, shape), grid };
+        return { name, code: linearMatrix('token', half, half, { bias: false }, shape), grid };
       }),
       buffers: [bytes, 2 * width * width, bytes],
     },

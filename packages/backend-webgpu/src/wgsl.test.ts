@@ -177,7 +177,7 @@ describe('emitted WGSL', () => {
         shape: { size: 32, items: 1, rows: 4, ahead: 4, lanes: 32, places: 1 },
         eps: 1e-5,
       }),
-      linearMatrix('token', half(64), half(128), false),
+      linearMatrix('token', half(64), half(128), { bias: false }),
       splitAttention(shape, 'f16', 32),
       tileAttention(shape),
     ];

@@ -1,7 +1,7 @@
 import type { Part, Shape } from './elementwise.js';
 import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
 import { eightFunctions, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
-import { firstOf } from './vector-options.js';
+import { firstOf, foursOf, type VectorPart } from './vector-options.js';
 
 /** How a product is cut: tiles of a workgroup, features a round (16, 32 or 64), tiles of a subgroup. */
 export interface MatrixShape {
@@ -35,19 +35,20 @@ export const matrixShape: MatrixShape = square;
 const band = 8;
 
 /**
- * y = x W^T + b in float16 with float32 sums, by subgroup matrices; the next round is loaded while one is multiplied. The
- * width of x is a multiple of 8. One workgroup a tile: [outputs / shape.outputs, items / shape.items].
+ * y = x W^T + b, or y = z + x W^T + b, in float16 with float32 sums, by subgroup matrices; the next round is loaded while one is
+ * multiplied. The width of x is a multiple of 8. One workgroup a tile: [outputs / shape.outputs, items / shape.items].
  */
 export function linearMatrix(
   domain: Domain,
   y: Shape,
   x: Part,
-  bias: boolean,
+  { bias, add }: Pick<VectorPart, 'bias' | 'add'>,
   shape: MatrixShape = matrixShape,
 ): Kernel {
   const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs } = shape;
   const pitch = pitchOf(depth);
   const side = columns / subgroupOutputs;
+  const finish = isWide(y) ? finishEights : finishOnes;
   const stage = rows >= columns ? 'xs' : 'ws'; // at last a tile of 16 by 16 of float32 for every subgroup
   const subgroups = (rows / subgroupItems) * side;
   const [eights, width] = [depth / 8, x.width / 8]; // of eight features: in a round, and in a row of x
@@ -91,7 +92,8 @@ ${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`
       x: ['vec4u', 'read'],
       w: ['vec4u', 'read'],
       ...(bias ? { bias: ['f32', 'read'] as const } : {}),
-      y: [isWide(y) ? 'vec4u' : y.type, 'write'],
+      ...(add && add !== 'own' ? { z: [typed(y, add), 'read'] as const } : {}),
+      y: [typed(y, y), 'write'],
     },
     matrices: true,
     module: `${matrixTypes}
@@ -134,13 +136,23 @@ ${products}
     workgroupBarrier();
   }
   let mine = subgroup * 256u;
-${sums
+${down
+  .map((r) => {
+    const tiles = across.map((c) =>
+      finish({ domain, stage, y, bias, add }, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`, c),
+    );
+    return `  {
+${tiles.map(({ before }) => before).join('\n')}
+${tiles
   .map(
-    ({ r, c, name }) => `  ${storeSums(stage, 'mine', name, 16)}
-  workgroupBarrier();
-${finish(stage, domain, y, bias, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`)}
-  workgroupBarrier();`,
+    ({ after }, c) => `    ${storeSums(stage, 'mine', `sum${r}_${c}`, 16)}
+    workgroupBarrier();
+${after}
+    workgroupBarrier();`,
   )
+  .join('\n')}
+  }`;
+  })
   .join('\n')}`,
   });
 }
@@ -152,28 +164,59 @@ function lineOf(eights: number): string {
 }
 
 function isWide(y: Shape): boolean {
-  return y.type === 'f16' && y.width % 8 === 0;
+  return y.width % 8 === 0;
 }
 
-/** Writes the staged tile: eight neighbours a lane, or one by one. */
-function finish(stage: string, domain: Domain, y: Shape, bias: boolean, item: string, output: string): string {
-  if (!isWide(y))
-    return `  for (var e = own; e < 256u; e += 32u) {
+/** What a value is read and written as. */
+function typed(y: Shape, { type }: Shape): string {
+  if (!isWide(y)) return type;
+  return type === 'f32' ? 'vec4f' : 'vec4u';
+}
+
+/** A tile of 16 by 16 of the result: what comes before the tiles of a row are staged, and after this one is. */
+interface Finish {
+  readonly before: string;
+  readonly after: string;
+}
+
+interface Finished extends Pick<VectorPart, 'y' | 'bias' | 'add'> {
+  readonly domain: Domain;
+  /** Workgroup memory of the staged tile. */
+  readonly stage: string;
+}
+
+/** Writes a tile number by number. */
+function finishOnes({ domain, stage, y, bias, add }: Finished, item: string, output: string): Finish {
+  const at = `${itemAt[domain]}(i).x * ${y.width}u + o`;
+  const old = add ? `f32(${add === 'own' ? 'y' : 'z'}[${at}]) + ` : '';
+  const after = `  for (var e = own; e < 256u; e += 32u) {
     let i = ${item} + e / 16u;
     let o = ${output} + e % 16u;
     if (i <= last && o < ${y.width}u) {
-      y[${itemAt[domain]}(i).x * ${y.width}u + o] = ${y.type}(bitcast<vec4f>(${stage}[(mine + e) / 4u])[e % 4u]${bias ? ' + bias[o]' : ''});
+      y[${at}] = ${y.type}(${old}bitcast<vec4f>(${stage}[(mine + e) / 4u])[e % 4u]${bias ? ' + bias[o]' : ''});
     }
   }`;
-  const value = (n: number) => {
-    const four = upTo(4).map((e) => `bias[o + ${4 * n + e}u]`);
-    return `bitcast<vec4f>(${stage}[mine / 4u + own * 2u + ${n}u])${bias ? ` + vec4f(${four.join(', ')})` : ''}`;
-  };
-  return `  {
-    let i = ${item} + own / 2u;
-    let o = ${output} + own % 2u * 8u;
-    if (i <= last && o < ${y.width}u) {
-      y[(${itemAt[domain]}(i).x * ${y.width}u + o) / 8u] = eight_of(${value(0)}, ${value(1)});
-    }
-  }`;
+  return { before: '', after };
+}
+
+/** Eight neighbours a lane; what is added to is loaded for all tiles of a row at once. */
+function finishEights({ domain, stage, y, bias, add }: Finished, item: string, output: string, c: number): Finish {
+  const [z, type] = add === 'own' ? ['y', y.type] : ['z', add?.type];
+  const loads =
+    type === undefined ? [] : type === 'f32' ? [`${z}[2u * at${c}]`, `${z}[2u * at${c} + 1u]`] : [`${z}[at${c}]`];
+  const old = loads.flatMap((_, n) => foursOf(type!, `old${c}_${n}`));
+  const [low, high] = upTo(2).map((n) => {
+    const four = upTo(4).map((e) => `bias[o${c} + ${4 * n + e}u]`);
+    const sum = `bitcast<vec4f>(${stage}[mine / 4u + own * 2u + ${n}u])`;
+    return [...old.slice(n, n + 1), sum, ...(bias ? [`vec4f(${four.join(', ')})`] : [])].join(' + ');
+  });
+  const before = `    let i${c} = ${item} + own / 2u;
+    let o${c} = ${output} + own % 2u * 8u;
+    let at${c} = (${itemAt[domain]}(min(i${c}, last)).x * ${y.width}u + min(o${c}, ${y.width - 8}u)) / 8u;
+${loads.map((load, n) => `    let old${c}_${n} = ${load};`).join('\n')}`;
+  const write =
+    y.type === 'f32'
+      ? `y[2u * at${c}] = ${low}; y[2u * at${c} + 1u] = ${high};`
+      : `y[at${c}] = eight_of(${low}, ${high});`;
+  return { before, after: `    if (i${c} <= last && o${c} < ${y.width}u) { ${write} }` };
 }

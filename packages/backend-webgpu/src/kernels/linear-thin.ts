@@ -1,7 +1,7 @@
-import type { Part, Shape } from './elementwise.js';
+import type { Part } from './elementwise.js';
 import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
 import { fours, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
-import { firstOf } from './vector-options.js';
+import { firstOf, type VectorPart } from './vector-options.js';
 
 /**
  * How a product of a few items is cut: a tile of a workgroup, whose subgroups share the width of x, `depth` features each a round;
@@ -29,15 +29,12 @@ export function thinShape(items: number, outputs = 0): ThinShape {
   return { ...shape, items: items > 16 ? 32 : 16, depth: 32 };
 }
 
-/** A product of the kernel: its output, and whether it has a bias. */
-interface ThinPart {
-  readonly y: Shape;
-  readonly bias: boolean;
-}
+/** A product of the kernel. */
+type ThinPart = Pick<VectorPart, 'y' | 'bias' | 'add'>;
 
 /**
- * y = x W^T + b in float16 with float32 sums for at most shape.items items and one or more W, by subgroup matrices: W is read
- * once, by whole lines; every subgroup sums over its part of the width. Buffers: x, then of every part w (bias) y. One workgroup
+ * y = x W^T + b, or y = z + x W^T + b, in float16 with float32 sums for at most shape.items items and one or more W, by subgroup matrices: W is read
+ * once, by whole lines; every subgroup sums over its part of the width. Buffers: x, then of every part w (bias) (z) y. One workgroup
  * shape.outputs outputs of a part.
  */
 export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Part, shape: ThinShape): Kernel {
@@ -87,7 +84,7 @@ ${upTo(depth / 16)
   .join('\n')}
     workgroupBarrier();`;
   const body = (
-    { y, bias }: ThinPart,
+    { y, bias, add }: ThinPart,
     p: number,
     begin: number,
   ): string => `  let out_base = (group.x - ${begin}u) * ${columns}u;
@@ -118,7 +115,10 @@ ${sums
     for (var n = 0u; n < ${subgroups}u; n++) { sum += stage[n * 64u + e]; }
     let at = ${itemAt[domain]}(min(i, last)).x * ${y.width}u + o;
 ${upTo(4)
-  .map((n) => `    if (i <= last && o + ${n}u < ${y.width}u) { y${p}[at + ${n}u] = ${y.type}(sum[${n}]); }`)
+  .map((n) => {
+    const old = add ? `f32(${add === 'own' ? 'y' : 'z'}${p}[at + ${n}u]) + ` : '';
+    return `    if (i <= last && o + ${n}u < ${y.width}u) { y${p}[at + ${n}u] = ${y.type}(${old}sum[${n}]); }`;
+  })
   .join('\n')}
   }
   workgroupBarrier();`,
@@ -129,9 +129,10 @@ ${upTo(4)
     buffers: {
       x: ['vec4u', 'read'],
       ...Object.fromEntries(
-        parts.flatMap(({ y, bias }, p) => [
+        parts.flatMap(({ y, bias, add }, p) => [
           [`w${p}`, ['vec4u', 'read']] as const,
           ...(bias ? [[`bias${p}`, ['f32', 'read']] as const] : []),
+          ...(add && add !== 'own' ? [[`z${p}`, [add.type, 'read']] as const] : []),
           [`y${p}`, [y.type, 'write']] as const,
         ]),
       ),
