@@ -49,14 +49,14 @@ const { values: options, positionals: given } = parseArgs({
   allowPositionals: true,
   options: {
     keep: { type: 'boolean', default: false },
-    /** `COMMIT` or `COMMIT TEST`: what was measured again. */
+    /** `COMMIT` or `COMMIT TEST`, `COMMIT PEER`: what was measured again. */
     drop: { type: 'string', multiple: true, default: [] },
   },
 });
 const old = JSON.parse(readFileSync(file, 'utf8')) as { readonly lines: readonly Line[] };
 const kept = given.length === 0 || options.keep ? old.lines : [];
-const dropped = ({ code, test }: Line): boolean =>
-  options.drop.some((drop) => drop === code || drop === `${code} ${test}`);
+const dropped = ({ code, test, peer }: Line): boolean =>
+  options.drop.some((drop) => drop === code || drop === `${code} ${test ?? peer}`);
 const lines = [...kept.filter((line) => !dropped(line)), ...given.flatMap(linesOf)];
 const summary = lines.flatMap((line) => summarised(line, lines));
 const list = (items: readonly object[]): string => items.map((item) => `\n    ${JSON.stringify(item)}`).join(',');
@@ -141,7 +141,6 @@ function render(all: readonly Line[]): string {
   const whole = runs.filter(({ layers, test }) => layers === most && test !== 'fold');
   const ways = drawn(timed);
   const parts = runs.filter((run) => !whole.includes(run) && !ways.includes(run));
-  const conformance = all.filter(({ test }) => test === 'conformance');
   const blocks = all.filter(({ test }) => test === 'blocks');
   return `# ONNX Runtime on CUDA
 
@@ -224,12 +223,7 @@ ${table(
 
 ## Conformance
 
-${conformance
-  .map(
-    ({ code, computeType, passed, failed }) =>
-      `- ${code}, ${computeType}: ${passed} passed, ${failed!.length} failed${failed!.map(({ name, message }) => `\n  - ${name}: ${message}`).join('')}`,
-  )
-  .join('\n')}
+${conformance(all).join('\n')}
 ${blocks.map(({ code, weights, ratio: off }) => `- ${code}, a small model with matrices in ${weights}, against the CPU: RMS ratio of the logits ${off?.toExponential(2)}`).join('\n')}
 
 ## Long runs
@@ -271,6 +265,19 @@ ${all.flatMap(({ fault, message }) => (fault && message ? [`- ${fault}: ${messag
 ${[...new Set(timed.map(({ command }) => command))].map((command) => `- \`${command}\``).join('\n')}
 - \`python3 cuda-peer.py\`, \`python3 peers.py --rounds 20 --runs 512x32,4096x32,512x1,4096x1\`, \`conformance.mjs --types f32,f16\`
 `;
+}
+
+/** By commit and type; a run of the suite may have been cut into parts. */
+function conformance(all: readonly Line[]): string[] {
+  const parts = all.filter(({ test }) => test === 'conformance');
+  const titles = new Set(parts.map(({ code, computeType }) => `${code}, ${computeType}`));
+  return Array.from(titles, (title) => {
+    const own = parts.filter(({ code, computeType }) => title === `${code}, ${computeType}`);
+    const passed = own.reduce((sum, part) => sum + part.passed!, 0);
+    const failed = own.flatMap((part) => part.failed!);
+    const list = failed.map(({ name, message }) => `\n  - ${name}: ${message}`);
+    return `- ${title}: ${passed} passed, ${failed.length} failed${list.join('')}`;
+  });
 }
 
 function cells(run: Line, runs: readonly Line[]): (string | number | undefined)[] {
