@@ -12,7 +12,6 @@ import {
 import { describe, expect, it } from 'vitest';
 import { webgpuBackend } from './index.js';
 import { openRunner } from './kernel-runner.js';
-import type { Kernel } from './kernels/kernel.js';
 import { headsTogether, joinSplits, partWidth, splitAttention } from './kernels/split-attention.js';
 import { useSwiftShader } from './swiftshader.js';
 
