@@ -3,7 +3,7 @@ import { type Builder, countOf, matrix, type Operand, partOf, perElement, source
 import { accumulate, activateMul, elementsAThread, add as sum } from './kernels/elementwise.js';
 import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
-import { linearMatrix, matrixShape } from './kernels/linear-matrix.js';
+import { enoughGroups, linearMatrix, matrixGroups, matrixShape, smallShape } from './kernels/linear-matrix.js';
 import { linearThin, thinItems, thinShape } from './kernels/linear-thin.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
 import { linearVector, vectorGroups } from './kernels/linear-vector.js';
@@ -268,14 +268,21 @@ function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], 
     emit(linearThin(domain, parts, of, shape), [source, ...products.flatMap(buffersOf)], only(some), replay);
     least = most;
   }
-  const shape = traits.product ?? matrixShape;
+  const large = traits.product ?? matrixShape;
+  const isLarge = (count: number, outputs: number) => {
+    const [across, down] = matrixGroups(count, outputs, large);
+    return across * down >= enoughGroups;
+  };
   products.forEach((product, p) => {
-    const { y } = product;
-    const many = (view: View): Grid => {
-      const count = countOf(view, domain);
-      return count <= thinItems ? none : [Math.ceil(y.width / shape.outputs), Math.ceil(count / shape.items), 1];
-    };
-    emit(linearMatrix(domain, y, of, parts[p]!, shape), [source, ...buffersOf(product)], only(many), replay);
+    const { width } = product.y;
+    for (const shape of new Set([large, smallShape])) {
+      const many = (view: View): Grid => {
+        const count = countOf(view, domain);
+        const chosen = isLarge(count, width) ? large : smallShape;
+        return count <= thinItems || shape !== chosen ? none : matrixGroups(count, width, shape);
+      };
+      emit(linearMatrix(domain, product.y, of, parts[p]!, shape), [source, ...buffersOf(product)], only(many), replay);
+    }
   });
 }
 

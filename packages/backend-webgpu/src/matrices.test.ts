@@ -9,7 +9,7 @@ import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Element } from './kernels/kernel.js';
-import { linearMatrix, type MatrixShape, matrixShape } from './kernels/linear-matrix.js';
+import { linearMatrix, type MatrixShape, matrixShape, smallShape } from './kernels/linear-matrix.js';
 import { upTo } from './kernels/matrices.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
@@ -69,9 +69,11 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     { shape: small, type: 'f16', width: 96, add: 'own' },
     { shape: small, type: 'f16', from: 16, add: 'f32' },
     { shape: small, type: 'f32', out: 98, add: 'f32' },
-    { shape: { ...small, subgroupItems: 32, depth: 16 }, type: 'f32', add: 'own' },
-    { shape: matrixShape, type: 'f16', width: 64 },
-    { shape: matrixShape, type: 'f32', width: 64, add: 'f32' },
+    { shape: { ...small, ahead: 1 }, type: 'f16', width: 128 },
+    { shape: { ...small, ahead: 1 }, type: 'f16' },
+    { shape: { ...small, subgroupItems: 32, depth: 64, ahead: 1 }, type: 'f32', add: 'own' },
+    { shape: smallShape, type: 'f16', width: 64 },
+    { shape: smallShape, type: 'f32', width: 64, add: 'f32' },
   ];
   it.each(variants)('products %o', async ({ shape, type, width = 88, from = 0, out = 104, add }) => {
     const count = 37;

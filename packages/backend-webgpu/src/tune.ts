@@ -4,7 +4,7 @@ import { Memory, Pool } from './buffers.js';
 import type { Traits } from './builder.js';
 import { openGpu } from './device.js';
 import type { Grid, Kernel } from './kernels/kernel.js';
-import { linearMatrix, matrixShapes } from './kernels/linear-matrix.js';
+import { linearMatrix, matrixGroups, matrixShapes } from './kernels/linear-matrix.js';
 import { attentionCuts, tileAttention } from './kernels/tile-attention.js';
 import { Pipelines } from './pipelines.js';
 import { type Choice, deviceKey, kernels, readTuning, tuningFile, writeTuning } from './tuning.js';
@@ -64,7 +64,7 @@ export function contests({ matrices }: Traits): readonly Contest[] {
     {
       kernel: kernels.product,
       candidates: Object.entries(matrixShapes).map(([name, shape]) => {
-        const grid = [Math.ceil(width / shape.outputs), Math.ceil(tokens / shape.items), 1] as const;
+        const grid = matrixGroups(tokens, width, shape);
         return { name, code: linearMatrix('token', half, half, { bias: false }, shape), grid };
       }),
       buffers: [bytes, 2 * width * width, bytes],

@@ -1,15 +1,17 @@
 import type { Part, Shape } from './elementwise.js';
-import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
+import { type Domain, type Grid, itemAt, items, type Kernel, kernel } from './kernel.js';
 import { eightFunctions, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
 import { firstOf, foursOf, type VectorPart } from './vector-options.js';
 
-/** How a product is cut: tiles of a workgroup, features a round (16, 32 or 64), tiles of a subgroup. */
+/** How a product is cut: tiles of a workgroup, features a round (32 or 64), tiles of a subgroup. */
 export interface MatrixShape {
   readonly items: number;
   readonly outputs: number;
   readonly depth: number;
   readonly subgroupItems: number;
   readonly subgroupOutputs: number;
+  /** Rounds that are under way from the buffers while one is multiplied. */
+  readonly ahead: 1 | 2;
 }
 
 const square = {
@@ -18,25 +20,36 @@ const square = {
   depth: 32,
   subgroupItems: 64,
   subgroupOutputs: 64,
+  ahead: 1,
 } as const;
 
 /** The cuts among which a device chooses (see tune.ts), all within its 48 KiB of workgroup memory. */
 export const matrixShapes: Readonly<Record<string, MatrixShape>> = {
-  '128x128, 32 deep': square,
-  '128x128, 64 deep': { ...square, depth: 64 },
+  '256x128, 32 deep, 2 ahead': { ...square, items: 256, ahead: 2 },
+  '128x256, 32 deep, 2 ahead': { ...square, outputs: 256, ahead: 2 },
   '256x128, 32 deep': { ...square, items: 256 },
-  '128x256, 32 deep': { ...square, outputs: 256 },
+  '128x128, 32 deep': square,
 };
 
 /** What a device takes that has not been asked. */
-export const matrixShape: MatrixShape = square;
+export const matrixShape: MatrixShape = matrixShapes['256x128, 32 deep, 2 ahead']!;
+
+/** What a product takes that has fewer workgroups of the other cut than a large device has multiprocessors. */
+export const smallShape: MatrixShape = square;
+export const enoughGroups = 128;
+
+/** Workgroups of a product. */
+export function matrixGroups(items: number, outputs: number, shape: MatrixShape): Grid {
+  return [Math.ceil(outputs / shape.outputs), Math.ceil(items / shape.items), 1];
+}
 
 /** Rows of tiles whose workgroups follow each other, so that they find their operands in the cache. */
 const band = 8;
 
 /**
- * y = x W^T + b, or y = z + x W^T + b, in float16 with float32 sums, by subgroup matrices; the next round is loaded while one is
- * multiplied. The width of x is a multiple of 8. One workgroup a tile: [outputs / shape.outputs, items / shape.items].
+ * y = x W^T + b, or y = z + x W^T + b, in float16 with float32 sums, by subgroup matrices. A round goes from the buffers to
+ * registers, to workgroup memory, to matrices; all three are under way while one multiplies. The width of x is a multiple of 8.
+ * One workgroup a tile: [outputs / shape.outputs, items / shape.items].
  */
 export function linearMatrix(
   domain: Domain,
@@ -45,7 +58,7 @@ export function linearMatrix(
   { bias, add }: Pick<VectorPart, 'bias' | 'add'>,
   shape: MatrixShape = matrixShape,
 ): Kernel {
-  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs } = shape;
+  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, ahead } = shape;
   const pitch = pitchOf(depth);
   const side = columns / subgroupOutputs;
   const finish = isWide(y) ? finishEights : finishOnes;
@@ -57,35 +70,46 @@ export function linearMatrix(
     ...upTo(rows / lines).map((n) => ({ of: 'x', n, name: `x${n}` })),
     ...upTo(columns / lines).map((n) => ({ of: 'w', n, name: `w${n}` })),
   ];
-  const whole = x.width % depth === 0;
+  const whole = x.width % (depth * ahead) === 0;
   const [down, across] = [upTo(subgroupItems / 16), upTo(subgroupOutputs / 16)];
   const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
   // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
-  const fetch = loads
-    .map(({ of, name }) => {
-      const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
-      return `    next_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
-    })
-    .join('\n');
-  const store = loads
-    .map(({ of, n, name }) => `    store_${of}s(slot + ${n * lines * pitch}u, next_${name});`)
-    .join('\n');
-  const step = (d: number) => {
-    const left = (r: number) => load('Left', 'row', 'xs', `(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
-    const right = (c: number) => load('Right', 'col', 'ws', `(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
-    return `    {
-${across.map((c) => `      let right${c} = ${right(c)};`).join('\n')}
-${down
-  .map(
-    (r) => `      let left${r} = ${left(r)};
-${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`).join('\n')}`,
-  )
-  .join('\n')}
-    }`;
+  const fetch = (to: number) =>
+    `${loads
+      .map(({ of, name }) => {
+        const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
+        return `    next${to}_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
+      })
+      .join('\n')}
+    at += ${eights}u;`;
+  const store = (from: number) =>
+    loads.map(({ of, n, name }) => `    store_${of}s(slot + ${n * lines * pitch}u, next${from}_${name});`).join('\n');
+  const left = (r: number, d: number) =>
+    load('Left', 'row', 'xs', `(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
+  const right = (c: number, d: number) =>
+    load('Right', 'col', 'ws', `(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
+  const steps = upTo(depth / 16);
+  // Operands of a step, under names of its own; those of a body's first step come from the body before.
+  const operands = (declare: string, step: number) => {
+    const d = step % steps.length;
+    return `${across.map((c) => `    ${declare}right${step}_${c} = ${right(c, d)};`).join('\n')}
+${down.map((r) => `    ${declare}left${step}_${r} = ${left(r, d)};`).join('\n')}`;
   };
-  const products = upTo(depth / 16)
-    .map(step)
-    .join('\n');
+  const body = upTo(ahead).flatMap((round) =>
+    steps.map((d) => {
+      const step = round * steps.length + d;
+      const last = step === ahead * steps.length - 1;
+      // Eastwards, then westwards, so that neighbouring products share an operand.
+      const products = sums.map(({ r, c }) => {
+        const k = r % 2 === 0 ? c : across.length - 1 - c;
+        return `    ${multiply(`sum${r}_${k}`, `left${step}_${r}`, `right${step}_${k}`)}`;
+      });
+      return `${d === 0 ? fetch(round) : ''}
+${d === steps.length - 1 ? `    workgroupBarrier();\n${store((round + 1) % ahead)}\n    workgroupBarrier();` : ''}
+${last ? operands('', 0) : operands('let ', step + 1)}
+${products.join('\n')}`;
+    }),
+  );
   return kernel({
     name: 'linear-matrix',
     buffers: {
@@ -121,20 +145,23 @@ ${loads
         ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
         : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
     const first = of === 'x' ? firstOf(x, at, 8) : `${at} * ${width}u`;
-    return `  let row_${name} = ${first};\n  var next_${name} = vec4u();`;
+    const held = upTo(ahead).map((to) => `  var next${to}_${name} = vec4u();`);
+    return `  let row_${name} = ${first};\n${held.join('\n')}`;
   })
   .join('\n')}
 ${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
   var at = lane % ${eights}u;
-${fetch}
-  for (var k = 0u; k < ${Math.ceil(x.width / depth)}u; k++) {
-${store}
-    at += ${eights}u;
-${fetch}
-    workgroupBarrier();
-${products}
-    workgroupBarrier();
+${fetch(0)}
+${store(0)}
+${upTo(ahead - 1)
+  .map((n) => fetch(n + 1))
+  .join('\n')}
+  workgroupBarrier();
+${operands('var ', 0)}
+  for (var k = 0u; k < ${Math.ceil(x.width / depth / ahead)}u; k++) {
+${body.join('\n')}
   }
+  workgroupBarrier();
   let mine = subgroup * 256u;
 ${down
   .map((r) => {
@@ -159,7 +186,6 @@ ${after}
 
 /** The row that a lane loads; eight lanes write to all banks. */
 function lineOf(eights: number): string {
-  if (eights === 2) return 'lane / 16u * 8u + lane / 2u % 4u * 2u + lane / 8u % 2u';
   return eights === 4 ? 'lane / 32u * 8u + lane / 4u % 2u * 4u + lane % 32u / 8u' : `lane / ${eights}u`;
 }
 
