@@ -33,11 +33,7 @@ function fewItems({ traits }: Builder): number {
   return traits.matrices ? 4 : 64;
 }
 
-/** A grid for a few items, or for many. */
-export function onlyFew(builder: Builder, domain: Domain, grid: (view: View) => Grid): (view: View) => Grid {
-  return (view) => (countOf(view, domain) <= fewItems(builder) ? grid(view) : none);
-}
-
+/** A grid for more than a few items. */
 export function onlyMany(builder: Builder, domain: Domain, grid: (view: View) => Grid): (view: View) => Grid {
   return (view) => (countOf(view, domain) <= fewItems(builder) ? none : grid(view));
 }
@@ -126,7 +122,7 @@ function partOfProduct({ y, bias, add }: Omit<Product, 'weight'>): VectorPart {
 }
 
 /** Products of the same x for a few items; all must have such kernels. */
-export function emitFew(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
+function emitFew(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
   const parts = products.map(partOfProduct);
   const format = formatOf(builder, x);
   const buffers = products.flatMap(({ weight, bias, add, y }) => [
@@ -174,7 +170,7 @@ function emitVectors(
 }
 
 /** Products of more items than a few; of any number where there are no kernels for vectors, which all of them have or none. */
-export function emitMany(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
+function emitMany(builder: Builder, x: Operand, products: readonly Product[], replay = false): void {
   const { traits, temp } = builder;
   const { domain } = x;
   const vectors = products.every(({ y }) => hasVectors(builder, x, y.width));
