@@ -77,7 +77,7 @@ export function drawings(runs: readonly Line[]): string {
 }
 
 /** How cuda.ts says that rows take their most likely token. */
-export const greedy = 'greedy';
+const greedy = 'greedy';
 
 function sameStep(a: Line, b: Line): boolean {
   return a.plan === b.plan && a.tokens === b.tokens && alike(a, b);

@@ -5,7 +5,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import type { Statistics } from '../../backend-webgpu/bench/synthetic.js';
-import { breakEvens, drawings, drawn, greedy } from './cuda-levels.js';
+import { breakEvens, drawings, drawn } from './cuda-levels.js';
 import { figures, type Line, labelOf, median, table } from './cuda-lines.js';
 
 /** A figure in the shape that all GPU backends share. */
@@ -49,16 +49,19 @@ const { values: options, positionals: given } = parseArgs({
   allowPositionals: true,
   options: {
     keep: { type: 'boolean', default: false },
-    /** `COMMIT` or `COMMIT TEST`, `COMMIT PEER`: what was measured again. */
+    /** What was measured again: `COMMIT`, `COMMIT TEST`, `COMMIT TEST LAYERS` or `COMMIT peer PEER`. */
     drop: { type: 'string', multiple: true, default: [] },
   },
 });
 const old = JSON.parse(readFileSync(file, 'utf8')) as { readonly lines: readonly Line[] };
 const kept = given.length === 0 || options.keep ? old.lines : [];
-const dropped = ({ code, test, peer }: Line): boolean =>
-  options.drop.some((drop) => drop === code || drop === `${code} ${test ?? peer}`);
+const dropped = ({ code, test, peer, layers }: Line): boolean => {
+  const name = `${code} ${test ?? `peer ${peer}`} ${layers} `;
+  return options.drop.some((drop) => name.startsWith(`${drop} `));
+};
 const lines = [...kept.filter((line) => !dropped(line)), ...given.flatMap(linesOf)];
-const summary = lines.flatMap((line) => summarised(line, lines));
+const ways = drawn(lines);
+const summary = lines.filter((line) => !ways.includes(line)).flatMap((line) => summarised(line, lines));
 const list = (items: readonly object[]): string => items.map((item) => `\n    ${JSON.stringify(item)}`).join(',');
 writeFileSync(file, `{\n  "summary": [${list(summary)}\n  ],\n  "lines": [${list(lines)}\n  ]\n}\n`);
 writeFileSync(new URL('onnx-cuda.md', file), render(lines));
@@ -73,7 +76,7 @@ function linesOf(path: string): Line[] {
 function summarised(run: Line, all: readonly Line[]): Summary[] {
   const { plan, tokens, batch, milliseconds, error, device, shape, layers, code } = run;
   const test = phaseOf(run);
-  if (!test || error || layers !== 32 || run.operators === 'off' || isDrawn(run)) return [];
+  if (!test || error || layers !== 32 || run.operators === 'off') return [];
   // Token to token, where that was timed too.
   if (run.test === 'decode' && all.some((line) => line.test === ahead && alike(line, run))) return [];
   const { median: ms, sd, n } = milliseconds as Statistics;
@@ -116,11 +119,6 @@ function isPeerOf(peer: Line, { code, tokens, batch }: Line, test: string): bool
   return peer.code === code && peer.tokens === tokens && rows === batch && peer.peer?.split(',')[0] === test;
 }
 
-/** Not by taking the most likely tokens. */
-function isDrawn({ drawing = greedy }: Line): boolean {
-  return drawing !== greedy;
-}
-
 function phaseOf({ test }: Line): 'prefill' | 'decode' | undefined {
   return test === ahead ? 'decode' : test === 'prefill' || test === 'decode' ? test : undefined;
 }
@@ -134,13 +132,12 @@ function alike(a: Line, b: Line): boolean {
 function render(all: readonly Line[]): string {
   const hosts = all.filter(({ test }) => test === 'host');
   const timed = all.filter(({ tokens, test }) => test && tokens !== undefined);
-  const runs = timed.filter((run) => !isDrawn(run));
+  const runs = timed.filter((run) => !ways.includes(run));
   const peers = all.filter(({ peer, tokens }) => peer && tokens !== undefined);
-  const first = runs[0];
+  const first = runs.find(({ operators }) => operators !== 'off');
   const most = Math.max(...runs.map(({ layers }) => layers ?? 0));
   const whole = runs.filter(({ layers, test }) => layers === most && test !== 'fold');
-  const ways = drawn(timed);
-  const parts = runs.filter((run) => !whole.includes(run) && !ways.includes(run));
+  const parts = runs.filter((run) => !whole.includes(run));
   const blocks = all.filter(({ test }) => test === 'blocks');
   return `# ONNX Runtime on CUDA
 
