@@ -31,11 +31,16 @@ export class Memory {
     this.#fail = fail;
   }
 
+  /** Bytes of the largest buffer. */
+  get largest(): number {
+    const { maxBufferSize, maxStorageBufferBindingSize } = this.#device.limits;
+    return Math.min(maxBufferSize, maxStorageBufferBindingSize);
+  }
+
   /** Zeros. @throws DslaError E_MEMORY */
   take(where: string, bytes: number): GPUBuffer {
     const size = Math.max(16, Math.ceil(bytes / 16) * 16);
-    const { maxBufferSize, maxStorageBufferBindingSize } = this.#device.limits;
-    const largest = Math.min(maxBufferSize, maxStorageBufferBindingSize);
+    const { largest } = this;
     if (!(size <= largest)) throw outOfMemory(where, size, largest, 'the largest buffer of this device');
     if (this.bytes + size > this.#limit) throw outOfMemory(where, size, this.#limit - this.bytes, 'free');
     this.#device.pushErrorScope('out-of-memory');

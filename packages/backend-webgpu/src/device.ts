@@ -237,7 +237,8 @@ class WebgpuDevice implements Device {
     const { memory } = this.#host;
     const old = this.#scratch[slot];
     if (old && old.size >= bytes) return old;
-    const buffer = memory.take('scratch', 2 ** Math.ceil(Math.log2(Math.max(bytes, 256))));
+    const rounded = 2 ** Math.ceil(Math.log2(Math.max(bytes, 256)));
+    const buffer = memory.take('scratch', rounded > memory.largest ? bytes : rounded);
     if (old) memory.give(old);
     this.#scratch[slot] = buffer;
     return buffer;

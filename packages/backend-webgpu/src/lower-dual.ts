@@ -111,7 +111,7 @@ function lowerShort(
   const { form } = shape;
   const { featureMap, rope, exact, kvHeads } = form;
   const replay = reading === undefined;
-  const record = temp(kvHeads * recordLayout(shape, replay).length, 'f32', replay ? 'past' : 'token');
+  const record = temp(kvHeads * recordLayout(shape, replay).length, 'f32', replay ? 'past' : 'short');
   // A replay also clears the states of rows without tokens.
   const each = ({ rows, singles }: View): Grid => (replay || singles > 0 ? [rows, kvHeads, 1] : none);
   const query = reading ? [reading.q] : [];
@@ -129,7 +129,7 @@ function lowerShort(
     return;
   }
   const { mix, outputNorm } = reading.node;
-  const sums = temp(shape.heads * parts * dual.columnsOf(form), 'f32');
+  const sums = temp(shape.heads * parts * dual.columnsOf(form), 'f32', 'short');
   const perHead = builder.shapeOf(mix)[0]! > 1;
   emit(recur(shape, perHead, false, traits.threads), [record, vector(mix), target, sums], perPart);
   const joined = exact ? [record, vector(exact.logWeight)] : [];

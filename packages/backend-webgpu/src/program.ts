@@ -12,8 +12,8 @@ interface Temp {
   readonly domain: Scratch;
 }
 
-/** What scratch has one entry for; `once`: one whatever the batch. */
-export type Scratch = Domain | 'past' | 'split' | 'chunk' | 'once';
+/** What scratch has one entry for; `short`: a token, where rows are short; `once`: one whatever the batch. */
+export type Scratch = Domain | 'short' | 'past' | 'split' | 'chunk' | 'once';
 
 /** A named value of the step, [tokens or rows of the batch, width]. */
 export interface NamedValue {
@@ -104,7 +104,7 @@ export function place(ops: readonly Op[]): Pick<Program, 'slots' | 'slotOf'> {
     for (const ref of op.buffers) {
       if (ref.kind !== 'temp' || slotOf.has(ref.temp)) continue;
       let slot = busyUntil.findIndex((last) => last < index);
-      if (slot < 0) slot = slots.push({ token: 0, row: 0, past: 0, split: 0, chunk: 0, once: 0 }) - 1;
+      if (slot < 0) slot = slots.push({ token: 0, row: 0, short: 0, past: 0, split: 0, chunk: 0, once: 0 }) - 1;
       busyUntil[slot] = lastUse.get(ref.temp)!;
       slotOf.set(ref.temp, slot);
       const { domain, width, type } = ref.temp;

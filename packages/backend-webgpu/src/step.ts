@@ -105,11 +105,12 @@ export class WebgpuStep implements Step {
     const view = this.#views.step(rows);
     const past = program.replays ? this.#views.past(rows) : view;
     const scratch = program.slots.map((slot, index) => {
-      const { token, row, split } = view.capacity;
+      const { token, short, row, split } = view.capacity;
       const chunks = Math.max(view.capacity.chunk, past.capacity.chunk);
       const bytes = [
         token * slot.token,
         row * slot.row,
+        short * slot.short,
         split * slot.split,
         chunks * slot.chunk,
         past.capacity.token * slot.past,

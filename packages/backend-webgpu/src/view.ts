@@ -21,7 +21,7 @@ export interface View {
   /** Highest position + 1. */
   readonly positions: number;
   /** What values and scratch are sized for. */
-  readonly capacity: { readonly token: number; readonly row: number; readonly split: number; readonly chunk: number };
+  readonly capacity: Readonly<Record<'token' | 'short' | 'row' | 'split' | 'chunk', number>>;
 }
 
 /** What a row contributes: `count` tokens from `past` on, the first at index `start` of the step. */
@@ -114,7 +114,13 @@ export class Views {
       ones,
       shape: [rows.length, tokens, tiles, chunks, splits, singles, longs, ones].join(),
       positions: rows.reduce((max, { past, count }) => Math.max(max, past + count), 0),
-      capacity: { token: capacity, row: this.#batch.rows.length, split: splits, chunk: chunks },
+      capacity: {
+        token: capacity,
+        short: singles > 0 ? capacity : 0,
+        row: this.#batch.rows.length,
+        split: splits,
+        chunk: chunks,
+      },
     };
   }
 }
