@@ -1,6 +1,8 @@
 import { describe as describeModel, parseConfig, shapes, tapesOf } from '@dsla/models';
-import { fromFloat16, type LayerGraph, toFloat16 } from '@dsla/spec';
+import { f32, fromFloat16, type LayerGraph, toFloat16, type WeightSource } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
+import { loadGpu, must } from './adapter.js';
+import { openDevice } from './device.js';
 import { openRunner } from './kernel-runner.js';
 import { linearVector } from './kernels/linear-vector.js';
 import { preciseNodes } from './precision.js';
@@ -53,6 +55,35 @@ describe('float32 results', () => {
       ],
     };
     expect(preciseOps(graph)).toEqual(['input', 'linear']); // x, which is added, and the logits
+  });
+});
+
+describe('a value of a step', () => {
+  it('has the type in which a layer last read or wrote it', async () => {
+    // Dawn's null backend has float16 and runs nothing.
+    const gpu = must(await loadGpu({ extra: { backend: 'null' } }));
+    await using device = await openDevice((await gpu.requestAdapter())!, { computeType: 'f16' });
+    const width = 64;
+    const tape = (nodes: LayerGraph['nodes']): LayerGraph => ({ name: 'layer', states: [], nodes });
+    const source: WeightSource = {
+      spec: () => ({ storage: 'f16', shape: [width, width] }),
+      read: async () => ({ dtype: 'f16', shape: [width, width], data: new Uint16Array(width * width) }),
+    };
+    const input = { op: 'input', name: 'x', width } as const;
+    const added = tape([input, { op: 'add', a: 0, b: 0 }, { op: 'output', name: 'x', x: 1 }]);
+    const multiplied = tape([input, { op: 'linear', x: 0, weight: 'w' }, { op: 'output', name: 'x', x: 1 }]);
+    const read = tape([input, { op: 'linear', x: 0, weight: 'w' }, { op: 'output', name: 'y', x: 1 }]);
+    const batch = { ids: Int32Array.of(1, 2), rows: [{ slot: 0, past: 0, count: 2 }] };
+    using x = device.upload(f32([2, width], new Float32Array(2 * width)));
+    using step = device.beginStep(batch, { x });
+    const types = [step.value('x').dtype];
+    for (const graph of [added, read, added, multiplied, added]) {
+      using layer = await device.compile(graph, source);
+      step.run(layer, {}, [0]);
+      types.push(step.value('x').dtype);
+    }
+    expect(types).toEqual(['f32', 'f32', 'f16', 'f32', 'f16', 'f32']);
+    await step.submit();
   });
 });
 
