@@ -25,7 +25,13 @@ interface Run {
   /** What tune() chose, with which the lines without a cut were timed. */
   readonly choices?: readonly Choice[];
   /** Kernels with parts left out, whose results are of no use. */
-  readonly parts?: readonly { kernel: string; name: string; milliseconds: number; teraflops: number }[];
+  readonly parts?: readonly {
+    kernel: string;
+    name: string;
+    milliseconds: number;
+    teraflops: number;
+    tokens?: number;
+  }[];
   /** PyTorch in the same call. */
   readonly peers?: readonly Peer[];
 }
@@ -221,13 +227,27 @@ const chosenBy = runs.findLast(({ choices }) => choices);
 const choices = chosenBy?.choices?.flatMap(({ kernel, chosen, milliseconds }) =>
   Object.entries(milliseconds).map(([name, time]) => [kernel, name, time.toFixed(3), name === chosen ? 'chosen' : '']),
 );
-const partly = runs.findLast(({ parts }) => parts);
-const parts = partly?.parts?.map((part) => [
-  part.kernel,
-  part.name,
-  part.milliseconds.toFixed(3),
-  part.teraflops.toFixed(0),
-]);
+const waits = [...runs].reverse().flatMap(({ code, parts }) =>
+  parts === undefined
+    ? []
+    : [
+        `## What the kernels wait for, at ${code}
+
+${(parts[0]!.tokens ?? 4096).toLocaleString('en')} tokens; with loads, barriers or more left out, results are of no use.
+
+${table(
+  ['kernel', 'of it', 'ms', 'TFLOP/s'],
+  parts.map(({ kernel, name, milliseconds, teraflops }) => [
+    kernel,
+    name,
+    milliseconds.toFixed(3),
+    teraflops.toFixed(0),
+  ]),
+)}
+
+`,
+      ],
+);
 const latestPeers = runs.findLast(({ peers }) => peers);
 const others = latestPeers!.peers!.map(({ peer, operator, tokens, milliseconds, teraflops, gigabytesPerSecond }) =>
   gigabytesPerSecond === undefined
@@ -267,17 +287,7 @@ ${table(['kernel', 'cut', 'ms', ''], choices)}
 
 `
     : ''
-}${
-  parts
-    ? `## What the kernels wait for, at ${partly!.code}
-
-4,096 tokens; with loads, barriers or more left out, results are of no use.
-
-${table(['kernel', 'of it', 'ms', 'TFLOP/s'], parts)}
-
-`
-    : ''
-}## Cuts of a product at ${all.cuts.code}
+}${waits.join('')}## Cuts of a product at ${all.cuts.code}
 
 ${all.cuts.note}.
 
