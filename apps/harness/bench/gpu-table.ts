@@ -144,7 +144,7 @@ Rendered by apps/harness/bench/gpu-table.ts from [webgpu.json](webgpu.md), [webg
 [onnx-cuda.json](onnx-cuda.md), where versions, commands and what each figure stands on are said. ${devices}. The latest measurement
 of each kind: milliseconds, median ± standard deviation (n). A decode step is a token of every row. / floor: against reading the
 weights of products and the states once at the rate of a device-to-device copy. / PyTorch: against PyTorch in the same call,
-scaled-dot-product attention for prefill, compiled layers for decode (eager beside onnx); – where nothing was measured.
+scaled-dot-product attention for prefill, compiled layers for decode; – where nothing was measured.
 
 | ${head.join(' | ')} |
 | ${head.map((_, index) => (index > 3 ? '--:' : '---')).join(' | ')} |

@@ -227,7 +227,7 @@ ${reached}
 
 ## Prefill at ${all.prefill.code}
 
-Break-even: ${breakEvens}. PyTorch: the same shape and SDPA, in the same call, by the device's own clock. * recorded in an earlier call on such a device; the published layer is DSLA's release with its Triton kernels.
+Break-even: ${breakEvens}. PyTorch: the same shape and SDPA, by the device's own clock. * recorded in an earlier call on such a device; the published layer is DSLA's release with its Triton kernels.
 
 ${beside}
 
@@ -237,7 +237,7 @@ ${bullets(all.prefill.notes)}
 
 ${runs(all.zamba.lines)}
 
-Its kernels for 4,096 tokens, those alike once: layers.0 is a Mamba layer, layers.2 has the shared block too.
+Its kernels for 4,096 tokens at ${all.zamba.kernelsCode}, those alike once: layers.0 is a Mamba layer, layers.2 has the shared block too.
 
 ${kernels(all.zamba.kernels)}
 
