@@ -7,6 +7,8 @@ import {
   type WeightSource,
 } from '@dsla/spec';
 import type { Binding, Pack } from './binding/binding.js';
+import { drawOperator } from './cuda/draw.js';
+import { drawsOwn } from './draw.js';
 import { Kernel } from './kernel.js';
 import type { Model } from './model.js';
 import type { Order } from './order.js';
@@ -114,9 +116,11 @@ export async function compileLayer(
   return new OnnxLayer(graph, program, kernels, pack, [...claims.values()], device.order);
 }
 
-/** A program whose operators of our own are compiled, or, where they cannot be, one of ONNX Runtime's alone. */
+/** A program whose operators of our own are compiled, and what may draw from its logits, or, where they cannot be, one of ONNX Runtime's alone. */
 async function readyProgram(binding: Binding, compile: (binding: Binding) => Program): Promise<Program> {
   const program = compile(binding);
   const operators = modelsOf(program).flatMap((model) => model.operators);
-  return (await binding.ready(operators)) ? program : compile(binding);
+  const logits = program.outputs.find(({ name }) => name === 'logits');
+  const drawing = logits && drawsOwn(program.dialect) ? [drawOperator(program.widths[logits.value]!)] : [];
+  return (await binding.ready([...operators, ...drawing])) ? program : compile(binding);
 }

@@ -1,4 +1,4 @@
-import { f32, type Node, toFloat16 } from '@dsla/spec';
+import { f32, type Node, toFloat16, type WeightSource } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import type { Binding } from './binding/binding.js';
 import { openCApi } from './binding/c-api.js';
@@ -19,6 +19,11 @@ const shapes: Readonly<Record<string, readonly number[]>> = {
 const weight = (name: string): number[] => {
   const [n, k = 1] = shapes[name]!;
   return Array.from({ length: n! * k }, (_, at) => Math.sin(1 + Object.keys(shapes).indexOf(name) + 7 * at));
+};
+
+const weights: WeightSource = {
+  spec: (name) => ({ storage: 'f32', shape: shapes[name]! }),
+  read: async (name) => ({ dtype: 'f16', shape: shapes[name]!, data: toFloat16(Float32Array.from(weight(name))) }),
 };
 
 /** The feed-forward half of a layer; `more`: nodes after it. */
@@ -117,7 +122,8 @@ describe('linear maps of one token', () => {
 });
 
 describe('operators of our own that do not compile', () => {
-  it("give way to ONNX Runtime's", async () => {
+  /** A device on which none compiles, and the names of those that it was asked for. */
+  async function refusing(): Promise<{ readonly device: OnnxDevice; readonly asked: string[] }> {
     const binding = await openCApi(libraryPath(), { threads: 1, packs: false });
     const asked: string[] = [];
     const without = { dialect: { ...onCuda('float16'), replays: false } };
@@ -127,12 +133,37 @@ describe('operators of our own that do not compile', () => {
       return operators.length === 0;
     };
     const asking = Object.assign(binding, { ready, dialect: { ...without.dialect, operators: true } });
-    await using device = new OnnxDevice(asking);
+    return { device: new OnnxDevice(asking), asked };
+  }
+
+  it("give way to ONNX Runtime's, drawing too", async () => {
+    const { device, asked } = await refusing();
+    await using _ = device;
+    const nodes = [
+      { op: 'input', name: 'x', width },
+      { op: 'lastToken', x: 0 },
+      { op: 'output', name: 'logits', x: 1 },
+    ] as const;
+    using layer = await device.compile({ name: 'head', nodes, states: [] }, weights);
+    expect(asked).toEqual([`Draw ${width}`]);
+    using buffer = device.upload(
+      f32(
+        [1, width],
+        Float32Array.from({ length: width }, (_, at) => (at === 5 ? 2 : 1)),
+      ),
+    );
+    using step = device.beginStep({ ids: new Int32Array(1), rows: [{ slot: 0, past: 0, count: 1 }] }, { x: buffer });
+    step.run(layer, {});
+    step.draw!([{ temperature: 0, uniform: 0 }]);
+    await step.submit();
+    expect([...(await device.download(step.value('ids'))).data]).toEqual([5]);
+  });
+
+  it("give way to ONNX Runtime's", async () => {
+    const { device, asked } = await refusing();
+    await using _ = device;
     const tape = tapeOf();
-    using layer = await device.compile(tape.graph, {
-      spec: (name) => ({ storage: 'f32', shape: shapes[name]! }),
-      read: async (name) => ({ dtype: 'f16', shape: shapes[name]!, data: toFloat16(Float32Array.from(weight(name))) }),
-    });
+    using layer = await device.compile(tape.graph, weights);
     expect(asked).toEqual(['Linear 8 gated norm 0.001', 'Linear 24 residual']);
     using buffer = device.upload(f32([1, width], Float32Array.from(x)));
     const batch = { ids: new Int32Array(1), rows: [{ slot: 0, past: 0, count: 1 }] };
