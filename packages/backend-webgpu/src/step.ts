@@ -222,6 +222,7 @@ export class WebgpuStep implements Step {
     }
     for (const output of outputs) {
       const old = this.#values.get(output.name);
+      // A run of some rows leaves the others as they are.
       const alike = old?.width === output.width && old.domain === output.domain;
       const value = alike ? this.#as(output.type, old) : this.#make(output);
       this.#values.set(output.name, value);

@@ -2,6 +2,7 @@ import { type Element, type Kernel, kernel } from './kernel.js';
 
 const size = 256;
 
+/** Workgroups of a cast. */
 export const castGroups = 256;
 
 /** y = x for a whole buffer: values that a layer reads in another type than the one that they have. */

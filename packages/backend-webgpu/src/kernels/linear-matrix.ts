@@ -36,6 +36,7 @@ export const matrixShape: MatrixShape = matrixShapes['256x128, 32 deep, 2 ahead'
 
 /** What a product takes that has fewer workgroups of the other cut than a large device has multiprocessors. */
 export const smallShape: MatrixShape = square;
+/** About the multiprocessors of a large device. */
 export const enoughGroups = 128;
 
 /** Workgroups of a product. */
@@ -58,21 +59,101 @@ export function linearMatrix(
   { bias, add }: Pick<VectorPart, 'bias' | 'add'>,
   shape: MatrixShape = matrixShape,
 ): Kernel {
-  const { items: rows, outputs: columns, depth, subgroupItems, subgroupOutputs, ahead } = shape;
-  const pitch = pitchOf(depth);
+  const { items: rows, outputs: columns, subgroupItems, subgroupOutputs, ahead } = shape;
+  const { pitch, eights, lines, subgroups, loads, down, across, sums } = tileOf(shape);
   const side = columns / subgroupOutputs;
   const finish = isWide(y) ? finishEights : finishOnes;
   const stage = rows >= columns ? 'xs' : 'ws'; // at last a tile of 16 by 16 of float32 for every subgroup
-  const subgroups = (rows / subgroupItems) * side;
-  const [eights, width] = [depth / 8, x.width / 8]; // of eight features: in a round, and in a row of x
+  const width = x.width / 8;
+  const { first, body } = roundsOf(x, shape);
+  return kernel({
+    name: 'linear-matrix',
+    buffers: {
+      x: ['vec4u', 'read'],
+      w: ['vec4u', 'read'],
+      ...(bias ? { bias: ['f32', 'read'] as const } : {}),
+      ...(add && add !== 'own' ? { z: [typed(y, add), 'read'] as const } : {}),
+      y: [typed(y, y), 'write'],
+    },
+    matrices: true,
+    module: `${matrixTypes}
+${halves('xs', rows * pitch)}
+${halves('ws', columns * pitch)}
+${eightFunctions}`,
+    size: 32 * subgroups,
+    main: `  let last = ${items[domain]} - 1u;
+  let id = group.y * groups.x + group.x;
+  let band_first = id / (${band}u * groups.x) * ${band}u;
+  let band_height = min(${band}u, groups.y - band_first);
+  let in_band = id % (${band}u * groups.x);
+  let item_base = (band_first + in_band % band_height) * ${rows}u;
+  let out_base = in_band / band_height * ${columns}u;
+  let subgroup = lane / 32u;
+  let own = lane % 32u;
+  let row = subgroup / ${side}u * ${subgroupItems}u;
+  let column = subgroup % ${side}u * ${subgroupOutputs}u;
+  let line = ${lineOf(eights)};
+  let slot = line * ${pitch}u + lane % ${eights}u * 8u;
+${loads
+  .map(({ of, n, name }) => {
+    const at =
+      of === 'x'
+        ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
+        : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
+    const begin = of === 'x' ? firstOf(x, at, 8) : `${at} * ${width}u`;
+    const held = upTo(ahead).map((to) => `  var next${to}_${name} = vec4u();`);
+    return `  let row_${name} = ${begin};\n${held.join('\n')}`;
+  })
+  .join('\n')}
+${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
+  var at = lane % ${eights}u;
+${first}
+  for (var k = 0u; k < ${Math.ceil(x.width / shape.depth / ahead)}u; k++) {
+${body}
+  }
+  workgroupBarrier();
+  let mine = subgroup * 256u;
+${down
+  .map((r) => {
+    const tiles = across.map((c) =>
+      finish({ domain, stage, y, bias, add }, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`, c),
+    );
+    return `  {
+${tiles.map(({ before }) => before).join('\n')}
+${tiles
+  .map(
+    ({ after }, c) => `    ${storeSums(stage, 'mine', `sum${r}_${c}`, 16)}
+    workgroupBarrier();
+${after}
+    workgroupBarrier();`,
+  )
+  .join('\n')}
+  }`;
+  })
+  .join('\n')}`,
+  });
+}
+
+/** What a cut is made of: loads of a lane in a round, by name, and the tiles of 16 by 16 of a subgroup. */
+function tileOf({ items, outputs, depth, subgroupItems, subgroupOutputs }: MatrixShape) {
+  const subgroups = (items / subgroupItems) * (outputs / subgroupOutputs);
+  const eights = depth / 8; // of eight features, in a round
   const lines = (32 * subgroups) / eights; // rows that all lanes load at once
   const loads = [
-    ...upTo(rows / lines).map((n) => ({ of: 'x', n, name: `x${n}` })),
-    ...upTo(columns / lines).map((n) => ({ of: 'w', n, name: `w${n}` })),
+    ...upTo(items / lines).map((n) => ({ of: 'x', n, name: `x${n}` })),
+    ...upTo(outputs / lines).map((n) => ({ of: 'w', n, name: `w${n}` })),
   ];
-  const whole = x.width % (depth * ahead) === 0;
   const [down, across] = [upTo(subgroupItems / 16), upTo(subgroupOutputs / 16)];
   const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
+  return { pitch: pitchOf(depth), eights, lines, subgroups, loads, down, across, sums };
+}
+
+/** WGSL of the first round's way to the matrices, and of the body that multiplies `ahead` rounds while the next are under way. */
+function roundsOf(x: Part, shape: MatrixShape): { readonly first: string; readonly body: string } {
+  const { depth, ahead } = shape;
+  const { pitch, eights, lines, loads, down, across, sums } = tileOf(shape);
+  const width = x.width / 8;
+  const whole = x.width % (depth * ahead) === 0;
   // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
   const fetch = (to: number) =>
     `${loads
@@ -110,78 +191,14 @@ ${last ? operands('', 0) : operands('let ', step + 1)}
 ${products.join('\n')}`;
     }),
   );
-  return kernel({
-    name: 'linear-matrix',
-    buffers: {
-      x: ['vec4u', 'read'],
-      w: ['vec4u', 'read'],
-      ...(bias ? { bias: ['f32', 'read'] as const } : {}),
-      ...(add && add !== 'own' ? { z: [typed(y, add), 'read'] as const } : {}),
-      y: [typed(y, y), 'write'],
-    },
-    matrices: true,
-    module: `${matrixTypes}
-${halves('xs', rows * pitch)}
-${halves('ws', columns * pitch)}
-${eightFunctions}`,
-    size: 32 * subgroups,
-    main: `  let last = ${items[domain]} - 1u;
-  let id = group.y * groups.x + group.x;
-  let band_first = id / (${band}u * groups.x) * ${band}u;
-  let band_height = min(${band}u, groups.y - band_first);
-  let in_band = id % (${band}u * groups.x);
-  let item_base = (band_first + in_band % band_height) * ${rows}u;
-  let out_base = in_band / band_height * ${columns}u;
-  let subgroup = lane / 32u;
-  let own = lane % 32u;
-  let row = subgroup / ${side}u * ${subgroupItems}u;
-  let column = subgroup % ${side}u * ${subgroupOutputs}u;
-  let line = ${lineOf(eights)};
-  let slot = line * ${pitch}u + lane % ${eights}u * 8u;
-${loads
-  .map(({ of, n, name }) => {
-    const at =
-      of === 'x'
-        ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
-        : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
-    const first = of === 'x' ? firstOf(x, at, 8) : `${at} * ${width}u`;
-    const held = upTo(ahead).map((to) => `  var next${to}_${name} = vec4u();`);
-    return `  let row_${name} = ${first};\n${held.join('\n')}`;
-  })
-  .join('\n')}
-${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
-  var at = lane % ${eights}u;
-${fetch(0)}
+  const first = `${fetch(0)}
 ${store(0)}
 ${upTo(ahead - 1)
   .map((n) => fetch(n + 1))
   .join('\n')}
   workgroupBarrier();
-${operands('var ', 0)}
-  for (var k = 0u; k < ${Math.ceil(x.width / depth / ahead)}u; k++) {
-${body.join('\n')}
-  }
-  workgroupBarrier();
-  let mine = subgroup * 256u;
-${down
-  .map((r) => {
-    const tiles = across.map((c) =>
-      finish({ domain, stage, y, bias, add }, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`, c),
-    );
-    return `  {
-${tiles.map(({ before }) => before).join('\n')}
-${tiles
-  .map(
-    ({ after }, c) => `    ${storeSums(stage, 'mine', `sum${r}_${c}`, 16)}
-    workgroupBarrier();
-${after}
-    workgroupBarrier();`,
-  )
-  .join('\n')}
-  }`;
-  })
-  .join('\n')}`,
-  });
+${operands('var ', 0)}`;
+  return { first, body: body.join('\n') };
 }
 
 /** The row that a lane loads; eight lanes write to all banks. */
