@@ -37,7 +37,7 @@ export function lowerAdd(
     emit(rmsNorm(a.domain, y, sum, eps), [sum.ref, vector(weight), y.ref], grid);
   } else {
     const b = operand(node.b);
-    emit(rmsNorm(a.domain, y, a, eps, { b, sum }), [a.ref, b.ref, vector(weight), sum.ref, y.ref], all);
+    emit(rmsNorm(a.domain, y, a, eps, { added: { b, sum } }), [a.ref, b.ref, vector(weight), sum.ref, y.ref], all);
   }
   operands[next] = product && taken.has(next) ? { ...y, normed: { x: sum, weight, eps } } : y;
   return sum;

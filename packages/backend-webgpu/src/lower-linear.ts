@@ -1,12 +1,24 @@
-import type { NodeOf, Weight } from '@dsla/spec';
-import { type Builder, countOf, matrix, type Operand, partOf, perElement, sourceOf, vector } from './builder.js';
-import { accumulate, activateMul, elementsAThread, add as sum } from './kernels/elementwise.js';
+import type { Weight } from '@dsla/spec';
+import {
+  type Builder,
+  countOf,
+  matrix,
+  type Operand,
+  partOf,
+  perElement,
+  perItem,
+  result,
+  sourceOf,
+  vector,
+} from './builder.js';
+import { type Activation, accumulate, activateMul, elementsAThread, add as sum } from './kernels/elementwise.js';
 import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
 import { enoughGroups, linearMatrix, matrixGroups, matrixShape, smallShape } from './kernels/linear-matrix.js';
 import { linearThin, thinItems, thinShape } from './kernels/linear-thin.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
 import { linearVector, vectorGroups } from './kernels/linear-vector.js';
+import { rmsNorm } from './kernels/norm.js';
 import { dequantise, dequantiseGrid, type Format, isQuantised } from './kernels/quantise.js';
 import type { VectorPart } from './kernels/vector-options.js';
 import { hasVector, vectorItems, vectorShape } from './kernels/vector-shape.js';
@@ -68,32 +80,27 @@ export function emitParallel(builder: Builder, products: readonly (Product & { r
   }
 }
 
-/** y = f(x W^T) * (x U^T), by one kernel for a few items. */
-export function emitGated(
-  builder: Builder,
-  x: Operand,
-  y: Operand,
-  fn: NodeOf<'activate'>['fn'],
-  gate: Weight,
-  up: Weight,
-): void {
-  const { emit, temp, type } = builder;
-  const { domain } = x;
+/** y = f(x W^T) * (x U^T), by one kernel for a few items, and for so many that they get whole tiles of matrices. */
+export function emitGated(builder: Builder, x: Operand, y: Operand, fn: Activation, gate: Weight, up: Weight): void {
   const few = hasVectors(builder, x, y.width);
-  const format = formatOf(builder, x);
+  const part = { y, bias: false, gate: fn };
   if (few) {
-    const matrices = [gate, up].map((weight) => matrix(builder, weight, format));
-    emitVectors(builder, x, [{ y, bias: false, gate: fn }], [...matrices, y.ref]);
+    const matrices = [gate, up].map((weight) => matrix(builder, weight, formatOf(builder, x)));
+    emitVectors(builder, x, [part], [...matrices, y.ref]);
   }
-  const half = (): Operand => ({ ref: temp(y.width, type, domain), width: y.width, type, domain });
-  const [a, b] = [half(), half()];
-  const products = [
-    { weight: gate, y: a },
-    { weight: up, y: b },
-  ];
-  emitMany(builder, x, products);
+  const only: Only = (grid) => (few ? onlyMany(builder, x.domain, grid) : grid);
+  const products = [gate, up].map((weight): Ready => {
+    const weights = numbersOf(builder, x, weight, y.width, only, false);
+    return { weights, y: result(builder, y.width, x.domain) };
+  });
+  const whole = builder.traits.matrices && few;
+  if (whole) emitThin(builder, x, products, only, false);
+  else for (const product of products) emitTiles(builder, x, product, only, false);
+  const [a, b] = products.map((product) => product.y) as [Operand, Operand];
   const all = perElement(y, elementsAThread(y, a, b));
-  emit(activateMul(fn, domain, y, a, b), [a.ref, b.ref, y.ref], few ? onlyMany(builder, domain, all) : all);
+  const apart = (view: View): Grid => (whole && countOf(view, x.domain) > thinItems ? none : all(view));
+  builder.emit(activateMul(fn, x.domain, y, a, b), [a.ref, b.ref, y.ref], only(apart));
+  if (whole) emitWhole(builder, x, part, [...products.map(({ weights }) => weights), y.ref], false);
 }
 
 /** Whether products of x with so many outputs have kernels for a few items. */
@@ -246,6 +253,15 @@ function emitTiles(
 
 /** By subgroup matrices: some items by one kernel for all products, many by one for each. */
 function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], only: Only, replay: boolean): void {
+  emitThin(builder, x, products, only, replay);
+  for (const product of products) {
+    emitWhole(builder, x, partOfProduct(product), buffersOf(product), replay);
+    if (product.y.type === 'f32' && !product.add) emitRest(builder, x, product, replay);
+  }
+}
+
+/** More than a few items, up to thinItems. */
+function emitThin(builder: Builder, x: Operand, products: readonly Ready[], only: Only, replay: boolean): void {
   const { traits, emit } = builder;
   const { domain } = x;
   const [of, source] = [partOf(x), sourceOf(x)];
@@ -264,22 +280,44 @@ function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], 
     emit(linearThin(domain, parts, of, shape), [source, ...products.flatMap(buffersOf)], only(some), replay);
     least = most;
   }
+}
+
+/** More than thinItems items: whole tiles. Buffers are those after x. */
+function emitWhole(
+  { traits, emit }: Builder,
+  x: Operand,
+  part: VectorPart,
+  buffers: readonly BufferRef[],
+  replay: boolean,
+): void {
+  const { domain } = x;
+  const outputs = part.gate ? 2 * part.y.width : part.y.width;
   const large = traits.product ?? matrixShape;
-  const isLarge = (count: number, outputs: number) => {
+  const chosen = (count: number) => {
     const [across, down] = matrixGroups(count, outputs, large);
-    return across * down >= enoughGroups;
+    return across * down >= enoughGroups ? large : smallShape;
   };
-  products.forEach((product, p) => {
-    const { width } = product.y;
-    for (const shape of new Set([large, smallShape])) {
-      const many = (view: View): Grid => {
-        const count = countOf(view, domain);
-        const chosen = isLarge(count, width) ? large : smallShape;
-        return count <= thinItems || shape !== chosen ? none : matrixGroups(count, width, shape);
-      };
-      emit(linearMatrix(domain, product.y, of, parts[p]!, shape), [source, ...buffersOf(product)], only(many), replay);
-    }
-  });
+  for (const shape of new Set([large, smallShape])) {
+    const many = (view: View): Grid => {
+      const count = countOf(view, domain);
+      return count <= thinItems || shape !== chosen(count) ? none : matrixGroups(count, outputs, shape);
+    };
+    emit(linearMatrix(domain, part.y, partOf(x), part, shape), [sourceOf(x), ...buffers], many, replay);
+  }
+}
+
+/**
+ * Adds the product of what float16 leaves of a norm: float32 results of all tokens, the logits of an evaluation, are then as exact
+ * as those of a few last ones, whose kernels norm in float32.
+ */
+function emitRest(builder: Builder, x: Operand, { y, weights }: Ready, replay: boolean): void {
+  const { normed, domain } = x;
+  if (!normed || domain === 'row') return;
+  const rest = result(builder, x.width, domain);
+  const many = (view: View): Grid => (countOf(view, domain) > thinItems ? perItem(domain)(view) : none);
+  const kernel = rmsNorm(domain, rest, normed.x, normed.eps, { rest: true });
+  builder.emit(kernel, [normed.x.ref, vector(normed.weight), rest.ref], many, replay);
+  emitWhole(builder, rest, { y, bias: false, add: 'own' }, [weights, y.ref], replay);
 }
 
 /** y = a + b; y may be a. */

@@ -9,7 +9,7 @@ import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Element } from './kernels/kernel.js';
-import { linearMatrix, type MatrixShape, matrixShape, smallShape } from './kernels/linear-matrix.js';
+import { linearMatrix, type MatrixShape, matrixGroups, matrixShape, smallShape } from './kernels/linear-matrix.js';
 import { upTo } from './kernels/matrices.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
@@ -99,6 +99,34 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     const read = await runner.read(y);
     const got = type === 'f16' ? fromFloat16(new Uint16Array(read)) : new Float32Array(read);
     expect(ratio(got.subarray(0, want.length), want)).toBeLessThan(type === 'f16' ? 5e-4 : 1e-5);
+  });
+
+  const gated: (Pick<Variant, 'shape' | 'type' | 'width'> & { readonly out: number })[] = [
+    { shape: { ...small, subgroupItems: 32, depth: 64, ahead: 1 }, type: 'f16', out: 104 },
+    { shape: smallShape, type: 'f32', width: 64, out: 98 },
+    { shape: matrixShape, type: 'f32', width: 64, out: 72 },
+  ];
+  it.each(gated)('gated products %o', async ({ shape, type, width = 88, out }) => {
+    const count = 37;
+    const runner = await openRunner([{ slot: 0, past: 0, count }]);
+    const [x, w, u] = [count, out, out].map((rows, seed) => halves(rows * width, 1 + seed)) as [Halves, Halves, Halves];
+    const y = runner.buffer(new Float32Array(count * out));
+    const part = { bias: false, gate: 'silu' } as const;
+    const kernel = linearMatrix('token', { width: out, type }, { width, type: 'f16' }, part, shape);
+    const buffers = [x, w, u].map(({ words }) => runner.buffer(words));
+    await runner.run(kernel, [...buffers, y], matrixGroups(count, 2 * out, shape));
+    const want: number[] = [];
+    for (let t = 0; t < count; t++)
+      for (let o = 0; o < out; o++) {
+        const [gate, up] = [w, u].map(({ numbers }) => {
+          const row = numbers.subarray(o * width, (o + 1) * width);
+          return row.reduce((sum, weight, k) => sum + weight * x.numbers[t * width + k]!, 0);
+        }) as [number, number];
+        want.push((gate / (1 + Math.exp(-gate))) * up);
+      }
+    const read = await runner.read(y);
+    const got = type === 'f16' ? fromFloat16(new Uint16Array(read)) : new Float32Array(read);
+    expect(ratio(got.subarray(0, want.length), want)).toBeLessThan(type === 'f16' ? 3e-4 : 1e-6);
   });
 
   const shapes: (AttentionShape & { readonly cut: string })[] = [

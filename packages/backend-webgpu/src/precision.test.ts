@@ -2,11 +2,15 @@ import { describe as describeModel, parseConfig, shapes, tapesOf } from '@dsla/m
 import { f32, fromFloat16, type LayerGraph, toFloat16, type WeightSource } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { loadGpu, must } from './adapter.js';
+import type { Traits } from './builder.js';
 import { openDevice } from './device.js';
 import { openRunner } from './kernel-runner.js';
 import { linearVector } from './kernels/linear-vector.js';
+import { rmsNorm } from './kernels/norm.js';
+import { lower } from './lower.js';
 import { preciseNodes } from './precision.js';
 import { useSwiftShader } from './swiftshader.js';
+import type { View } from './view.js';
 
 /** The ops whose results are float32, in order. */
 function preciseOps(graph: LayerGraph): string[] {
@@ -58,6 +62,32 @@ describe('float32 results', () => {
   });
 });
 
+describe('results of many tokens', () => {
+  const model = describeModel(parseConfig({ ...shapes['llama2-7b'], num_hidden_layers: 1 }));
+  const traits: Traits = { type: 'f16', lanes: 32, matrices: true };
+  /** What is dispatched for so many tokens of one row, or of as many rows. */
+  const busy = (graph: LayerGraph, tokens: number, rows = 1): string[] => {
+    const view = { tokens, rows, tiles: 1, singles: 0 } as View;
+    const { ops } = lower(graph, (name) => model.weights[name]!.shape, traits);
+    return ops.filter(({ grid }) => !grid(view).includes(0)).map(({ kernel }) => kernel.name);
+  };
+
+  it('are joined in float32 where they are gated', () => {
+    const output = model.segments.at(-1)!.versions.default;
+    expect(busy(output, 65)).toEqual(['linear-matrix', 'rms-norm', 'linear-matrix-gated', 'linear-matrix']);
+    const thin = ['linear-thin-64', 'rms-norm', 'linear-thin-64-of-2', 'silu-mul', 'linear-thin-64'];
+    expect(busy(output, 64)).toEqual(thin);
+  });
+
+  it('have what float16 leaves of the norm added where they are logits, but for those of last tokens', () => {
+    const apart = ['rms-norm', 'linear-matrix'];
+    expect(busy(model.headAll, 65)).toEqual([...apart, 'rms-norm-rest', 'linear-matrix']);
+    expect(busy(model.headAll, 64)).toEqual(['rms-norm', 'linear-thin-64']);
+    expect(busy(model.head, 65)).toEqual(['lastToken', 'linear-vector-1-normed']);
+    expect(busy(model.head, 65, 65)).toEqual(['lastToken', ...apart]);
+  });
+});
+
 describe('a value of a step', () => {
   it('has the type in which a layer last read or wrote it', async () => {
     // Dawn's null backend has float16 and runs nothing.
@@ -93,6 +123,30 @@ describe.skipIf(obstacle)(`products of a float32 stream${obstacle ? ` (${obstacl
   const [width, outputs, count, eps] = [328, 72, 3, 1e-5];
   const wave = (length: number, seed: number) =>
     Float32Array.from({ length }, (_, i) => Math.sin(seed + 12.9898 * i) * Math.cos(0.37 * i * seed));
+
+  it('normed, and what float16 leaves of that', async () => {
+    const runner = await openRunner([{ slot: 0, past: 0, count }]);
+    const [x, norm] = [wave(count * width, 1), wave(width, 2)];
+    const shape = { width, type: 'f32' } as const;
+    const { code, ...kernel } = rmsNorm('token', shape, shape, eps, { rest: true });
+    // The adapter has no such conversion.
+    const spelled = code.replace('enable f16;', '').replaceAll('f32(f16(', 'rounded((');
+    const rounded = 'fn rounded(x: f32) -> f32 { return unpack2x16float(pack2x16float(vec2f(x, 0.0))).x; }';
+    const y = runner.buffer(new Float32Array(count * width));
+    const buffers = [x, norm].map(runner.buffer);
+    await runner.run({ ...kernel, code: `${spelled}\n${rounded}` }, [...buffers, y], [count, 1, 1]);
+    const got = new Float32Array(await runner.read(y));
+    for (let t = 0; t < count; t++) {
+      const own = x.subarray(t * width, (t + 1) * width);
+      const scale = 1 / Math.sqrt(own.reduce((sum, a) => sum + a * a, 0) / width + eps);
+      const exact = own.map((a, k) => a * norm[k]! * scale);
+      const high = fromFloat16(toFloat16(exact));
+      for (let k = 0; k < width; k++) {
+        expect(high[k]! + got[t * width + k]!).toBeCloseTo(exact[k]!, 6);
+        expect(Math.abs(got[t * width + k]!)).toBeLessThanOrEqual(Math.abs(exact[k]!) * 2 ** -11 + 2 ** -24);
+      }
+    }
+  });
 
   it.each([1, 2])('and matrices in float16, normed, %i items at a time', async (items) => {
     const runner = await openRunner([{ slot: 0, past: 0, count }]);

@@ -1,5 +1,5 @@
-import type { Part, Shape } from './elementwise.js';
-import { type Domain, type Grid, itemAt, items, type Kernel, kernel } from './kernel.js';
+import { type Activation, activationFunctions, activationName, type Part, type Shape } from './elementwise.js';
+import { type Domain, type Grid, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
 import { eightFunctions, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
 import { firstOf, foursOf, type VectorPart } from './vector-options.js';
 
@@ -39,7 +39,7 @@ export const smallShape: MatrixShape = square;
 /** About the multiprocessors of a large device. */
 export const enoughGroups = 128;
 
-/** Workgroups of a product. */
+/** Workgroups of products with so many outputs; of a gated one both factors count. */
 export function matrixGroups(items: number, outputs: number, shape: MatrixShape): Grid {
   return [Math.ceil(outputs / shape.outputs), Math.ceil(items / shape.items), 1];
 }
@@ -47,30 +47,35 @@ export function matrixGroups(items: number, outputs: number, shape: MatrixShape)
 /** Rows of tiles whose workgroups follow each other, so that they find their operands in the cache. */
 const band = 8;
 
+type Options = Pick<VectorPart, 'bias' | 'add' | 'gate'>;
+
 /**
- * y = x W^T + b, or y = z + x W^T + b, in float16 with float32 sums, by subgroup matrices. A round goes from the buffers to
- * registers, to workgroup memory, to matrices; all three are under way while one multiplies. The width of x is a multiple of 8.
- * One workgroup a tile: [outputs / shape.outputs, items / shape.items].
+ * y = x W^T + b, or y = z + x W^T + b, or y = f(x W^T) * (x U^T), in float16 with float32 sums, by subgroup matrices. A round goes
+ * from the buffers to registers, to workgroup memory, to matrices; all three are under way while one multiplies. The width of x is
+ * a multiple of 8. One workgroup a tile: [outputs / shape.outputs, items / shape.items]; where gated, half of a tile's outputs are
+ * sums of W, the others sums of U for the same outputs. Buffers: x, w, (u), (bias), (z), y.
  */
 export function linearMatrix(
   domain: Domain,
   y: Shape,
   x: Part,
-  { bias, add }: Pick<VectorPart, 'bias' | 'add'>,
+  { bias, add, gate }: Options,
   shape: MatrixShape = matrixShape,
 ): Kernel {
   const { items: rows, outputs: columns, subgroupItems, subgroupOutputs, ahead } = shape;
-  const { pitch, eights, lines, subgroups, loads, down, across, sums } = tileOf(shape);
+  const { pitch, eights, lines, subgroups, loads, down, finished, sums, factors } = tileOf(shape, gate);
   const side = columns / subgroupOutputs;
   const finish = isWide(y) ? finishEights : finishOnes;
-  const stage = rows >= columns ? 'xs' : 'ws'; // at last a tile of 16 by 16 of float32 for every subgroup
+  const stage = rows >= columns ? 'xs' : 'ws'; // at last tiles of 16 by 16 of float32 for every subgroup, one of each factor
+  const result = { domain, stage, y, bias, add, gate };
   const width = x.width / 8;
-  const { first, body } = roundsOf(x, shape);
+  const { first, body } = roundsOf(x, shape, gate);
   return kernel({
-    name: 'linear-matrix',
+    name: gate ? 'linear-matrix-gated' : 'linear-matrix',
     buffers: {
       x: ['vec4u', 'read'],
       w: ['vec4u', 'read'],
+      ...(gate ? { u: ['vec4u', 'read'] as const } : {}),
       ...(bias ? { bias: ['f32', 'read'] as const } : {}),
       ...(add && add !== 'own' ? { z: [typed(y, add), 'read'] as const } : {}),
       y: [typed(y, y), 'write'],
@@ -79,7 +84,7 @@ export function linearMatrix(
     module: `${matrixTypes}
 ${halves('xs', rows * pitch)}
 ${halves('ws', columns * pitch)}
-${eightFunctions}`,
+${eightFunctions}${gate ? gateFunction(gate) : ''}`,
     size: 32 * subgroups,
     main: `  let last = ${items[domain]} - 1u;
   let id = group.y * groups.x + group.x;
@@ -87,11 +92,11 @@ ${eightFunctions}`,
   let band_height = min(${band}u, groups.y - band_first);
   let in_band = id % (${band}u * groups.x);
   let item_base = (band_first + in_band % band_height) * ${rows}u;
-  let out_base = in_band / band_height * ${columns}u;
+  let out_base = in_band / band_height * ${columns / factors}u;
   let subgroup = lane / 32u;
   let own = lane % 32u;
   let row = subgroup / ${side}u * ${subgroupItems}u;
-  let column = subgroup % ${side}u * ${subgroupOutputs}u;
+  let column = subgroup % ${side}u * ${subgroupOutputs / factors}u;
   let line = ${lineOf(eights)};
   let slot = line * ${pitch}u + lane % ${eights}u * 8u;
 ${loads
@@ -99,7 +104,7 @@ ${loads
     const at =
       of === 'x'
         ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
-        : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
+        : `min(out_base + line + ${(n * lines) % (columns / factors)}u, ${y.width - 1}u)`;
     const begin = of === 'x' ? firstOf(x, at, 8) : `${at} * ${width}u`;
     const held = upTo(ahead).map((to) => `  var next${to}_${name} = vec4u();`);
     return `  let row_${name} = ${begin};\n${held.join('\n')}`;
@@ -112,17 +117,19 @@ ${first}
 ${body}
   }
   workgroupBarrier();
-  let mine = subgroup * 256u;
+  let mine = subgroup * ${256 * factors}u;
 ${down
   .map((r) => {
-    const tiles = across.map((c) =>
-      finish({ domain, stage, y, bias, add }, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`, c),
+    const tiles = finished.map((c) =>
+      finish(result, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`, c),
     );
+    const staged = (c: number) =>
+      upTo(factors).map((f) => storeSums(stage, placeOf(f), `sum${r}_${c + f * finished.length}`, 16));
     return `  {
 ${tiles.map(({ before }) => before).join('\n')}
 ${tiles
   .map(
-    ({ after }, c) => `    ${storeSums(stage, 'mine', `sum${r}_${c}`, 16)}
+    ({ after }, c) => `    ${staged(c).join('\n    ')}
     workgroupBarrier();
 ${after}
     workgroupBarrier();`,
@@ -134,24 +141,32 @@ ${after}
   });
 }
 
-/** What a cut is made of: loads of a lane in a round, by name, and the tiles of 16 by 16 of a subgroup. */
-function tileOf({ items, outputs, depth, subgroupItems, subgroupOutputs }: MatrixShape) {
+/**
+ * What a cut is made of: loads of a lane in a round, by name, and the tiles of 16 by 16 of a subgroup: those across of all factors,
+ * by their columns, of which results are finished.
+ */
+function tileOf({ items, outputs, depth, subgroupItems, subgroupOutputs }: MatrixShape, gate?: Activation) {
   const subgroups = (items / subgroupItems) * (outputs / subgroupOutputs);
   const eights = depth / 8; // of eight features, in a round
   const lines = (32 * subgroups) / eights; // rows that all lanes load at once
+  const factors = gate ? 2 : 1; // matrices, each with as many columns of the tile
   const loads = [
-    ...upTo(items / lines).map((n) => ({ of: 'x', n, name: `x${n}` })),
-    ...upTo(outputs / lines).map((n) => ({ of: 'w', n, name: `w${n}` })),
+    ...upTo(items / lines).map((n) => ({ of: 'x', to: 'xs', n, name: `x${n}` })),
+    ...upTo(outputs / lines).map((n) => {
+      const of = factors * n * lines < outputs ? 'w' : 'u';
+      return { of, to: 'ws', n, name: `w${n}` };
+    }),
   ];
-  const [down, across] = [upTo(subgroupItems / 16), upTo(subgroupOutputs / 16)];
-  const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
-  return { pitch: pitchOf(depth), eights, lines, subgroups, loads, down, across, sums };
+  const [down, finished] = [upTo(subgroupItems / 16), upTo(subgroupOutputs / 16 / factors)];
+  const across = upTo(factors).flatMap((f) => finished.map((c) => ({ column: (f * outputs) / factors + 16 * c })));
+  const sums = down.flatMap((r) => across.map((_, c) => ({ r, c, name: `sum${r}_${c}` })));
+  return { pitch: pitchOf(depth), eights, lines, subgroups, loads, down, across, finished, sums, factors };
 }
 
 /** WGSL of the first round's way to the matrices, and of the body that multiplies `ahead` rounds while the next are under way. */
-function roundsOf(x: Part, shape: MatrixShape): { readonly first: string; readonly body: string } {
+function roundsOf(x: Part, shape: MatrixShape, gate?: Activation): { readonly first: string; readonly body: string } {
   const { depth, ahead } = shape;
-  const { pitch, eights, lines, loads, down, across, sums } = tileOf(shape);
+  const { pitch, eights, lines, loads, down, across, sums } = tileOf(shape, gate);
   const width = x.width / 8;
   const whole = x.width % (depth * ahead) === 0;
   // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
@@ -164,16 +179,16 @@ function roundsOf(x: Part, shape: MatrixShape): { readonly first: string; readon
       .join('\n')}
     at += ${eights}u;`;
   const store = (from: number) =>
-    loads.map(({ of, n, name }) => `    store_${of}s(slot + ${n * lines * pitch}u, next${from}_${name});`).join('\n');
+    loads.map(({ to, n, name }) => `    store_${to}(slot + ${n * lines * pitch}u, next${from}_${name});`).join('\n');
   const left = (r: number, d: number) =>
     load('Left', 'row', 'xs', `(row + ${16 * r}u) * ${pitch}u + ${16 * d}u`, pitch);
   const right = (c: number, d: number) =>
-    load('Right', 'col', 'ws', `(column + ${16 * c}u) * ${pitch}u + ${16 * d}u`, pitch);
+    load('Right', 'col', 'ws', `(column + ${across[c]!.column}u) * ${pitch}u + ${16 * d}u`, pitch);
   const steps = upTo(depth / 16);
   // Operands of a step, under names of its own; those of a body's first step come from the body before.
   const operands = (declare: string, step: number) => {
     const d = step % steps.length;
-    return `${across.map((c) => `    ${declare}right${step}_${c} = ${right(c, d)};`).join('\n')}
+    return `${across.map((_, c) => `    ${declare}right${step}_${c} = ${right(c, d)};`).join('\n')}
 ${down.map((r) => `    ${declare}left${step}_${r} = ${left(r, d)};`).join('\n')}`;
   };
   const body = upTo(ahead).flatMap((round) =>
@@ -216,41 +231,64 @@ function typed(y: Shape, { type }: Shape): string {
   return type === 'f32' ? 'vec4f' : 'vec4u';
 }
 
+/** Where a subgroup stages a tile of a factor. */
+function placeOf(factor: number): string {
+  return factor === 0 ? 'mine' : `(mine + ${256 * factor}u)`;
+}
+
+/** WGSL of `gate_four`. */
+function gateFunction(gate: Activation): string {
+  const each = [...'xyzw'].map((e) => `${activationName[gate]}(v.${e})`);
+  return `
+${logFunctions}${activationFunctions}
+fn gate_four(v: vec4f) -> vec4f { return vec4f(${each.join(', ')}); }`;
+}
+
 /** A tile of 16 by 16 of the result: what comes before the tiles of a row are staged, and after this one is. */
 interface Finish {
   readonly before: string;
   readonly after: string;
 }
 
-interface Finished extends Pick<VectorPart, 'y' | 'bias' | 'add'> {
+interface Finished extends Options {
+  readonly y: Shape;
   readonly domain: Domain;
   /** Workgroup memory of the staged tile. */
   readonly stage: string;
 }
 
+/** WGSL of four staged sums; gated, of two such. */
+function stagedFour({ stage, gate }: Finished, four: string): string {
+  const of = (factor: number) => `bitcast<vec4f>(${stage}[${placeOf(factor)} / 4u + ${four}])`;
+  return gate ? `(gate_four(${of(0)}) * ${of(1)})` : of(0);
+}
+
 /** Writes a tile number by number. */
-function finishOnes({ domain, stage, y, bias, add }: Finished, item: string, output: string): Finish {
+function finishOnes(result: Finished, item: string, output: string): Finish {
+  const { domain, y, bias, add } = result;
   const at = `${itemAt[domain]}(i).x * ${y.width}u + o`;
   const old = add ? `f32(${add === 'own' ? 'y' : 'z'}[${at}]) + ` : '';
+  const sum = stagedFour(result, 'e / 4u');
   const after = `  for (var e = own; e < 256u; e += 32u) {
     let i = ${item} + e / 16u;
     let o = ${output} + e % 16u;
     if (i <= last && o < ${y.width}u) {
-      y[${at}] = ${y.type}(${old}bitcast<vec4f>(${stage}[(mine + e) / 4u])[e % 4u]${bias ? ' + bias[o]' : ''});
+      y[${at}] = ${y.type}(${old}${sum}[e % 4u]${bias ? ' + bias[o]' : ''});
     }
   }`;
   return { before: '', after };
 }
 
 /** Eight neighbours a lane; what is added to is loaded for all tiles of a row at once. */
-function finishEights({ domain, stage, y, bias, add }: Finished, item: string, output: string, c: number): Finish {
+function finishEights(result: Finished, item: string, output: string, c: number): Finish {
+  const { domain, y, bias, add } = result;
   const [z, type] = add === 'own' ? ['y', y.type] : ['z', add?.type];
   const loads =
     type === undefined ? [] : type === 'f32' ? [`${z}[2u * at${c}]`, `${z}[2u * at${c} + 1u]`] : [`${z}[at${c}]`];
   const old = loads.flatMap((_, n) => foursOf(type!, `old${c}_${n}`));
   const [low, high] = upTo(2).map((n) => {
     const four = upTo(4).map((e) => `bias[o${c} + ${4 * n + e}u]`);
-    const sum = `bitcast<vec4f>(${stage}[mine / 4u + own * 2u + ${n}u])`;
+    const sum = stagedFour(result, `own * 2u + ${n}u`);
     return [...old.slice(n, n + 1), sum, ...(bias ? [`vec4f(${four.join(', ')})`] : [])].join(' + ');
   });
   const before = `    let i${c} = ${item} + own / 2u;

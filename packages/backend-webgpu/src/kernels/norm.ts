@@ -3,8 +3,21 @@ import { type Domain, float, itemAt, type Kernel, kernel, reductions } from './k
 
 const normSize = 256;
 
-/** y = w * x / sqrt(mean(x^2) + eps), one workgroup an item. With `sum`, x = a + b is written there first. */
-export function rmsNorm(domain: Domain, y: Shape, x: Shape, eps: number, added?: { b: Shape; sum: Shape }): Kernel {
+interface NormOptions {
+  /** x = a + b is normed, and written to `sum` first. */
+  readonly added?: { readonly b: Shape; readonly sum: Shape };
+  /** Of every result, what its float16 leaves. */
+  readonly rest?: boolean;
+}
+
+/** y = w * x / sqrt(mean(x^2) + eps), one workgroup an item. */
+export function rmsNorm(
+  domain: Domain,
+  y: Shape,
+  x: Shape,
+  eps: number,
+  { added, rest = false }: NormOptions = {},
+): Kernel {
   const { width } = x;
   // Loads come before the stores, so that all are in flight at once; the last may reach past the end.
   const parts = [...Array(Math.ceil(width / normSize)).keys()];
@@ -19,7 +32,7 @@ export function rmsNorm(domain: Domain, y: Shape, x: Shape, eps: number, added?:
   // What was written is what is normed: the same rounding as two separate kernels.
   const rounded = (n: number) => (added?.sum.type === 'f16' ? `f32(f16(${value(n)}))` : value(n));
   return kernel({
-    name: added ? 'add-rms-norm' : 'rms-norm',
+    name: `${added ? 'add-' : ''}rms-norm${rest ? '-rest' : ''}`,
     buffers: {
       x: [x.type, 'read'],
       ...(added ? { b: [added.b.type, 'read'] as const } : {}),
@@ -36,6 +49,9 @@ ${each((n) => `v${n} = ${rounded(n)};`)}
 ${added ? each((n) => `${at('sum', n)} = ${added.sum.type}(v${n});`) : ''}
   let squares = ${parts.map((n) => `v${n} * v${n}`).join(' + ')};
   let scale = inverseSqrt(sum_all(squares, lane) / ${float(width)} + ${float(eps)});
-${each((n) => `${at('y', n)} = ${y.type}(w[i + ${n * normSize}u] * v${n} * scale);`)}`,
+${each((n) => {
+  const normed = `w[i + ${n * normSize}u] * v${n} * scale`;
+  return `${at('y', n)} = ${y.type}(${rest ? `${normed} - f32(f16(${normed}))` : normed});`;
+})}`,
   });
 }
