@@ -2,13 +2,18 @@ import { fromFloat16, toFloat16 } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { openRunner } from './kernel-runner.js';
 import type { Element } from './kernels/kernel.js';
-import { linearThin, thinShape } from './kernels/linear-thin.js';
+import { linearThin, thinGroups, thinShape } from './kernels/linear-thin.js';
 import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();
 
 /** Halves as words, and as the numbers that they stand for. */
-function halves(length: number, seed: number): { words: Uint32Array<ArrayBuffer>; numbers: Float32Array } {
+interface Halves {
+  readonly words: Uint32Array<ArrayBuffer>;
+  readonly numbers: Float32Array;
+}
+
+function halves(length: number, seed: number): Halves {
   const bits = toFloat16(Float32Array.from({ length }, (_, i) => Math.sin(seed + 12.9898 * i) * Math.cos(0.37 * i)));
   return { words: new Uint32Array(bits.slice().buffer), numbers: fromFloat16(bits) };
 }
@@ -64,4 +69,33 @@ describe.skipIf(obstacle)(`products of some items, spelled out${obstacle ? ` (${
       }
     },
   );
+
+  it.each([
+    [9, 256, 72],
+    [30, 328, 40],
+    [30, 128, 100, 20000], // cut as if there were so many outputs
+    [50, 136, 72],
+  ])('%i gated items of width %i to %i', async (count, width, out, of?: number) => {
+    const runner = await openRunner([{ slot: 0, past: 0, count }]);
+    const [x, w, u] = [count, out, out].map((rows, seed) => halves(rows * width, 1 + seed)) as [Halves, Halves, Halves];
+    const y = runner.buffer(new Float32Array(count * out));
+    const part = { y: { width: out, type: 'f32' }, bias: false, gate: 'silu' } as const;
+    const shape = thinShape(count, of);
+    const buffers = [x, w, u].map(({ words }) => runner.buffer(words));
+    const kernel = linearThin('token', [part], { width, type: 'f16' }, shape);
+    await runner.run(kernel, [...buffers, y], [thinGroups([part], shape), 1, 1]);
+    const got = new Float32Array(await runner.read(y));
+    let [error, size] = [0, 0];
+    for (let t = 0; t < count; t++)
+      for (let o = 0; o < out; o++) {
+        const [gate, up] = [w, u].map(({ numbers }) => {
+          const row = numbers.subarray(o * width, (o + 1) * width);
+          return row.reduce((sum, weight, k) => sum + weight * x.numbers[t * width + k]!, 0);
+        }) as [number, number];
+        const want = (gate / (1 + Math.exp(-gate))) * up;
+        error += (got[t * out + o]! - want) ** 2;
+        size += want ** 2;
+      }
+    expect(Math.sqrt(error / size)).toBeLessThan(1e-5);
+  });
 });

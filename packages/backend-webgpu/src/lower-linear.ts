@@ -15,7 +15,7 @@ import { type Activation, accumulate, activateMul, elementsAThread, add as sum }
 import type { Domain, Grid } from './kernels/kernel.js';
 import { linear } from './kernels/linear.js';
 import { enoughGroups, linearMatrix, matrixGroups, matrixShape, smallShape } from './kernels/linear-matrix.js';
-import { linearThin, thinItems, thinShape } from './kernels/linear-thin.js';
+import { linearThin, thinGroups, thinItems, thinShape } from './kernels/linear-thin.js';
 import { linearTiles, tileSize } from './kernels/linear-tiles.js';
 import { linearVector, vectorGroups } from './kernels/linear-vector.js';
 import { rmsNorm } from './kernels/norm.js';
@@ -80,7 +80,7 @@ export function emitParallel(builder: Builder, products: readonly (Product & { r
   }
 }
 
-/** y = f(x W^T) * (x U^T), by one kernel for a few items, and for so many that they get whole tiles of matrices. */
+/** y = f(x W^T) * (x U^T), by one kernel for a few items, and for more where there are subgroup matrices. */
 export function emitGated(builder: Builder, x: Operand, y: Operand, fn: Activation, gate: Weight, up: Weight): void {
   const few = hasVectors(builder, x, y.width);
   const part = { y, bias: false, gate: fn };
@@ -89,18 +89,17 @@ export function emitGated(builder: Builder, x: Operand, y: Operand, fn: Activati
     emitVectors(builder, x, [part], [...matrices, y.ref]);
   }
   const only: Only = (grid) => (few ? onlyMany(builder, x.domain, grid) : grid);
-  const products = [gate, up].map((weight): Ready => {
-    const weights = numbersOf(builder, x, weight, y.width, only, false);
-    return { weights, y: result(builder, y.width, x.domain) };
-  });
-  const whole = builder.traits.matrices && few;
-  if (whole) emitThin(builder, x, products, only, false);
-  else for (const product of products) emitTiles(builder, x, product, only, false);
+  const factors = [gate, up].map((weight) => numbersOf(builder, x, weight, y.width, only, false));
+  if (builder.traits.matrices && few) {
+    emitThin(builder, x, [part], [...factors, y.ref], only, false);
+    emitWhole(builder, x, part, [...factors, y.ref], false);
+    return;
+  }
+  const products = factors.map((weights): Ready => ({ weights, y: result(builder, y.width, x.domain) }));
+  for (const product of products) emitTiles(builder, x, product, only, false);
   const [a, b] = products.map((product) => product.y) as [Operand, Operand];
   const all = perElement(y, elementsAThread(y, a, b));
-  const apart = (view: View): Grid => (whole && countOf(view, x.domain) > thinItems ? none : all(view));
-  builder.emit(activateMul(fn, x.domain, y, a, b), [a.ref, b.ref, y.ref], only(apart));
-  if (whole) emitWhole(builder, x, part, [...products.map(({ weights }) => weights), y.ref], false);
+  builder.emit(activateMul(fn, x.domain, y, a, b), [a.ref, b.ref, y.ref], only(all));
 }
 
 /** Whether products of x with so many outputs have kernels for a few items. */
@@ -253,33 +252,43 @@ function emitTiles(
 
 /** By subgroup matrices: some items by one kernel for all products, many by one for each. */
 function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], only: Only, replay: boolean): void {
-  emitThin(builder, x, products, only, replay);
+  emitThin(builder, x, products.map(partOfProduct), products.flatMap(buffersOf), only, replay);
   for (const product of products) {
     emitWhole(builder, x, partOfProduct(product), buffersOf(product), replay);
     if (product.y.type === 'f32' && !product.add) emitRest(builder, x, product, replay);
   }
 }
 
-/** More than a few items, up to thinItems. */
-function emitThin(builder: Builder, x: Operand, products: readonly Ready[], only: Only, replay: boolean): void {
+/** More than a few items, up to thinItems. Buffers are those after x. */
+function emitThin(
+  builder: Builder,
+  x: Operand,
+  parts: readonly VectorPart[],
+  buffers: readonly BufferRef[],
+  only: Only,
+  replay: boolean,
+): void {
   const { traits, emit } = builder;
   const { domain } = x;
-  const [of, source] = [partOf(x), sourceOf(x)];
-  const parts = products.map(partOfProduct);
-  const outputs = parts.reduce((sum, { y }) => sum + y.width, 0);
+  const outputs = outputsOf(parts);
   const slim = outputs <= fewOutputs && !traits.weights;
-  if (slim) emitVectors(builder, x, parts, products.flatMap(buffersOf), replay, thinItems);
+  if (slim) emitVectors(builder, x, parts, buffers, replay, thinItems);
   let least = 0;
   for (const most of slim ? [] : [16, 32, thinItems]) {
     const shape = thinShape(most, outputs);
-    const [low, groups] = [least, parts.reduce((sum, { y }) => sum + Math.ceil(y.width / shape.outputs), 0)];
+    const [low, groups] = [least, thinGroups(parts, shape)];
     const some = (view: View): Grid => {
       const count = countOf(view, domain);
       return count > low && count <= most ? [groups, 1, 1] : none;
     };
-    emit(linearThin(domain, parts, of, shape), [source, ...products.flatMap(buffersOf)], only(some), replay);
+    emit(linearThin(domain, parts, partOf(x), shape), [sourceOf(x), ...buffers], only(some), replay);
     least = most;
   }
+}
+
+/** Of all matrices. */
+function outputsOf(parts: readonly VectorPart[]): number {
+  return parts.reduce((sum, { y, gate }) => sum + (gate ? 2 * y.width : y.width), 0);
 }
 
 /** More than thinItems items: whole tiles. Buffers are those after x. */
@@ -291,7 +300,7 @@ function emitWhole(
   replay: boolean,
 ): void {
   const { domain } = x;
-  const outputs = part.gate ? 2 * part.y.width : part.y.width;
+  const outputs = outputsOf([part]);
   const large = traits.product ?? matrixShape;
   const chosen = (count: number) => {
     const [across, down] = matrixGroups(count, outputs, large);

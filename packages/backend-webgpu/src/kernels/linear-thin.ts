@@ -1,5 +1,5 @@
-import type { Part } from './elementwise.js';
-import { type Domain, itemAt, items, type Kernel, kernel } from './kernel.js';
+import { activationFunctions, activationName, type Part } from './elementwise.js';
+import { type Domain, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
 import { fours, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
 import { firstOf, type VectorPart } from './vector-options.js';
 
@@ -30,12 +30,28 @@ export function thinShape(items: number, outputs = 0): ThinShape {
 }
 
 /** A product of the kernel. */
-type ThinPart = Pick<VectorPart, 'y' | 'bias' | 'add'>;
+type ThinPart = Pick<VectorPart, 'y' | 'bias' | 'add' | 'gate'>;
+
+/** Matrices of a part, which share the outputs of a workgroup. */
+const factorsOf = ({ gate }: ThinPart): number => (gate ? 2 : 1);
+
+/** The n-th load of a lane in a round: from which buffer, to which memory. */
+interface Load {
+  readonly of: string;
+  readonly to: 'xs' | 'ws';
+  readonly n: number;
+  readonly name: string;
+}
+
+/** Workgroups of some parts. */
+export function thinGroups(parts: readonly ThinPart[], { outputs }: ThinShape): number {
+  return parts.reduce((sum, part) => sum + Math.ceil((part.y.width * factorsOf(part)) / outputs), 0);
+}
 
 /**
- * y = x W^T + b, or y = z + x W^T + b, in float16 with float32 sums for at most shape.items items and one or more W, by subgroup matrices: W is read
- * once, by whole lines; every subgroup sums over its part of the width. Buffers: x, then of every part w (bias) (z) y. One workgroup
- * shape.outputs outputs of a part.
+ * y = x W^T + b, or y = z + x W^T + b, or y = f(x W^T) * (x U^T), in float16 with float32 sums for at most shape.items items and one
+ * or more W, by subgroup matrices: W is read once, by whole lines; every subgroup sums over its part of the width. Buffers: x, then
+ * of every part w (u) (bias) (z) y. One workgroup shape.outputs outputs of a part, or half of them of each factor.
  */
 export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Part, shape: ThinShape): Kernel {
   const { items: rows, outputs: columns, subgroups, depth, ahead } = shape;
@@ -45,23 +61,26 @@ export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Part, 
   const lines = size / eights; // that all lanes load at once
   const pitch = pitchOf(round);
   const whole = x.width % round === 0;
-  const loads = [
-    ...upTo(columns / lines).map((n) => ({ of: 'w', n, name: `w${n}` })),
-    ...upTo(rows / lines).map((n) => ({ of: 'x', n, name: `x${n}` })),
+  const loadsOf = (part: ThinPart, p: number): Load[] => [
+    ...upTo(columns / lines).map((n) => {
+      const of = factorsOf(part) * n * lines < columns ? `w${p}` : `u${p}`;
+      return { of, to: 'ws' as const, n, name: `w${n}` };
+    }),
+    ...upTo(rows / lines).map((n) => ({ of: 'x', to: 'xs' as const, n, name: `x${n}` })),
   ];
   const [down, across] = [upTo(rows / 16), upTo(columns / 16)];
   const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
   const rounds = Math.ceil(x.width / round);
   // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
-  const fetch = (p: number, turn: number) =>
+  const fetch = (loads: readonly Load[], turn: number) =>
     loads
       .map(({ of, name }) => {
-        const value = `${of === 'w' ? `w${p}` : 'x'}[row_${name} + min(at, ${width - 1}u)]`;
+        const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
         return `    next${turn}_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
       })
       .join('\n');
-  const store = (turn: number) =>
-    loads.map(({ of, n, name }) => `    store_${of}s(slot + ${n * lines * pitch}u, next${turn}_${name});`).join('\n');
+  const store = (loads: readonly Load[], turn: number) =>
+    loads.map(({ to, n, name }) => `    store_${to}(slot + ${n * lines * pitch}u, next${turn}_${name});`).join('\n');
   const step = (d: number) => {
     const at = (line: number) => `${16 * line * pitch}u + depth + ${16 * d}u`;
     return `    {
@@ -75,62 +94,40 @@ ${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`
     }`;
   };
   const turns = upTo(ahead);
-  const take = (p: number, turn: number) => `${store(turn)}
+  const take = (loads: readonly Load[], turn: number) => `${store(loads, turn)}
     workgroupBarrier();
-${fetch(p, turn)}
+${fetch(loads, turn)}
     at += ${eights}u;
 ${upTo(depth / 16)
   .map(step)
   .join('\n')}
     workgroupBarrier();`;
-  const body = (
-    { y, bias, add }: ThinPart,
-    p: number,
-    begin: number,
-  ): string => `  let out_base = (group.x - ${begin}u) * ${columns}u;
-${loads
-  .map(({ of, n, name }) => {
-    const at =
-      of === 'x'
-        ? `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`
-        : `min(out_base + line + ${n * lines}u, ${y.width - 1}u)`;
-    const first = of === 'x' ? firstOf(x, at, 8) : `${at} * ${width}u`;
-    return `  let row_${name} = ${first};`;
-  })
-  .join('\n')}
+  const body = (part: ThinPart, p: number, begin: number): string => {
+    const loads = loadsOf(part, p);
+    const own = columns / factorsOf(part);
+    const row = ({ to, n }: Load) =>
+      to === 'xs'
+        ? firstOf(x, `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`, 8)
+        : `min(out_base + line + ${(n * lines) % own}u, ${part.y.width - 1}u) * ${width}u`;
+    return `  let out_base = (group.x - ${begin}u) * ${own}u;
+${loads.map((one) => `  let row_${one.name} = ${row(one)};`).join('\n')}
 ${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
 ${turns.flatMap((turn) => loads.map(({ name }) => `  var next${turn}_${name} = vec4u();`)).join('\n')}
-${turns.map((turn) => `${fetch(p, turn)}\n  at += ${eights}u;`).join('\n')}
+${turns.map((turn) => `${fetch(loads, turn)}\n  at += ${eights}u;`).join('\n')}
   for (var k = 0u; k < ${rounds}u; k += ${ahead}u) {
-${turns.map((turn) => (turn === 0 ? take(p, turn) : `    if (k + ${turn}u < ${rounds}u) {\n${take(p, turn)}\n    }`)).join('\n')}
+${turns.map((turn) => (turn === 0 ? take(loads, turn) : `    if (k + ${turn}u < ${rounds}u) {\n${take(loads, turn)}\n    }`)).join('\n')}
   }
-${sums
-  .map(
-    ({ r, c, name }) => `  ${storeSums('stage', 'subgroup * 256u', name, 16)}
-  workgroupBarrier();
-  for (var e = lane; e < 64u; e += ${size}u) {
-    let i = item_base + ${16 * r}u + e / 4u;
-    let o = out_base + ${16 * c}u + e % 4u * 4u;
-    var sum = ${bias ? `vec4f(${upTo(4).map((n) => `bias${p}[min(o + ${n}u, ${y.width - 1}u)]`)})` : 'vec4f()'};
-    for (var n = 0u; n < ${subgroups}u; n++) { sum += stage[n * 64u + e]; }
-    let at = ${itemAt[domain]}(min(i, last)).x * ${y.width}u + o;
-${upTo(4)
-  .map((n) => {
-    const old = add ? `f32(${add === 'own' ? 'y' : 'z'}${p}[at + ${n}u]) + ` : '';
-    return `    if (i <= last && o + ${n}u < ${y.width}u) { y${p}[at + ${n}u] = ${y.type}(${old}sum[${n}]); }`;
-  })
-  .join('\n')}
-  }
-  workgroupBarrier();`,
-  )
-  .join('\n')}`;
+${down.flatMap((r) => upTo(own / 16).map((c) => finish(domain, part, p, shape, r, c))).join('\n')}`;
+  };
+  const gated = parts.some(({ gate }) => gate);
   return kernel({
-    name: `linear-thin-${rows}${parts.length > 1 ? `-of-${parts.length}` : ''}`,
+    name: `linear-thin-${rows}${parts.length > 1 ? `-of-${parts.length}` : ''}${gated ? '-gated' : ''}`,
     buffers: {
       x: ['vec4u', 'read'],
       ...Object.fromEntries(
-        parts.flatMap(({ y, bias, add }, p) => [
+        parts.flatMap(({ y, bias, add, gate }, p) => [
           [`w${p}`, ['vec4u', 'read']] as const,
+          ...(gate ? [[`u${p}`, ['vec4u', 'read']] as const] : []),
           ...(bias ? [[`bias${p}`, ['f32', 'read']] as const] : []),
           ...(add && add !== 'own' ? [[`z${p}`, [add.type, 'read']] as const] : []),
           [`y${p}`, [y.type, 'write']] as const,
@@ -141,7 +138,8 @@ ${upTo(4)
     module: `${matrixTypes}
 ${halves('xs', rows * pitch)}
 ${halves('ws', columns * pitch)}
-${fours('stage', subgroups * 256)} // a tile of 16 by 16 for every subgroup`,
+${fours('stage', subgroups * 256)} // a tile of 16 by 16 for every subgroup
+${gated ? logFunctions + activationFunctions : ''}`,
     size,
     main: `  let last = ${items[domain]} - 1u;
   let item_base = group.y * ${rows}u;
@@ -150,21 +148,57 @@ ${fours('stage', subgroups * 256)} // a tile of 16 by 16 for every subgroup`,
   let line = lane / ${eights}u;
   var at = lane % ${eights}u;
   let slot = line * ${pitch}u + at * 8u;
-  ${branches(parts, columns, body)}`,
+  ${branches(parts, shape, body)}`,
   });
+}
+
+/** Adds what the subgroups have of a tile of 16 by 16 and writes it, four outputs a lane. */
+function finish(
+  domain: Domain,
+  { y, bias, add, gate }: ThinPart,
+  p: number,
+  { outputs, subgroups }: ThinShape,
+  r: number,
+  c: number,
+): string {
+  const stage = (tile: number) => `  ${storeSums('stage', 'subgroup * 256u', `sum${r}_${tile}`, 16)}
+  workgroupBarrier();`;
+  const added = (to: string) => `for (var n = 0u; n < ${subgroups}u; n++) { ${to} += stage[n * 64u + lane]; }`;
+  const other = `gate${r}_${c}`;
+  const first = `${stage(c)}
+  var ${other} = vec4f();
+  if (lane < 64u) { ${added(other)} }
+  workgroupBarrier();
+`;
+  const value = (n: number) => {
+    if (gate) return `${activationName[gate]}(${other}[${n}]) * sum[${n}]`;
+    return `${add ? `f32(${add === 'own' ? 'y' : 'z'}${p}[at + ${n}u]) + ` : ''}sum[${n}]`;
+  };
+  return `${gate ? first : ''}${stage(gate ? c + outputs / 32 : c)}
+  if (lane < 64u) {
+    let i = item_base + ${16 * r}u + lane / 4u;
+    let o = out_base + ${16 * c}u + lane % 4u * 4u;
+    var sum = ${bias ? `vec4f(${upTo(4).map((n) => `bias${p}[min(o + ${n}u, ${y.width - 1}u)]`)})` : 'vec4f()'};
+    ${added('sum')}
+    let at = ${itemAt[domain]}(min(i, last)).x * ${y.width}u + o;
+${upTo(4)
+  .map((n) => `    if (i <= last && o + ${n}u < ${y.width}u) { y${p}[at + ${n}u] = ${y.type}(${value(n)}); }`)
+  .join('\n')}
+  }
+  workgroupBarrier();`;
 }
 
 /** A body for every part: a load in a branch of its own would wait for the one before. */
 function branches(
   parts: readonly ThinPart[],
-  columns: number,
+  shape: ThinShape,
   body: (part: ThinPart, p: number, begin: number) => string,
 ): string {
   let end = 0;
   return parts
     .map((part, p) => {
       const begin = end;
-      end += Math.ceil(part.y.width / columns);
+      end += thinGroups([part], shape);
       return `if (group.x < ${end}u) {\n${body(part, p, begin)}\n  }`;
     })
     .join(' else ');
