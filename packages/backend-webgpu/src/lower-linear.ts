@@ -324,8 +324,8 @@ function emitRest(builder: Builder, x: Operand, { y, weights }: Ready, replay: b
   if (!normed || domain === 'row') return;
   const rest = result(builder, x.width, domain);
   const many = (view: View): Grid => (countOf(view, domain) > thinItems ? perItem(domain)(view) : none);
-  const kernel = rmsNorm(domain, rest, normed.x, normed.eps, { rest: true });
-  builder.emit(kernel, [normed.x.ref, vector(normed.weight), rest.ref], many, replay);
+  const kernel = rmsNorm(domain, rest, normed.x, normed.eps, { rest: x });
+  builder.emit(kernel, [normed.x.ref, vector(normed.weight), x.ref, rest.ref], many, replay);
   emitWhole(builder, rest, { y, bias: false, add: 'own' }, [weights, y.ref], replay);
 }
 

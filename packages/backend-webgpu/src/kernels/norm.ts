@@ -6,18 +6,12 @@ const normSize = 256;
 interface NormOptions {
   /** x = a + b is normed, and written to `sum` first. */
   readonly added?: { readonly b: Shape; readonly sum: Shape };
-  /** Of every result, what its float16 leaves. */
-  readonly rest?: boolean;
+  /** Writes what this leaves of every result: the norm itself, rounded. Read, since drivers take f32(f16(x)) for x. */
+  readonly rest?: Shape;
 }
 
 /** y = w * x / sqrt(mean(x^2) + eps), one workgroup an item. */
-export function rmsNorm(
-  domain: Domain,
-  y: Shape,
-  x: Shape,
-  eps: number,
-  { added, rest = false }: NormOptions = {},
-): Kernel {
+export function rmsNorm(domain: Domain, y: Shape, x: Shape, eps: number, { added, rest }: NormOptions = {}): Kernel {
   const { width } = x;
   // Loads come before the stores, so that all are in flight at once; the last may reach past the end.
   const parts = [...Array(Math.ceil(width / normSize)).keys()];
@@ -37,6 +31,7 @@ export function rmsNorm(
       x: [x.type, 'read'],
       ...(added ? { b: [added.b.type, 'read'] as const } : {}),
       w: ['f32', 'read'],
+      ...(rest ? { rounded: [rest.type, 'read'] as const } : {}),
       ...(added ? { sum: [added.sum.type, 'write'] as const } : {}),
       y: [y.type, 'write'],
     },
@@ -50,8 +45,8 @@ ${added ? each((n) => `${at('sum', n)} = ${added.sum.type}(v${n});`) : ''}
   let squares = ${parts.map((n) => `v${n} * v${n}`).join(' + ')};
   let scale = inverseSqrt(sum_all(squares, lane) / ${float(width)} + ${float(eps)});
 ${each((n) => {
-  const normed = `w[i + ${n * normSize}u] * v${n} * scale`;
-  return `${at('y', n)} = ${y.type}(${rest ? `${normed} - f32(f16(${normed}))` : normed});`;
+  const less = rest ? ` - f32(${at('rounded', n)})` : '';
+  return `${at('y', n)} = ${y.type}(w[i + ${n * normSize}u] * v${n} * scale${less});`;
 })}`,
   });
 }
