@@ -1,4 +1,5 @@
 import { readFileSync, writeFileSync } from 'node:fs';
+import { roundings } from './accuracy-page.js';
 import { bullets, commands, type Goal, goals, table } from './markdown.js';
 
 // docs/results/webgpu.json to webgpu.md beside it.
@@ -129,6 +130,24 @@ const prefill = (tokens: number) => prefillAt(tokens, 0);
 const peers = [...all.prefill.peers, ...all.prefill.recorded] as Peer[];
 const shown = (x: number | undefined, digits: number): string => x?.toFixed(digits) ?? '';
 
+/** Some layers before and after gate and up were one product. */
+const gated = table(
+  ['test', 'shape', 'layers', 'tokens', 'rows', 'code', 'median ms', 'sd', 'n'],
+  (all.gated.lines as (Run & { readonly shape: string; readonly layers: number; readonly code: string })[]).map(
+    ({ test, shape, layers, tokens, batch, code, milliseconds: { median, sd, n } }) => [
+      test,
+      shape,
+      layers,
+      tokens,
+      batch,
+      code,
+      median.toFixed(2),
+      sd.toFixed(2),
+      n,
+    ],
+  ),
+);
+
 /** Our prefills beside those of others; levels beside level 0 of the same run. */
 const beside = table(
   [
@@ -233,6 +252,12 @@ ${beside}
 
 ${bullets(all.prefill.notes)}
 
+## Gate and up in one product
+
+8d9a469 has them apart, with a pass over both; each code in turn, in one call. Tokens: of a prefill, or the context of every row.
+
+${gated}
+
 ## Prefill of Zamba-7B's shape at ${all.zamba.code}
 
 ${runs(all.zamba.lines)}
@@ -253,6 +278,10 @@ ${references}
 
 ${bullets(all.correct.notes)}
 
+Where the differences in float16 come from: llama-4m in float64 with values rounded where the kernels round them (accuracy-roundings.py), on the same tokens. What each rounding by itself has of the squared error of all (before: at 8d9a469); then the same roundings drawn anew, of the values in other units: whether all tokens of a prompt agree is a matter of chance where the reference has two of them close together.
+
+${roundings(all.correct.roundings)}
+
 ## Whole model, ${all.earlier.code}
 
 ${runs(all.earlier.runs)}
@@ -271,6 +300,6 @@ ${kernels(all.after.kernels)}
 
 ## Commands
 
-${commands([...all.prefill.commands, ...all.zamba.commands, ...all.correct.commands, ...all.earlier.commands])}
+${commands([...all.prefill.commands, ...all.gated.commands, ...all.zamba.commands, ...all.correct.commands, ...all.earlier.commands])}
 `,
 );
