@@ -254,7 +254,7 @@ ${bullets(all.prefill.notes)}
 
 ## Gate and up in one product
 
-8d9a469 has them apart, with a pass over both; each code in turn, in one call. Tokens: of a prefill, or the context of every row.
+8d9a469 has them apart, with a pass over both; 460d600 also adds what float16 leaves of the norm to logits of all tokens. Each code in turn, in one call. Tokens: of a prefill, or the context of every row; a decode step from one token on the host to the next.
 
 ${gated}
 
