@@ -3,6 +3,7 @@ import { float, itemAt, items, type Kernel, kernel, logFunctions } from './kerne
 import { blockSize, type Format, isQuantised, scaleWord } from './quantise.js';
 import { addLoad, featuresOfLane, isWhole, laneModule, loadsOfLane } from './vector-lane.js';
 import { loadWidth, upTo, type VectorOptions, type VectorPart, type VectorShape } from './vector-options.js';
+import { isStaged, stageFeatures, stageLoads, stageModule } from './vector-stage.js';
 
 /**
  * y = x W^T + b for a few items and one or more W: each W is read once for all items. The lanes of a workgroup keep x, a part of
@@ -20,7 +21,7 @@ export function linearVector(options: VectorOptions): Kernel {
     ...(add && add !== 'own' ? [[`z${p}`, [add.type, 'read']] as const] : []),
     [`y${p}`, [y.type, 'write']] as const,
   ]);
-  const { size, places, lanes } = shape;
+  const { size, places, lanes, teams = 1 } = shape;
   const place = places === 1 ? 'group.x' : `group.x % ${places}u * ${placeOf(parts, shape)}u + group.x / ${places}u`;
   const marks = [
     parts.length > 1 && `of-${parts.length}`,
@@ -42,18 +43,19 @@ export function linearVector(options: VectorOptions): Kernel {
       ...(eps === undefined ? {} : { norm: ['vec4f', 'read'] as const }),
       ...Object.fromEntries(buffers),
     },
-    module: `var<workgroup> partial: array<f32, ${(size / lanes) * sumsOf(options)}>; // [sums, subgroups]
+    module: `var<workgroup> partial: array<f32, ${((teams * size) / lanes) * sumsOf(options)}>; // [teams, sums, subgroups], squares
+${isStaged(options) ? stageModule(options) : ''}
 ${isQuantised(format) ? laneModule : ''}
 ${parts.some(({ gate }) => gate) ? logFunctions + activationFunctions : ''}`,
-    size,
+    size: teams * size,
     subgroups: true,
     main: `${shape.items > 1 ? `  let last = ${items[domain]} - 1u;\n` : ''}  let place = ${place};
   ${branches.join(' else ')}`,
   });
 }
 
-function groupsOf({ width }: Shape, { rows }: VectorShape): number {
-  return Math.ceil(width / rows);
+function groupsOf({ width }: Shape, { rows, teams = 1 }: VectorShape): number {
+  return Math.ceil(width / rows / teams);
 }
 
 /** Workgroups of a place. */
@@ -68,14 +70,24 @@ export function vectorGroups(parts: readonly Pick<VectorPart, 'y'>[], shape: Vec
 
 const factorsOf = ({ gate }: VectorPart): readonly ('w' | 'u')[] => (gate ? ['w', 'u'] : ['w']);
 
-/** Sums of a workgroup: [rows, factors, items], then the squares of every item. */
-function sumsOf({ parts, shape: { items, rows }, eps }: VectorOptions): number {
-  return items * (rows * factorsOf(parts[0]!).length + (eps === undefined ? 0 : 1));
+/** Sums of a team: [rows, factors, items]. */
+function rowSums({ parts, shape: { items, rows } }: VectorOptions): number {
+  return items * rows * factorsOf(parts[0]!).length;
+}
+
+/** With the squares of every item. */
+function sumsOf(options: VectorOptions): number {
+  return rowSums(options) + (options.eps === undefined ? 0 : options.shape.items);
+}
+
+/** WGSL of where the sums of a team begin. */
+function teamSums(options: VectorOptions): string {
+  return isStaged(options) ? `team * ${rowSums(options)}u + ` : '';
 }
 
 function product(options: VectorOptions, part: VectorPart, p: number, begin: number): string {
   const { domain, x, format, shape, eps } = options;
-  const { size, items: count, rows, ahead, lanes } = shape;
+  const { size, items: count, rows, ahead, lanes, teams = 1 } = shape;
   const loads = x.width / loadWidth[format];
   const lane = upTo(loadsOfLane(options));
   const batch = upTo(count);
@@ -87,33 +99,39 @@ function product(options: VectorOptions, part: VectorPart, p: number, begin: num
           `let column${n} = min(lane + ${n * size}u, ${loads - 1}u);`,
         ];
   const item = (b: number) =>
-    `${itemAt[domain]}(${count === 1 ? 'group.y' : `min(group.y * ${count}u + ${b}u, last)`}).x`;
+    `${itemAt[domain]}(${count === 1 ? 'group.y' : `min(group.y * ${count}u + ${b}u, last)`}).${x.last ? 'w' : 'x'}`;
   const streams = streamsOf(options, part);
   const type = format === 'f32' ? 'vec4f' : 'vec4u';
   const sums = upTo(ahead).flatMap((r) => factorsOf(part).flatMap((f) => batch.map((b) => `${f}${r}_sum${b}`)));
+  const staged = isStaged(options);
+  const thread = staged ? 'thread' : 'lane';
   const squares = batch.map(
     (b) =>
-      `{ let sum = subgroupAdd(squares${b}); if (sub_lane == 0u) { partial[${(sumsOf(options) - count + b) * (size / lanes)}u + lane / ${lanes}u] = sum; } }`,
+      `{ let sum = subgroupAdd(squares${b}); if (sub_lane == 0u) { partial[${((rowSums(options) + b) * teams * size) / lanes}u + ${thread} / ${lanes}u] = sum; } }`,
   );
   const body = (t: string, more?: string) => [
     ...sums.map((name) => `var ${name} = 0.0;`),
     ...upTo(ahead).flatMap((r) => turn(options, part, p, r, more)),
     ...meet(sums, lanes, (index, value) => {
       const at = rows === ahead ? index : `${t} * ${sums.length / ahead}u + ${index}`;
-      return `partial[(${at}) * ${size / lanes}u + lane / ${lanes}u] = ${value};`;
+      return `partial[(${teamSums(options)}${at}) * ${size / lanes}u + lane / ${lanes}u] = ${value};`;
     }),
   ];
   return [
-    `let base = (place - ${begin}u) * ${rows}u;`,
+    ...(staged ? ['let thread = lane;', `let team = thread / ${size}u;`, `let lane = thread % ${size}u;`] : []),
+    `let base = ${staged ? `((place - ${begin}u) * ${teams}u + team)` : `(place - ${begin}u)`} * ${rows}u;`,
     ...lane.flatMap(column),
+    // Almost always the item is this one: its loads do not wait for the batch to say so.
+    ...(staged ? stageLoads(options, part, p, 'group.y', true) : []),
     // Rows have an even number of blocks: a lane's are all first or all second of a word of scales.
     ...(isQuantised(format) ? lane.map((n) => `let half${n} = ${blockOf(format, `column${n}`)} % 2u * 16u;`) : []),
     // Matrices come from afar: their loads begin before all else.
     ...streams.map(({ name }) => `var ${name}: ${type};${isQuantised(format) ? ` var ${name}_scale: u32;` : ''}`),
     ...upTo(ahead).flatMap((r) => fetch(options, part, p, r, `base + ${r}u`)),
     ...batch.map((b) => `let i${b} = ${item(b)};`),
+    ...(staged ? ['if (i0 != group.y) {', ...stageLoads(options, part, p, 'i0', false), '}'] : []),
     ...old(options, part, p),
-    ...featuresOfLane(options, part, p),
+    ...(staged ? stageFeatures(options) : featuresOfLane(options, part, p)),
     ...(rows === ahead
       ? body('0u')
       : [`for (var t = 0u; t < ${rows}u; t += ${ahead}u) {`, ...body('t', `t + ${ahead}u < ${rows}u`), '}']),
@@ -146,7 +164,7 @@ function streamsOf(options: VectorOptions, part: VectorPart): Stream[] {
 function fetch(options: VectorOptions, part: VectorPart, p: number, r: number, row: string): string[] {
   const { x, format, shape } = options;
   const { y } = part;
-  const at = y.width % shape.rows === 0 ? row : `min(${row}, ${y.width - 1}u)`;
+  const at = y.width % (shape.rows * (shape.teams ?? 1)) === 0 ? row : `min(${row}, ${y.width - 1}u)`;
   const each = streamsOf(options, part).filter((stream) => stream.r === r);
   return [
     `{ let row = ${at};`,
@@ -212,7 +230,7 @@ function meet(names: readonly string[], lanes: number, put: (index: string, valu
 
 /** The results that a thread writes: where, and what is added to them, which is loaded early. */
 function old(
-  { domain, shape: { items: count, rows, size } }: VectorOptions,
+  { domain, shape: { items: count, rows, size, teams = 1 } }: VectorOptions,
   { y, add }: VectorPart,
   p: number,
 ): string[] {
@@ -220,7 +238,7 @@ function old(
   return upTo(Math.ceil((rows * count) / size)).flatMap((e) => {
     const inside = [
       `lane + ${e * size}u < ${rows * count}u`,
-      ...(y.width % rows === 0 ? [] : [`o${e} < ${y.width}u`]),
+      ...(y.width % (rows * teams) === 0 ? [] : [`o${e} < ${y.width}u`]),
       ...(count === 1 ? [] : [`group.y * ${count}u + b${e} <= last`]),
     ];
     const item = count === 1 ? 'group.y' : `min(group.y * ${count}u + b${e}, last)`;
@@ -237,11 +255,11 @@ function old(
 /** Adds what the subgroups hold, one thread an item and output. */
 function finish(options: VectorOptions, part: VectorPart, p: number): string[] {
   const { x, shape, eps } = options;
-  const { size, items: count, rows, lanes } = shape;
+  const { size, items: count, rows, lanes, teams = 1 } = shape;
   const { y, bias, gate, add } = part;
   const factors = factorsOf(part).length;
-  const sum = (name: string, index: string) =>
-    `var ${name} = 0.0; for (var m = 0u; m < ${size / lanes}u; m++) { ${name} += partial[(${index}) * ${size / lanes}u + m]; }`;
+  const sum = (name: string, index: string, subgroups = size / lanes) =>
+    `var ${name} = 0.0; for (var m = 0u; m < ${subgroups}u; m++) { ${name} += partial[(${index}) * ${subgroups}u + m]; }`;
   return upTo(Math.ceil((rows * count) / size)).flatMap((e) => {
     const index = (f: number) => `((o${e} - base) * ${factors}u + ${f}u) * ${count}u + b${e}`;
     const root = eps === undefined ? '' : ` * inverseSqrt(squares / ${float(x.width)} + ${float(eps)})`;
@@ -250,9 +268,9 @@ function finish(options: VectorOptions, part: VectorPart, p: number): string[] {
       : `own${root}${bias ? ` + bias${p}[o${e}]` : ''}`;
     return [
       `if (mine${e}) {`,
-      sum('own', index(0)),
-      ...(gate ? [sum('other', index(1))] : []),
-      ...(eps === undefined ? [] : [sum('squares', `${sumsOf(options) - count}u + b${e}`)]),
+      sum('own', `${teamSums(options)}${index(0)}`),
+      ...(gate ? [sum('other', `${teamSums(options)}${index(1)}`)] : []),
+      ...(eps === undefined ? [] : [sum('squares', `${rowSums(options)}u + b${e}`, (teams * size) / lanes)]),
       `y${p}[at${e}] = ${y.type}(${add ? `old${e} + ` : ''}${value});`,
       '}',
     ];

@@ -1,4 +1,4 @@
-import { isQuantised, type Quantised } from './quantise.js';
+import { type Format, isQuantised, type Quantised } from './quantise.js';
 import { firstOf, foursOf, loadWidth, upTo, type VectorOptions, type VectorPart } from './vector-options.js';
 
 // What a lane of a matrix-vector kernel (linear-vector.ts) keeps of x, and what it makes of a load of a matrix. Of quantised
@@ -54,15 +54,19 @@ export function isWhole({ x, format, shape: { size } }: VectorOptions, n: number
 
 function quantised(format: Quantised, t: string, fours: readonly number[]): string[] {
   const most = fours.map((f) => `abs(v${t}_${f})`).reduce((a, b) => `max(${a}, ${b})`);
-  const ones = fours.map((f) => `dot4I8Packed(q${t}_${f}, 0x01010101u)`);
   return [
     `let most${t} = ${most};`,
     `let scale${t} = max(max(most${t}.x, most${t}.y), max(most${t}.z, most${t}.w)) / 127.0;`,
     `let inverse${t} = select(0.0, 1.0 / scale${t}, scale${t} > 0.0);`,
     ...fours.map((f) => `let q${t}_${f} = word(v${t}_${f} * inverse${t});`),
-    // Where sums of integers begin: with these bits a float32 counts in ones. The integers of 4 bits have 8 added.
-    `let begin${t} = ${oneAndHalf}${format === 'q4' ? ` - 8 * (${ones.join(' + ')})` : ''};`,
+    beginOf(format, t),
   ];
+}
+
+/** Where sums of integers begin: with these bits a float32 counts in ones. The integers of 4 bits have 8 added. */
+export function beginOf(format: Format, t: string): string {
+  const ones = upTo(loadWidth[format] / 4).map((f) => `dot4I8Packed(q${t}_${f}, 0x01010101u)`);
+  return `let begin${t} = ${oneAndHalf}${format === 'q4' ? ` - 8 * (${ones.join(' + ')})` : ''};`;
 }
 
 /** Adds the products of x with load `n` of a row, in `load`, to the sums of the items; `scale`: of its block. */

@@ -12,12 +12,14 @@ type Activation = NodeOf<'activate'>['fn'];
 export interface VectorShape {
   readonly size: number;
   readonly items: number;
-  /** A multiple of `ahead`; both are powers of two. */
+  /** A multiple of `ahead`. */
   readonly rows: number;
   readonly ahead: number;
   /** Of a subgroup. */
   readonly lanes: number;
   readonly places: number;
+  /** Of `size` lanes each, with rows of their own, in a workgroup that quantises one item together; else every lane its part. */
+  readonly teams?: number | undefined;
 }
 
 /** A product of the kernel: its output, and whether it has a bias. */
@@ -34,7 +36,8 @@ export interface VectorPart {
 
 export interface VectorOptions {
   readonly domain: Domain;
-  readonly x: Part;
+  /** With `last`, the last tokens of x; the domain is rows. */
+  readonly x: Part & { readonly last?: boolean };
   /** Of the matrices: the type of x, or quantised. */
   readonly format: Format;
   readonly parts: readonly VectorPart[];

@@ -25,6 +25,8 @@ export function vectorShape(work: VectorWork): VectorShape {
   const { format, items, lanes, gated, width, threads = 256 } = work;
   const own = loadsOf(format, width, threads);
   const size = Math.ceil(width / loadWidth[format] / own / lanes) * lanes;
+  const shared = togetherOf(work, size);
+  if (shared) return { size, items, lanes, places: 1, ...shared };
   const rows = rowsOf(work, size);
   const shape = { size, items, rows, lanes };
   if (isQuantised(format)) return { ...shape, ahead: Math.min(rows, gated && format === 'q8' ? 4 : 8), places: 1 };
@@ -33,6 +35,19 @@ export function vectorShape(work: VectorWork): VectorShape {
   const loads = items === 2 ? 4 : 2;
   const ahead = 2 ** Math.floor(Math.log2(Math.max(loads / own / (gated ? 2 : 1), 1)));
   return { ...shape, ahead: Math.min(rows, ahead), places: 8 };
+}
+
+/** Two teams that quantise x together, where a matrix has rows for workgroups of them to keep the device busy. */
+function togetherOf(
+  { format, items, lanes, gated, outputs, threads = 256 }: VectorWork,
+  size: number,
+): Pick<VectorShape, 'rows' | 'ahead' | 'teams'> | undefined {
+  const teams = 2;
+  const ahead = gated ? 4 : 8;
+  const fair = outputs / (2 * busyGroups * teams);
+  const fits = format === 'q4' && items === 1 && lanes >= 8 && teams * size <= Math.min(threads, 512);
+  if (!fits || fair < 8) return undefined;
+  return { rows: Math.min(ahead * Math.ceil(fair / ahead), 128), ahead, teams };
 }
 
 /** What a workgroup does before its first row is worth while for many rows, where others keep the device busy. */
