@@ -13,6 +13,8 @@ export interface Operand extends Shape {
   readonly domain: Domain;
   /** It is a part of this value, from a feature on; those that can read it there. */
   readonly part?: { readonly of: Operand; readonly from: number } | undefined;
+  /** It is the last tokens of this value, where products of a few rows read it. */
+  readonly last?: Operand | undefined;
   /** It is never written: its reader, a scan, takes the parts. */
   readonly joint?: Joint | undefined;
   /** It is the RMS norm of this value; products of a few items take the norm themselves, for them it is not computed. */

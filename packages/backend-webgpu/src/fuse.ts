@@ -23,6 +23,8 @@ export interface Fusions {
   readonly sliced: ReadonlySet<Value>;
   /** rmsNorms read by wide products alone. */
   readonly taken: ReadonlySet<Value>;
+  /** lastTokens that only such norms read. */
+  readonly lasts: ReadonlySet<Value>;
   /** Nodes that another one computes. */
   readonly absorbed: ReadonlySet<Value>;
 }
@@ -101,7 +103,10 @@ export function findFusions(
   for (const [first, ...others] of parallel.values())
     for (const index of others) if (index !== first) absorbed.add(index);
   const taken = new Set([...nodes.keys()].filter((index) => isTaken(nodes, index, wide)));
-  return { gated, grouped, parallel, normed, added, activated, joints, scanned, sliced, taken, absorbed };
+  const isLast = (index: Value) =>
+    nodes[index]!.op === 'lastToken' && readersOf(nodes, index).every((at) => taken.has(at));
+  const lasts = new Set([...nodes.keys()].filter(isLast));
+  return { gated, grouped, parallel, normed, added, activated, joints, scanned, sliced, taken, lasts, absorbed };
 }
 
 /** Parts that are inputs could be overwritten before the scan. */
@@ -131,25 +136,23 @@ function isSliced(
   const slice = nodes[index]!;
   if (slice.op !== 'slice' || nodes[slice.x]!.op === 'input') return false;
   const aligned = slice.from % 8 === 0 && widths[slice.x]! % 8 === 0;
-  return [...nodes.keys()]
-    .filter((at) => operandsOf(nodes[at]!).includes(index))
-    .every((at) => {
-      const reader = nodes[at]!;
-      return reader.op === 'concat' || (reader.op === 'linear' && aligned && !absorbed.has(at) && wide(reader.weight));
-    });
+  return readersOf(nodes, index).every((at) => {
+    const reader = nodes[at]!;
+    return reader.op === 'concat' || (reader.op === 'linear' && aligned && !absorbed.has(at) && wide(reader.weight));
+  });
 }
 
 /** Whether a node is a norm that only wide products read, before its own input may be overwritten. */
 function isTaken(nodes: readonly Node[], index: Value, wide: (weight: Weight) => boolean): boolean {
   const norm = nodes[index]!;
   if (norm.op !== 'rmsNorm') return false;
-  const readersOf = (value: Value) => [...nodes.keys()].filter((at) => operandsOf(nodes[at]!).includes(value));
-  const readers = readersOf(index);
+  const readers = readersOf(nodes, index);
   const products = readers.every((at) => {
     const reader = nodes[at]!;
     return reader.op === 'linear' && wide(reader.weight);
   });
-  const source = nodes[norm.x]!;
+  const of = nodes[norm.x]!;
+  const source = of.op === 'lastToken' ? nodes[of.x]! : of;
   if (!products || source.op !== 'input') return products;
   const overwritten = nodes.findIndex((node, at) =>
     nodes.some((other) => other.op === 'output' && other.name === source.name && (node === other || other.x === at)),
@@ -158,9 +161,13 @@ function isTaken(nodes: readonly Node[], index: Value, wide: (weight: Weight) =>
   return (
     overwritten < 0 ||
     readers
-      .flatMap((at) => [at, ...readersOf(at).flatMap((of) => [of, ...readersOf(of)])])
+      .flatMap((at) => [at, ...readersOf(nodes, at).flatMap((by) => [by, ...readersOf(nodes, by)])])
       .every((at) => at < overwritten || nodes[at]!.op === 'output')
   );
+}
+
+function readersOf(nodes: readonly Node[], value: Value): Value[] {
+  return [...nodes.keys()].filter((at) => operandsOf(nodes[at]!).includes(value));
 }
 
 function productOf(

@@ -151,7 +151,8 @@ function emitVectors(
 ): void {
   const { traits, emit } = builder;
   const { domain, normed } = x;
-  const source = normed?.x ?? x;
+  const last = normed?.x.last;
+  const source = last ?? normed?.x ?? x;
   const sources = parts[0]!.x ? [] : [sourceOf(source), ...(normed ? [vector(normed.weight)] : [])];
   const format = formatOf(builder, x);
   const few = fewItems(builder);
@@ -169,7 +170,14 @@ function emitVectors(
       const count = countOf(view, domain);
       return count < low || count > most ? none : [groups, Math.ceil(count / items), 1];
     };
-    const kernel = linearVector({ domain, x: partOf(source), format, parts, shape, eps: normed?.eps });
+    const kernel = linearVector({
+      domain,
+      x: { ...partOf(source), last: last !== undefined },
+      format,
+      parts,
+      shape,
+      eps: normed?.eps,
+    });
     emit(kernel, [...sources, ...buffers], grid, replay);
     least = most + 1;
   }

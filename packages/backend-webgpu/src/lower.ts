@@ -78,7 +78,7 @@ function lowerFused(
 ): Operand | undefined {
   const { operand, emit } = builder;
   const { nodes } = graph;
-  const { gated, grouped, parallel, activated, joints, scanned, sliced, taken } = fusions;
+  const { gated, grouped, parallel, activated, joints, scanned, sliced, taken, lasts } = fusions;
   const gate = gated.get(index);
   if (gate?.product) {
     const x = operand(gate.product.x);
@@ -133,6 +133,7 @@ function lowerFused(
     return y;
   }
   if (sliced.has(index)) return lowerPart(builder, nodes, index);
+  if (lasts.has(index)) return lowerLast(builder, node as NodeOf<'lastToken'>, true);
   if (node.op === 'add') return lowerAdd(builder, graph, index, fusions, operands);
   if (node.op !== 'rmsNorm' || !taken.has(index)) return undefined;
   const [x, { weight, eps }] = [operand(node.x), node];
@@ -188,12 +189,8 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
       emit(elementwise.activate(node.fn, x.domain, y, x), [x.ref, y.ref], grid);
       return y;
     }
-    case 'lastToken': {
-      const x = operand(node.x);
-      const y = result(builder, width, 'row', typeOf(builder, node));
-      emit(elementwise.lastToken(y, x), [x.ref, y.ref], perElement(y));
-      return y;
-    }
+    case 'lastToken':
+      return lowerLast(builder, node);
     case 'softmaxAttention':
       return lowerAttention(builder, node);
     case 'dualLinearAttention':
@@ -245,6 +242,15 @@ function lowerPart(builder: Builder, nodes: readonly Node[], index: Value): Oper
     builder.emit(elementwise.slice(y.domain, y, of, from), [of.ref, y.ref], grid);
   }
   return parted ? { ...y, part: { of, from } } : y;
+}
+
+/** With `fused`, written for more than a few rows only. */
+function lowerLast(builder: Builder, node: NodeOf<'lastToken'>, fused = false): Operand {
+  const x = builder.operand(node.x);
+  const y = result(builder, x.width, 'row', typeOf(builder, node));
+  const all = perElement(y);
+  builder.emit(elementwise.lastToken(y, x), [x.ref, y.ref], fused ? onlyMany(builder, 'row', all) : all);
+  return fused ? { ...y, last: x } : y;
 }
 
 function namedInput(builder: Builder, node: NodeOf<'input'>): NamedValue {
