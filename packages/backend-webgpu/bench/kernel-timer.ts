@@ -68,7 +68,7 @@ export async function openKernelTimer(software: boolean): Promise<KernelTimer> {
       if (ref.kind === 'rope') return ropes.get(ref.key, ref.rope, view.positions);
       const buffer = memory.take(op.kernel.name, bytesOf(ref, view, { graph, shapeOf, rows }, traits));
       taken.push(buffer);
-      fill(device, buffer, noise); // zeros would be faster than real data
+      if (ref.kind !== 'parts') fill(device, buffer, noise); // zeros would be faster than real data
       if (ref.kind === 'info') device.queue.writeBuffer(buffer, 0, new Uint32Array([tokensOf(rows)]));
       return buffer;
     });
@@ -142,6 +142,8 @@ function bytesOf(ref: BufferRef, view: View, { graph, shapeOf, rows }: Run, trai
       const entries = domain === 'once' ? 1 : view.capacity[domain === 'past' ? 'token' : domain];
       return entries * width * elementBytes[type];
     }
+    case 'parts':
+      return view.splits * ref.width * 4;
     case 'value':
       return view.capacity[ref.value.domain] * ref.value.width * elementBytes[ref.value.type];
     default:

@@ -113,7 +113,7 @@ class WebgpuDevice implements Device {
   readonly #pipelines: Pipelines;
   readonly #weights: Weights;
   readonly #drawing = new Map<NamedValue['key'], Pipeline>();
-  readonly #scratch: GPUBuffer[] = [];
+  readonly #shared = new Map<number | 'parts', GPUBuffer>();
   readonly #host: StateHost & StepHost;
   #failure: Error | undefined;
   #gone = false;
@@ -150,7 +150,8 @@ class WebgpuDevice implements Device {
       drawing: this.#drawing,
       noBatch: pipelines.noBatch,
       submitted: new Set(),
-      scratch: (slot, bytes) => this.#scratchOf(slot, bytes),
+      scratch: (slot, bytes) => this.#sharedOf(slot, bytes),
+      parts: (bytes) => this.#sharedOf('parts', bytes),
       check: (where) => this.#check(where),
     };
     device.addEventListener('uncapturederror', ({ error }) => {
@@ -233,14 +234,14 @@ class WebgpuDevice implements Device {
     if (this.#failure) throw this.#failure;
   }
 
-  #scratchOf(slot: number, bytes: number): GPUBuffer {
+  #sharedOf(slot: number | 'parts', bytes: number): GPUBuffer {
     const { memory } = this.#host;
-    const old = this.#scratch[slot];
+    const old = this.#shared.get(slot);
     if (old && old.size >= bytes) return old;
     const rounded = 2 ** Math.ceil(Math.log2(Math.max(bytes, 256)));
     const buffer = memory.take('scratch', rounded > memory.largest ? bytes : rounded);
     if (old) memory.give(old);
-    this.#scratch[slot] = buffer;
+    this.#shared.set(slot, buffer);
     return buffer;
   }
 }

@@ -14,7 +14,8 @@ import type { Element, Grid } from './kernels/kernel.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { type ScanOperand, type ScanShape, scanGroups, selectiveScan } from './kernels/selective-scan.js';
 import { type AttentionShape, cachedAttention, type Join, windowAttention } from './kernels/softmax-attention.js';
-import { headsTogether, joinSplits, partWidth, splitAttention, splittable } from './kernels/split-attention.js';
+import { headsTogether, splitAttention, splitGroups, splittable } from './kernels/split-attention.js';
+import { partsWidth } from './kernels/split-join.js';
 import { tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
 import { wideAttention, wideTileable } from './kernels/wide-attention.js';
 import type { BufferRef } from './program.js';
@@ -86,7 +87,7 @@ function lowerCached(
   { q, k, v, keys, values }: Omit<WindowParts, 'k'> & { readonly k: Operand },
   y: Operand,
 ): void {
-  const { type, traits, temp, emit } = builder;
+  const { type, traits, emit } = builder;
   const { heads, kvHeads, headDim, rope, state } = node;
   const ropes = ropeRef(rope);
   const info: BufferRef = { kind: 'info', state };
@@ -95,13 +96,10 @@ function lowerCached(
   const appended = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : all(view));
   emit(append(kvHeads, headDim, type, rope), [k.ref, v, ...ropes, info, keys, values], appended);
   if (split) {
-    const parts = temp(heads * partWidth(node), 'f32', 'split');
-    const groups = heads / headsTogether(node);
+    const parts: BufferRef = { kind: 'parts', width: partsWidth(node, headsTogether(node)) };
+    const groups = splitGroups(node);
     const kernel = splitAttention(node, type, traits.lanes, traits.threads);
     emit(kernel, [q.ref, k.ref, v, ...ropes, info, keys, values, parts, y.ref], (view) => [view.splits, groups, 1]);
-    emit(joinSplits(node, type), [parts, y.ref], (view) =>
-      view.splits > view.singles ? [view.singles, heads, 1] : [0, 0, 0],
-    );
   }
   const cache = [keys, values, info];
   if (split && traits.matrices && (tileable(node) || wideTileable(node))) {

@@ -5,7 +5,7 @@ import type { View } from './view.js';
 
 // A lowered tape: dispatches in order, their buffers still by name.
 
-/** Scratch of a program: [items, width]. Replays have as many items as the rows have past tokens; see kernel.ts for splits. */
+/** Scratch of a program: [items, width]. Replays have as many items as the rows have past tokens. */
 interface Temp {
   readonly width: number;
   readonly type: Element;
@@ -13,7 +13,7 @@ interface Temp {
 }
 
 /** What scratch has one entry for; `short`: a token, where rows are short; `once`: one whatever the batch. */
-export type Scratch = Domain | 'short' | 'past' | 'split' | 'chunk' | 'once';
+export type Scratch = Domain | 'short' | 'past' | 'chunk' | 'once';
 
 /** A named value of the step, [tokens or rows of the batch, width]. */
 export interface NamedValue {
@@ -36,6 +36,8 @@ export type BufferRef =
   | { readonly kind: 'info'; readonly state: string }
   | { readonly kind: 'rope'; readonly key: string; readonly rope: Rope }
   | { readonly kind: 'temp'; readonly temp: Temp }
+  /** [splits, width] u32, zeros whenever no dispatch runs: what its workgroups leave for each other. */
+  | { readonly kind: 'parts'; readonly width: number }
   | { readonly kind: 'value'; readonly value: NamedValue };
 
 export interface Op {
@@ -81,6 +83,8 @@ export function refsOf(ops: readonly Op[], slotOf: Program['slotOf']): BufferRef
         return `rope ${ref.key}`;
       case 'temp':
         return slotOf.get(ref.temp);
+      case 'parts':
+        return 'parts';
       case 'value':
         return ref.value;
     }
@@ -104,7 +108,7 @@ export function place(ops: readonly Op[]): Pick<Program, 'slots' | 'slotOf'> {
     for (const ref of op.buffers) {
       if (ref.kind !== 'temp' || slotOf.has(ref.temp)) continue;
       let slot = busyUntil.findIndex((last) => last < index);
-      if (slot < 0) slot = slots.push({ token: 0, row: 0, short: 0, past: 0, split: 0, chunk: 0, once: 0 }) - 1;
+      if (slot < 0) slot = slots.push({ token: 0, row: 0, short: 0, past: 0, chunk: 0, once: 0 }) - 1;
       busyUntil[slot] = lastUse.get(ref.temp)!;
       slotOf.set(ref.temp, slot);
       const { domain, width, type } = ref.temp;

@@ -42,6 +42,8 @@ export interface StepHost {
   readonly taking: Pipeline;
   /** Scratch, shared by all programs: work on the queue is ordered. */
   scratch(slot: number, bytes: number): GPUBuffer;
+  /** Zeros, which whoever writes them restores; shared likewise. */
+  parts(bytes: number): GPUBuffer;
   /** @throws DslaError when the device is gone */
   check(where: string): void;
 }
@@ -105,13 +107,12 @@ export class WebgpuStep implements Step {
     const view = this.#views.step(rows);
     const past = program.replays ? this.#views.past(rows) : view;
     const scratch = program.slots.map((slot, index) => {
-      const { token, short, row, split } = view.capacity;
+      const { token, short, row } = view.capacity;
       const chunks = Math.max(view.capacity.chunk, past.capacity.chunk);
       const bytes = [
         token * slot.token,
         row * slot.row,
         short * slot.short,
-        split * slot.split,
         chunks * slot.chunk,
         past.capacity.token * slot.past,
         slot.once,
@@ -131,6 +132,8 @@ export class WebgpuStep implements Step {
           return this.#host.ropes.get(ref.key, ref.rope, positions);
         case 'temp':
           return scratch[program.slotOf.get(ref.temp)!]!;
+        case 'parts':
+          return this.#host.parts(view.splits * ref.width * 4);
         case 'value':
           return bound.get(ref.value)!;
       }

@@ -21,7 +21,7 @@ export interface View {
   /** Highest position + 1. */
   readonly positions: number;
   /** What values and scratch are sized for. */
-  readonly capacity: Readonly<Record<'token' | 'short' | 'row' | 'split' | 'chunk', number>>;
+  readonly capacity: Readonly<Record<'token' | 'short' | 'row' | 'chunk', number>>;
 }
 
 /** What a row contributes: `count` tokens from `past` on, the first at index `start` of the step. */
@@ -118,7 +118,6 @@ export class Views {
         token: capacity,
         short: singles > 0 ? capacity : 0,
         row: this.#batch.rows.length,
-        split: splits,
         chunk: chunks,
       },
     };
@@ -142,8 +141,8 @@ const mostReplayed = 32;
 
 /** Keys of a split of a token; what a row's tokens get depends on the row alone. */
 function keysOf(position: number): number {
-  const { least, most, splits } = splitKeys;
-  return Math.min(Math.max(2 ** Math.ceil(Math.log2((position + 1) / splits)), least), most);
+  const { least, unit, splits } = splitKeys;
+  return Math.max(unit * Math.ceil((position + 1) / splits / unit), least);
 }
 
 interface Encoded {
@@ -212,23 +211,23 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
   return { words, end: endOf(rows, splits), tokens, tiles, chunks, splits, singles, longs };
 }
 
-/** Splits, their rows and singles: every one by one load. */
+/** Splits, their rows and families: every one by one load. */
 function endOf(rows: readonly Stretch[], splits: number): Uint32Array<ArrayBuffer> {
   const words = new Uint32Array(4 * endEntries * splits);
   const put = (index: number, entry: number, ...four: readonly number[]) =>
     words.set(four, words.length - 4 * (endEntries * index + entry + 1));
   let split = 0;
-  let single = 0;
   for (const { slot, past, start, count } of rows) {
     if (count > shortRow) continue;
     for (let t = 0; t < count; t++) {
       const position = past + t;
       const keys = keysOf(position);
       const own = Math.ceil((position + 1) / keys);
-      put(single++, 2, start + t, split, own, 0);
+      const first = split;
       for (let n = 0; n < own; n++, split++) {
-        put(split, 0, start + t, n * keys, Math.min(keys, position + 1 - n * keys), own === 1 ? 1 : 0);
+        put(split, 0, start + t, n * keys, Math.min(keys, position + 1 - n * keys), 0);
         put(split, 1, slot, past, start, position);
+        put(split, 2, first, own, keys, 0);
       }
     }
   }

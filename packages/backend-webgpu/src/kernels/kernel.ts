@@ -67,15 +67,15 @@ ${main}
 
 /** Entry of the first token in what view.ts writes. */
 export const firstToken = 4;
-/** Entries at the end for every split: the i-th split, its row and the i-th single, backwards. */
+/** Entries at the end for every split: the split, its row and its family, backwards. */
 export const endEntries = 3;
 
 // What view.ts writes. Entry 0 counts and entry 1 locates rows, tokens, last tokens, tiles; [2].z is the tokens of a
 // chunk, [2].w locates the long rows. Tokens lie at one place, since most kernels begin with them.
 // A row is (slot, past, first token in the step, count); a token is (index in the step, row, position, id); a last token is
 // (row in the batch, row, position, index in the step). Long rows (row, first chunk, chunks, 0) are cut into tiles (row, first
-// token within it, count, chunk that it is in); the tokens of short rows are singles (index in the step, first split, splits, 0)
-// whose keys are cut into splits (index in the step, first key, keys, 1 where the token has no other), of rows (slot, past, first
+// token within it, count, chunk that it is in); the keys of the tokens of short rows are cut into splits (index in the step,
+// first key, keys, 0), of families (first split of the token, how many, keys of each but the last, 0), of rows (slot, past, first
 // token in the step, position of the token). These lie at the end of the buffer, where one load finds them.
 const prelude = `@group(0) @binding(0) var<storage, read> batch: array<vec4u>;
 fn row_at(i: u32) -> vec4u { return batch[batch[1].x + i]; }
@@ -84,7 +84,7 @@ fn last_at(i: u32) -> vec4u { return batch[batch[1].z + i]; }
 fn tile_at(i: u32) -> vec4u { return batch[batch[1].w + i]; }
 fn split_at(i: u32) -> vec4u { return batch[arrayLength(&batch) - ${endEntries}u * i - 1u]; }
 fn split_row_at(i: u32) -> vec4u { return batch[arrayLength(&batch) - ${endEntries}u * i - 2u]; }
-fn single_at(i: u32) -> vec4u { return batch[arrayLength(&batch) - ${endEntries}u * i - 3u]; }
+fn family_at(i: u32) -> vec4u { return batch[arrayLength(&batch) - ${endEntries}u * i - 3u]; }
 fn long_at(i: u32) -> vec4u { return batch[batch[2].w + i]; }`;
 
 /** WGSL for the number of items of a domain, and for an item: its x is the index that addresses a value. */
@@ -99,8 +99,8 @@ export const leastChunk = 256;
 export const chunkTokens = 'batch[2].z';
 /** A row of at most as many tokens is short. */
 export const shortRow = 8;
-/** Keys of a split: a power of two between these, so that a token has up to `splits` of them until it needs more. */
-export const splitKeys = { least: 128, most: 1024, splits: 10 } as const;
+/** A token has up to so many splits, of at least as many keys each, a multiple of `unit`. */
+export const splitKeys = { least: 128, unit: 16, splits: 8 } as const;
 
 /** log1p and what is built on it: log(1 + e) loses all digits of a small e. */
 export const logFunctions = `fn log1p(e: f32) -> f32 {

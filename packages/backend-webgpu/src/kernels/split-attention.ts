@@ -2,10 +2,11 @@ import { type Element, float, type Kernel, kernel } from './kernel.js';
 import { eightFunctions } from './matrices.js';
 import { ropeEights, turnFours, turnsByFours } from './rope.js';
 import type { AttentionShape } from './softmax-attention.js';
+import { countPart, cutsOf, joinModule, joinParts, storePart } from './split-join.js';
 import { foursOf, loadWidth, upTo } from './vector-options.js';
 
 // Attention of the tokens of short rows, split over the cache where it is long, so that a few queries fill the machine; the parts
-// are joined by `joinSplits`. Every subgroup goes through keys of its own and meets the others at the end: nothing but the
+// are joined as split-join.ts says. Every subgroup goes through keys of its own and meets the others at the end: nothing but the
 // shuffles of a subgroup lies between its loads and its sums.
 
 /** Query heads of one kv head that a workgroup serves together, so that keys and values are read once for them. */
@@ -20,10 +21,14 @@ export function splittable({ headDim, rope }: AttentionShape, type: Element, lan
   return lanes >= 4 && headDim % width === 0 && headDim / width <= 4 * lanes && turnsByFours(rope, width);
 }
 
-/** Numbers of a part: weighted values, then maximum and sum. */
-export function partWidth({ headDim }: AttentionShape): number {
-  return headDim + 4;
+/** Workgroups of a split. */
+export function splitGroups(shape: AttentionShape): number {
+  const together = headsTogether(shape);
+  return (shape.heads / together) * cutsOf(together);
 }
+
+/** Keys of a split from which on it is cut where heads share keys. */
+const longSplit = 1024;
 
 /** How a workgroup reads: `team` lanes share a key, of which each has `columns` loads; `keys` of a subgroup in a round. */
 interface Cut {
@@ -47,10 +52,9 @@ function cutOf({ headDim }: AttentionShape, type: Element, lanes: number, thread
 }
 
 /**
- * parts [splits, heads, headDim + 4]: weighted values, maximum and sum over the keys of a split; of a token with one split, y
- * [tokens, heads*headDim] instead. q [tokens, heads*headDim], k and v [tokens, kvHeads*headDim] of the step, which the cache
- * [slots, kvHeads, tokens, headDim] of turned keys takes in: tokens of the step are read from k and v, those before from the
- * cache. One workgroup a split and group of heads.
+ * y [tokens, heads*headDim]. q [tokens, heads*headDim], k and v [tokens, kvHeads*headDim] of the step, which the cache [slots,
+ * kvHeads, tokens, headDim] of turned keys takes in: tokens of the step are read from k and v, those before from the cache.
+ * parts [splits, partsWidth]: zeros before and after. One workgroup a split and group of heads, of which there are splitGroups.
  */
 export function splitAttention(shape: AttentionShape, type: Element, lanes: number, threads = 256): Kernel {
   const { heads, kvHeads, headDim, rope } = shape;
@@ -70,19 +74,20 @@ export function splitAttention(shape: AttentionShape, type: Element, lanes: numb
       info: ['u32', 'read'],
       keys: [load, 'write'],
       values: [load, 'write'],
-      parts: ['vec4f', 'write'],
+      parts: ['atomic<u32>', 'write'],
       y: [outOf(type), 'write'],
     },
     subgroups: true,
     module: `${type === 'f16' ? eightFunctions : ''}
 ${rope ? turnFours(rope) : ''}
+${joinModule(together.length)}
 var<workgroup> sums: array<vec4f, ${(subgroups * headDim) / 4}>;
 var<workgroup> tops: array<vec2f, ${subgroups}>; // maximum and sum`,
     size: subgroups * lanes,
-    main: `  let split = split_at(group.x);
+    main: `${together.length === 1 ? whole : halves}
   let row = split_row_at(group.x);
-  let kv = group.y / ${heads / kvHeads / together.length}u;
-  let head = group.y * ${together.length}u;
+  let kv = heads / ${heads / kvHeads / together.length}u;
+  let head = heads * ${together.length}u;
   let count = split.z;
   let old = max(row.y, split.y) - split.y; // of these the cache holds this many, or more
   let cache = (row.x * ${kvHeads}u + kv) * info[0] + split.y;
@@ -105,9 +110,30 @@ ${ownOf(shape, type, cut)}
     }
 ${together.flatMap((h) => scoresOf(type, cut, lanes, h)).join('\n')}
   }
-${together.map((h) => finish(shape, type, cut, lanes, h)).join('\n')}`,
+${countPart(shape)}
+${together.map((h) => finish(shape, type, cut, lanes, h)).join('\n')}
+${joinParts(shape, together.length, subgroups * lanes, (four, at) => `y[${at}] = ${packed(type, four)};`)}`,
   });
 }
+
+/** WGSL of what a workgroup does: a split (as split_at), its part, the token's parts (first, how many) and the group of heads. */
+const whole = `  let split = split_at(group.x);
+  let part = group.x;
+  let family = family_at(group.x).xy;
+  let heads = group.y;`;
+
+/** The same where long splits are cut in two: the other workgroup of a short one has nothing to do. */
+const halves = `  let uncut = split_at(group.x);
+  let kin = family_at(group.x);
+  let cuts = select(1u, 2u, kin.z >= ${longSplit}u);
+  let cut = group.y % 2u;
+  if (cut >= cuts) { return; }
+  let part = 2u * kin.x + (group.x - kin.x) * cuts + cut;
+  let family = vec2u(2u * kin.x, kin.y * cuts);
+  let share = (uncut.z + cuts - 1u) / cuts;
+  let skipped = min(cut * share, uncut.z);
+  let split = vec4u(uncut.x, uncut.y + skipped, min(share, uncut.z - skipped), 0u);
+  let heads = group.y / 2u;`;
 
 const outOf = (type: Element): 'vec2u' | 'vec4f' => (type === 'f16' ? 'vec2u' : 'vec4f');
 
@@ -232,7 +258,7 @@ function bitsOf(from: number, to: number): number[] {
   return upTo(Math.log2(to / from)).map((n) => from * 2 ** n);
 }
 
-/** Adds what the subgroups have of a head. */
+/** Adds what the subgroups have of a head: y where the token has one part, else that. */
 function finish(shape: AttentionShape, type: Element, cut: Cut, lanes: number, h: number): string {
   const { heads, headDim } = shape;
   const { subgroups, team, columns } = cut;
@@ -260,61 +286,12 @@ ${puts.join('\n')}
       total += weight * tops[n].y;
       sum += weight * sums[n * ${fourths}u + c];
     }
-    if (split.w == 1u) {
+    if (family.y == 1u) {
       let mean = sum / total;
       y[(split.x * ${heads}u + head + ${h}u) * ${fourths}u + c] = ${packed(type, 'mean')};
     } else {
-      let part = (group.x * ${heads}u + head + ${h}u) * ${fourths + 1}u;
-      parts[part + c] = sum;
-      if (c == 0u) { parts[part + ${fourths}u] = vec4f(top, total, 0.0, 0.0); }
+${storePart(shape, h)}
     }
   }
   workgroupBarrier();`;
-}
-
-const joinSize = 256;
-
-/** y [tokens, heads*headDim] of the single tokens of several splits: their parts, brought to one maximum. One workgroup a token and head. */
-export function joinSplits(shape: AttentionShape, type: Element): Kernel {
-  const { heads, headDim } = shape;
-  const fourths = headDim / 4;
-  const subsets = Math.max(1, Math.floor(joinSize / fourths));
-  const part = `((single.y + n) * ${heads}u + group.y) * ${fourths + 1}u`;
-  return kernel({
-    name: 'join-splits',
-    buffers: { parts: ['vec4f', 'read'], y: [outOf(type), 'write'] },
-    subgroups: true,
-    module: `var<workgroup> sums: array<vec4f, ${subsets * fourths}>;
-var<workgroup> totals: array<f32, ${subsets}>;`,
-    size: joinSize,
-    main: `  let single = single_at(group.x);
-  if (single.z == 1u) { return; }
-  var top = -3e38;
-  for (var n = sub_lane; n < single.z; n += sub_size) { top = max(top, parts[${part} + ${fourths}u].x); }
-  top = subgroupMax(top);
-  for (var e = lane; e < ${subsets * fourths}u; e += ${joinSize}u) {
-    let c = e % ${fourths}u;
-    var total = 0.0;
-    var sum = vec4f();
-    for (var n = e / ${fourths}u; n < single.z; n += ${subsets}u) {
-      let own = parts[${part} + ${fourths}u];
-      let weight = exp(own.x - top);
-      total += weight * own.y;
-      sum += weight * parts[${part} + c];
-    }
-    sums[e] = sum;
-    if (c == 0u) { totals[e / ${fourths}u] = total; }
-  }
-  workgroupBarrier();
-  for (var c = lane; c < ${fourths}u; c += ${joinSize}u) {
-    var total = 0.0;
-    var sum = vec4f();
-    for (var n = 0u; n < ${subsets}u; n++) {
-      total += totals[n];
-      sum += sums[n * ${fourths}u + c];
-    }
-    sum /= total;
-    y[(single.x * ${heads}u + group.y) * ${fourths}u + c] = ${packed(type, 'sum')};
-  }`,
-  });
 }
