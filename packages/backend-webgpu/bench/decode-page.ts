@@ -41,6 +41,20 @@ interface Peer {
   readonly milliseconds: Statistics;
   readonly gigabytesPerSecond?: number;
 }
+/** A form of some kernels, timed in turn with others of its call: a step of eight layers with the head. */
+interface Form {
+  readonly of: string;
+  readonly call: number;
+  readonly form: string;
+  readonly shape: string;
+  readonly weights: string;
+  readonly tokens: number;
+  readonly batch: number;
+  /** Median of a layer. */
+  readonly microseconds: number;
+  readonly sd: number;
+  readonly n: number;
+}
 interface Results {
   readonly hardware: string;
   readonly driver: string;
@@ -49,6 +63,7 @@ interface Results {
   readonly ladder: readonly { readonly step: string; readonly runs: readonly Line[] }[];
   readonly peers: readonly Peer[];
   readonly cuts: readonly Cut[];
+  readonly forms: readonly Form[];
   readonly findings: readonly string[];
   readonly open: readonly string[];
   readonly commands: readonly string[];
@@ -148,6 +163,18 @@ const cuts = [...new Set(all.cuts.map(({ name }) => name))].flatMap((name) =>
     ]),
 );
 
+const forms = all.forms.map(({ of, call, form, shape, weights, tokens, batch, microseconds, sd, n }) => [
+  of,
+  call,
+  `${shape} ${weights}`,
+  tokens,
+  batch,
+  form,
+  microseconds.toFixed(1),
+  sd.toFixed(2),
+  n,
+]);
+
 writeFileSync(
   new URL('webgpu-decode.md', file),
   `# Decoding with the WebGPU backend
@@ -183,6 +210,12 @@ ${last.runs
   .filter(({ gpu }) => gpu)
   .map(kernelsOf)
   .join('\n\n')}
+
+## Forms side by side
+
+Forms of attention and of products beside those of 67fa694, timed in turn in one process by switches that were not kept: µs a layer of a step of eight layers with the head, by the device's clock. Compare within a call: its clock is its own.
+
+${table(['of', 'call', 'model', 'context', 'batch', 'form', 'µs a layer', 'sd', 'n'], forms)}
 
 ## Products alone
 
