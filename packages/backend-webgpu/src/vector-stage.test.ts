@@ -95,6 +95,8 @@ describe.skipIf(obstacle)(`teams that quantise x together${obstacle ? ` (${obsta
     } as const;
     expect(vectorShape(work)).toMatchObject({ teams: 2, size: 128, rows: 8 });
     expect(vectorShape({ ...work, gated: true, outputs: 11008 })).toMatchObject({ teams: 2, rows: 24, ahead: 4 });
+    const memory = { lanes: 16, width: 8192, outputs: 262144 };
+    expect(vectorShape({ ...work, ...memory })).toMatchObject({ size: 256, rows: 64 });
     for (const other of [{ lanes: 4 }, { items: 2 }, { outputs: 1024 }, { width: 11008 }, { format: 'q8' as const }])
       expect(vectorShape({ ...work, ...other })).not.toHaveProperty('teams');
   });

@@ -47,7 +47,9 @@ function togetherOf(
   const fair = outputs / (2 * busyGroups * teams);
   const fits = format === 'q4' && items === 1 && lanes >= 8 && teams * size <= Math.min(threads, 512);
   if (!fits || fair < 8) return undefined;
-  return { rows: Math.min(ahead * Math.ceil(fair / ahead), 128), ahead, teams };
+  // Half of the memory is for x.
+  const most = ((sumsLimit / 2) * lanes) / (teams * size * (gated ? 2 : 1));
+  return { rows: ahead * Math.min(Math.ceil(fair / ahead), Math.floor(most / ahead)), ahead, teams };
 }
 
 /** What a workgroup does before its first row is worth while for many rows, where others keep the device busy. */
