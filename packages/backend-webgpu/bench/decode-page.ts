@@ -55,6 +55,12 @@ interface Form {
   readonly sd: number;
   readonly n: number;
 }
+/** A dispatch, or several, over and over on matrices that take turns. */
+interface Probe {
+  readonly probe: string;
+  readonly megabytes?: number;
+  readonly microseconds: number;
+}
 interface Results {
   readonly hardware: string;
   readonly driver: string;
@@ -64,6 +70,7 @@ interface Results {
   readonly peers: readonly Peer[];
   readonly cuts: readonly Cut[];
   readonly forms: readonly Form[];
+  readonly probes: readonly Probe[];
   readonly findings: readonly string[];
   readonly open: readonly string[];
   readonly commands: readonly string[];
@@ -175,6 +182,12 @@ const forms = all.forms.map(({ of, call, form, shape, weights, tokens, batch, mi
   n,
 ]);
 
+const probes = all.probes.map(({ probe, megabytes, microseconds }) => [
+  probe,
+  megabytes?.toFixed(1) ?? '–',
+  microseconds.toFixed(2),
+]);
+
 writeFileSync(
   new URL('webgpu-decode.md', file),
   `# Decoding with the WebGPU backend
@@ -216,6 +229,12 @@ ${last.runs
 Forms of attention and of products beside those of 67fa694, timed in turn in one process by switches that were not kept: µs a layer of a step of eight layers with the head, by the device's clock. Compare within a call: its clock is its own.
 
 ${table(['of', 'call', 'model', 'context', 'batch', 'form', 'µs a layer', 'sd', 'n'], forms)}
+
+## Dispatches alone, matrices in 4 bits
+
+Of one layer, over and over on matrices of several layers that take turns, in calls of their own; the fastest of their cuts.
+
+${table(['what', 'MB', 'µs'], probes)}
 
 ## Products alone
 
