@@ -84,21 +84,6 @@ export class Views {
     for (const buffer of this.#buffers.splice(0).reverse()) this.#pool.give('batch', buffer);
   }
 
-  /** Words at the beginning and at the end: by one write, which is one copy for the device, where little lies between. */
-  #write(buffer: GPUBuffer, words: Uint32Array<ArrayBuffer>, end: Uint32Array<ArrayBuffer>): void {
-    const { queue } = this.#device;
-    const last = buffer.size - end.byteLength;
-    if (end.length > 0 && buffer.size <= 2 * (words.byteLength + end.byteLength)) {
-      const all = new Uint32Array(buffer.size / 4);
-      all.set(words);
-      all.set(end, last / 4);
-      queue.writeBuffer(buffer, 0, all);
-      return;
-    }
-    queue.writeBuffer(buffer, 0, words);
-    if (end.length > 0) queue.writeBuffer(buffer, last, end);
-  }
-
   #get(kind: string, rows: readonly number[] | undefined, make: () => View): View {
     const key = `${kind} ${rows?.join() ?? 'all'}`;
     let view = this.#known.get(key);
@@ -114,7 +99,8 @@ export class Views {
     const ones = rows.every(({ count }) => count === 1);
     const buffer = this.#pool.take('batch', words.byteLength + end.byteLength);
     this.#buffers.push(buffer);
-    this.#write(buffer, words, end);
+    this.#device.queue.writeBuffer(buffer, 0, words);
+    if (splits > 0) this.#device.queue.writeBuffer(buffer, buffer.size - end.byteLength, end);
     return {
       buffer,
       group: groupOf(this.#device, this.#layout, buffer),
