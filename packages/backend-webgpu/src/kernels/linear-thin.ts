@@ -54,71 +54,8 @@ export function thinGroups(parts: readonly ThinPart[], { outputs }: ThinShape): 
  * of every part w (u) (bias) (z) y. One workgroup shape.outputs outputs of a part, or half of them of each factor.
  */
 export function linearThin(domain: Domain, parts: readonly ThinPart[], x: Part, shape: ThinShape): Kernel {
-  const { items: rows, outputs: columns, subgroups, depth, ahead } = shape;
-  const size = 32 * subgroups;
-  const round = subgroups * depth; // features
-  const [eights, width] = [round / 8, x.width / 8]; // of eight features: in a round, and in a row of x
-  const lines = size / eights; // that all lanes load at once
-  const pitch = pitchOf(round);
-  const whole = x.width % round === 0;
-  const loadsOf = (part: ThinPart, p: number): Load[] => [
-    ...upTo(columns / lines).map((n) => {
-      const of = factorsOf(part) * n * lines < columns ? `w${p}` : `u${p}`;
-      return { of, to: 'ws' as const, n, name: `w${n}` };
-    }),
-    ...upTo(rows / lines).map((n) => ({ of: 'x', to: 'xs' as const, n, name: `x${n}` })),
-  ];
-  const [down, across] = [upTo(rows / 16), upTo(columns / 16)];
-  const sums = down.flatMap((r) => across.map((c) => ({ r, c, name: `sum${r}_${c}` })));
-  const rounds = Math.ceil(x.width / round);
-  // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
-  const fetch = (loads: readonly Load[], turn: number) =>
-    loads
-      .map(({ of, name }) => {
-        const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
-        return `    next${turn}_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
-      })
-      .join('\n');
-  const store = (loads: readonly Load[], turn: number) =>
-    loads.map(({ to, n, name }) => `    store_${to}(slot + ${n * lines * pitch}u, next${turn}_${name});`).join('\n');
-  const step = (d: number) => {
-    const at = (line: number) => `${16 * line * pitch}u + depth + ${16 * d}u`;
-    return `    {
-${across.map((c) => `      let right${c} = ${load('Right', 'col', 'ws', at(c), pitch)};`).join('\n')}
-${down
-  .map(
-    (r) => `      let left${r} = ${load('Left', 'row', 'xs', at(r), pitch)};
-${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`).join('\n')}`,
-  )
-  .join('\n')}
-    }`;
-  };
-  const turns = upTo(ahead);
-  const take = (loads: readonly Load[], turn: number) => `${store(loads, turn)}
-    workgroupBarrier();
-${fetch(loads, turn)}
-    at += ${eights}u;
-${upTo(depth / 16)
-  .map(step)
-  .join('\n')}
-    workgroupBarrier();`;
-  const body = (part: ThinPart, p: number, begin: number): string => {
-    const loads = loadsOf(part, p);
-    const own = columns / factorsOf(part);
-    const row = ({ to, n }: Load) =>
-      to === 'xs'
-        ? firstOf(x, `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`, 8)
-        : `min(out_base + line + ${(n * lines) % own}u, ${part.y.width - 1}u) * ${width}u`;
-    return `  let out_base = (group.x - ${begin}u) * ${own}u;
-${loads.map((one) => `  let row_${one.name} = ${row(one)};`).join('\n')}
-${sums.map(({ name }) => `  var ${name} = Sum();`).join('\n')}
-${turns.flatMap((turn) => loads.map(({ name }) => `  var next${turn}_${name} = vec4u();`)).join('\n')}
-${turns.map((turn) => `${fetch(loads, turn)}\n  at += ${eights}u;`).join('\n')}
-  for (var k = 0u; k < ${rounds}u; k += ${ahead}u) {
-${turns.map((turn) => (turn === 0 ? take(loads, turn) : `    if (k + ${turn}u < ${rounds}u) {\n${take(loads, turn)}\n    }`)).join('\n')}
-  }
-${down.flatMap((r) => upTo(own / 16).map((c) => finish(domain, part, p, shape, r, c))).join('\n')}`;
-  };
+  const { items: rows, outputs: columns, subgroups, depth } = shape;
+  const { size, eights, pitch } = roundOf(shape);
   const gated = parts.some(({ gate }) => gate);
   return kernel({
     name: `linear-thin-${rows}${parts.length > 1 ? `-of-${parts.length}` : ''}${gated ? '-gated' : ''}`,
@@ -148,8 +85,89 @@ ${gated ? logFunctions + activationFunctions : ''}`,
   let line = lane / ${eights}u;
   var at = lane % ${eights}u;
   let slot = line * ${pitch}u + at * 8u;
-  ${branches(parts, shape, body)}`,
+  ${branches(parts, shape, (part, p, begin) => product(domain, part, p, begin, x, shape))}`,
   });
+}
+
+/** What all subgroups take in a round. */
+function roundOf({ subgroups, depth }: ThinShape) {
+  const size = 32 * subgroups;
+  const features = subgroups * depth;
+  const eights = features / 8; // of eight features
+  return { size, features, eights, lines: size / eights, pitch: pitchOf(features) }; // lines: that all lanes load at once
+}
+
+/** Loads of a round: of the matrices of a part, then of x. */
+function loadsOf(part: ThinPart, p: number, shape: ThinShape): Load[] {
+  const { items: rows, outputs: columns } = shape;
+  const { lines } = roundOf(shape);
+  return [
+    ...upTo(columns / lines).map((n) => {
+      const of = factorsOf(part) * n * lines < columns ? `w${p}` : `u${p}`;
+      return { of, to: 'ws' as const, n, name: `w${n}` };
+    }),
+    ...upTo(rows / lines).map((n) => ({ of: 'x', to: 'xs' as const, n, name: `x${n}` })),
+  ];
+}
+
+/** WGSL of a part: its sums, from buffers to registers, to workgroup memory, to matrices, and their end. */
+function product(domain: Domain, part: ThinPart, p: number, begin: number, x: Part, shape: ThinShape): string {
+  const { items: rows, outputs: columns, ahead } = shape;
+  const { features, eights, lines, pitch } = roundOf(shape);
+  const [width, rounds] = [x.width / 8, Math.ceil(x.width / features)];
+  const whole = x.width % features === 0;
+  const loads = loadsOf(part, p, shape);
+  const [down, turns] = [upTo(rows / 16), upTo(ahead)];
+  const own = columns / factorsOf(part);
+  const row = ({ to, n }: Load) =>
+    to === 'xs'
+      ? firstOf(x, `${itemAt[domain]}(min(item_base + line + ${n * lines}u, last)).x`, 8)
+      : `min(out_base + line + ${(n * lines) % own}u, ${part.y.width - 1}u) * ${width}u`;
+  // Beyond the last round the last one is loaded again, in vain: a branch would make its products wait for the loads.
+  const fetch = (turn: number) =>
+    loads
+      .map(({ of, name }) => {
+        const value = `${of}[row_${name} + min(at, ${width - 1}u)]`;
+        return `    next${turn}_${name} = ${whole ? value : `select(vec4u(), ${value}, at < ${width}u)`};`;
+      })
+      .join('\n');
+  const store = (turn: number) =>
+    loads.map(({ to, n, name }) => `    store_${to}(slot + ${n * lines * pitch}u, next${turn}_${name});`).join('\n');
+  const take = (turn: number) => `${store(turn)}
+    workgroupBarrier();
+${fetch(turn)}
+    at += ${eights}u;
+${multiplications(shape)}
+    workgroupBarrier();`;
+  return `  let out_base = (group.x - ${begin}u) * ${own}u;
+${loads.map((one) => `  let row_${one.name} = ${row(one)};`).join('\n')}
+${down.flatMap((r) => upTo(columns / 16).map((c) => `  var sum${r}_${c} = Sum();`)).join('\n')}
+${turns.flatMap((turn) => loads.map(({ name }) => `  var next${turn}_${name} = vec4u();`)).join('\n')}
+${turns.map((turn) => `${fetch(turn)}\n  at += ${eights}u;`).join('\n')}
+  for (var k = 0u; k < ${rounds}u; k += ${ahead}u) {
+${turns.map((turn) => (turn === 0 ? take(turn) : `    if (k + ${turn}u < ${rounds}u) {\n${take(turn)}\n    }`)).join('\n')}
+  }
+${down.flatMap((r) => upTo(own / 16).map((c) => finish(domain, part, p, shape, r, c))).join('\n')}`;
+}
+
+/** WGSL that adds the products of a subgroup's part of a round to its sums. */
+function multiplications(shape: ThinShape): string {
+  const { pitch } = roundOf(shape);
+  const [down, across] = [upTo(shape.items / 16), upTo(shape.outputs / 16)];
+  return upTo(shape.depth / 16)
+    .map((d) => {
+      const at = (line: number) => `${16 * line * pitch}u + depth + ${16 * d}u`;
+      return `    {
+${across.map((c) => `      let right${c} = ${load('Right', 'col', 'ws', at(c), pitch)};`).join('\n')}
+${down
+  .map(
+    (r) => `      let left${r} = ${load('Left', 'row', 'xs', at(r), pitch)};
+${across.map((c) => `      ${multiply(`sum${r}_${c}`, `left${r}`, `right${c}`)}`).join('\n')}`,
+  )
+  .join('\n')}
+    }`;
+    })
+    .join('\n');
 }
 
 /** Adds what the subgroups have of a tile of 16 by 16 and writes it, four outputs a lane. */
