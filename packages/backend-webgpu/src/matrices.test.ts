@@ -1,6 +1,7 @@
 import { type DualForm, fromFloat16, type Rope, ringIndex, toFloat16 } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { openRunner } from './kernel-runner.js';
+import { attentionCuts } from './kernels/attention-tiles.js';
 import { append } from './kernels/cache.js';
 import { cumulate } from './kernels/dual-chunks.js';
 import { type DualShape, enteringValues, valuesAThread } from './kernels/dual-linear-attention.js';
@@ -14,7 +15,7 @@ import { upTo } from './kernels/matrices.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import type { AttentionShape } from './kernels/softmax-attention.js';
-import { attentionCuts, tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
+import { tileAttention, tileable, tileWindow } from './kernels/tile-attention.js';
 import { wideAttention } from './kernels/wide-attention.js';
 import { useSwiftShader } from './swiftshader.js';
 

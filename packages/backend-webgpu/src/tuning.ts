@@ -2,8 +2,8 @@ import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { Traits } from './builder.js';
+import { attentionCuts } from './kernels/attention-tiles.js';
 import { matrixShapes } from './kernels/linear-matrix.js';
-import { attentionCuts } from './kernels/tile-attention.js';
 
 // What was chosen for a device is kept in a file of the user's cache folder, by device, driver and version of this package.
 
