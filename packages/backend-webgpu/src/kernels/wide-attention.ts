@@ -32,25 +32,9 @@ export function wideTileable({ headDim }: AttentionShape): boolean {
  * sums of two subgroups, and of the result; for the softmax every query has four lanes. q [tokens, heads*headDim], turned
  * already; cache [slots, kvHeads, tokens, headDim].
  */
-export function wideAttention({ heads, kvHeads, headDim, scale }: AttentionShape): Kernel {
-  const eights = headDim / 8;
-  const pitch = pitchOf(headDim);
-  const across = Math.ceil(headDim / 32); // tiles of a subgroup; of an odd number the last has two owners, one with zeros of q
-  const last = headDim / 16 - 1;
-  const tiles = upTo(across);
-  const column = (c: number) => `min(side * ${across}u + ${c}u, ${last}u) * 16u`;
-  const loads = upTo(Math.ceil((keys * eights) / size));
-  const place = (n: number) => `min(lane + ${n * size}u, ${keys * eights - 1}u)`;
-  const fetch = (of: 'keys' | 'values', b: string) =>
-    loads
-      .map((n) => {
-        const key = `min((${b}) * ${keys}u + ${place(n)} / ${eights}u, visible - 1u)`;
-        return `    next${n} = ${of}[(cache + ${key}) * ${eights}u + ${place(n)} % ${eights}u];`;
-      })
-      .join('\n');
-  const store = loads
-    .map((n) => `    store_rows(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, next${n});`)
-    .join('\n');
+export function wideAttention(shape: AttentionShape): Kernel {
+  const { heads, kvHeads, headDim } = shape;
+  const { eights, pitch, across, tiles, loads } = planOf(headDim);
   return kernel({
     name: 'wide-attention',
     buffers: {
@@ -89,20 +73,61 @@ ${loads.map((n) => `  var next${n} = vec4u();`).join('\n')}
 ${queries(heads, eights, across)}
 ${tiles.map((c) => `  var o${c} = Sum();`).join('\n')}
   for (var b = 0u; b * ${keys}u < visible; b++) {
-${fetch('keys', 'b')}
+${block(shape)}
+    workgroupBarrier();
+  }
+${finish(shape)}`,
+  });
+}
+
+/** What of a head is where. */
+function planOf(headDim: number) {
+  const eights = headDim / 8;
+  const across = Math.ceil(headDim / 32); // tiles of a subgroup; of an odd number the last has two owners, one with zeros of q
+  const last = headDim / 16 - 1;
+  return {
+    eights,
+    across,
+    pitch: pitchOf(headDim),
+    tiles: upTo(across),
+    loads: upTo(Math.ceil((keys * eights) / size)),
+    place: (n: number) => `min(lane + ${n * size}u, ${keys * eights - 1}u)`,
+    column: (c: number) => `min(side * ${across}u + ${c}u, ${last}u) * 16u`,
+  };
+}
+
+/** What block b of keys adds: scores, their weights, the values by them. */
+function block({ headDim, scale }: AttentionShape): string {
+  const { eights, pitch, tiles, loads, place, column } = planOf(headDim);
+  const fetch = (of: 'keys' | 'values') =>
+    loads
+      .map((n) => {
+        const key = `min((b) * ${keys}u + ${place(n)} / ${eights}u, visible - 1u)`;
+        return `    next${n} = ${of}[(cache + ${key}) * ${eights}u + ${place(n)} % ${eights}u];`;
+      })
+      .join('\n');
+  const store = loads
+    .map((n) => `    store_rows(${place(n)} / ${eights}u * ${pitch}u + ${place(n)} % ${eights}u * 8u, next${n});`)
+    .join('\n');
+  const part = (order: 'row' | 'col', k: number, c: number) =>
+    load('Right', order, 'rows', `${16 * k * pitch}u + ${column(c)}`, pitch);
+  const scored = (k: number) => `    {
+      var s = Sum();
+${tiles.map((c) => `      ${multiply('s', `q${c}`, part('col', k, c))}`).join('\n')}
+      ${storeSums('scores', `side * ${scores}u + down * ${scorePitch}u + ${16 * k}u`, 's', scorePitch)}
+    }`;
+  const weighted = (k: number) => `    {
+      let p = ${load('Left', 'row', 'scores', `down * ${weightPitch}u + ${16 * k}u`, weightPitch)};
+${tiles.map((c) => `      ${multiply(`o${c}`, 'p', part('row', k, c))}`).join('\n')}
+    }`;
+  return `${fetch('keys')}
 ${store}
     if (lane < 8u) { moved[lane] = 0u; }
     // Before a barrier, behind which the compiler cannot put the loads off.
-${fetch('values', 'b')}
+${fetch('values')}
     workgroupBarrier();
 ${upTo(keys / 16)
-  .map(
-    (k) => `    {
-      var s = Sum();
-${tiles.map((c) => `      ${multiply('s', `q${c}`, load('Right', 'col', 'rows', `${16 * k * pitch}u + ${column(c)}`, pitch))}`).join('\n')}
-      ${storeSums('scores', `side * ${scores}u + down * ${scorePitch}u + ${16 * k}u`, 's', scorePitch)}
-    }`,
-  )
+  .map(scored)
   .join('\n')}
     workgroupBarrier();
     // Values beyond the last token are the last one's, with a weight of 0.
@@ -113,35 +138,30 @@ ${softmax(scale)}
     if (${upTo(8)
       .map((n) => `rescale[${n}]`)
       .join(' + ')} > 0u) {
-${tiles
-  .map((c) =>
-    through(
-      c,
-      `      for (var e = own; e < 64u; e += 32u) {
+${tiles.map(rescaled).join('\n')}
+    }
+${upTo(keys / 16)
+  .map(weighted)
+  .join('\n')}`;
+}
+
+/** A tile of the result, brought to maxima that moved. */
+function rescaled(c: number): string {
+  return through(
+    c,
+    `      for (var e = own; e < 64u; e += 32u) {
         let scaled = bitcast<vec4f>(scores[mine / 4u + e]) * shrink[down + e / 4u];
         store_scores(2u * mine + 8u * e, bitcast<vec4u>(scaled));
       }
       workgroupBarrier();
       o${c} = ${loadSums('scores', 'mine', 16)};`,
-    ),
-  )
-  .join('\n')}
-    }
-${upTo(keys / 16)
-  .map(
-    (k) => `    {
-      let p = ${load('Left', 'row', 'scores', `down * ${weightPitch}u + ${16 * k}u`, weightPitch)};
-${tiles.map((c) => `      ${multiply(`o${c}`, 'p', load('Right', 'row', 'rows', `${16 * k * pitch}u + ${column(c)}`, pitch))}`).join('\n')}
-    }`,
-  )
-  .join('\n')}
-    workgroupBarrier();
-  }
-  total += subgroupShuffleXor(total, 1u);
-  total += subgroupShuffleXor(total, 2u);
-  shrink[query] = 1.0 / total;
-${tiles
-  .map((c) =>
+  );
+}
+
+/** Writes the result. */
+function finish({ heads, headDim }: AttentionShape): string {
+  const { tiles, column } = planOf(headDim);
+  const write = (c: number) =>
     through(
       c,
       `      if (down + own / 2u < tile.z) {
@@ -151,10 +171,11 @@ ${tiles
         y[(((first + r) * ${heads}u + head) * ${headDim}u + column) / 8u] =
           eight_of(bitcast<vec4f>(scores[at]) * shrink[r], bitcast<vec4f>(scores[at + 1u]) * shrink[r]);
       }`,
-    ),
-  )
-  .join('\n')}`,
-  });
+    );
+  return `  total += subgroupShuffleXor(total, 1u);
+  total += subgroupShuffleXor(total, 2u);
+  shrink[query] = 1.0 / total;
+${tiles.map(write).join('\n')}`;
 }
 
 /** Declares q0, q1 ...: the tiles of the queries of a subgroup; columns beyond the head's are zeros. */
