@@ -1,7 +1,7 @@
 import { parseArgs } from 'node:util';
 import type { LayerGraph, WeightShape } from '@dsla/spec';
 import type { Traits } from '../src/builder.js';
-import { attentionCuts } from '../src/kernels/attention-tiles.js';
+import { attentionCuts } from '../src/kernels/flash-attention.js';
 import { type MatrixShape, matrixShapes } from '../src/kernels/linear-matrix.js';
 import { openKernelTimer } from './kernel-timer.js';
 import { synthetic } from './synthetic.js';

@@ -1,6 +1,6 @@
 import type { Node, Rope, Value, Weight, WeightShape } from '@dsla/spec';
-import type { AttentionCut } from './kernels/attention-tiles.js';
 import { type Activation, elementwiseSize, type Part, type Shape } from './kernels/elementwise.js';
+import type { AttentionCut } from './kernels/flash-attention.js';
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
 import type { MatrixShape } from './kernels/linear-matrix.js';
 import type { Format, Quantised } from './kernels/quantise.js';

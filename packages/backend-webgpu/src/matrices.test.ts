@@ -1,13 +1,13 @@
 import { type DualForm, fromFloat16, type Rope, ringIndex, toFloat16 } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
 import { openRunner } from './kernel-runner.js';
-import { attentionCuts } from './kernels/attention-tiles.js';
 import { append } from './kernels/cache.js';
 import { cumulate } from './kernels/dual-chunks.js';
 import { type DualShape, enteringValues, valuesAThread } from './kernels/dual-linear-attention.js';
 import { chunkStates, chunkWidth, scanChunks, scanGroups, statesGroups } from './kernels/dual-matrices.js';
 import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
+import { attentionCuts } from './kernels/flash-attention.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Element } from './kernels/kernel.js';
 import { linearMatrix, type MatrixShape, matrixGroups, matrixShape, smallShape } from './kernels/linear-matrix.js';

@@ -3,7 +3,7 @@ import { findAdapter, loadGpu, must } from './adapter.js';
 import { Memory, Pool } from './buffers.js';
 import type { Traits } from './builder.js';
 import { openGpu } from './device.js';
-import { attentionCuts } from './kernels/attention-tiles.js';
+import { attentionCuts } from './kernels/flash-attention.js';
 import type { Grid, Kernel } from './kernels/kernel.js';
 import { linearMatrix, matrixGroups, matrixShapes } from './kernels/linear-matrix.js';
 import { tileAttention } from './kernels/tile-attention.js';

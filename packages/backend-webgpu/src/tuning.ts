@@ -2,7 +2,7 @@ import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { dirname, join } from 'node:path';
 import type { Traits } from './builder.js';
-import { attentionCuts } from './kernels/attention-tiles.js';
+import { attentionCuts } from './kernels/flash-attention.js';
 import { matrixShapes } from './kernels/linear-matrix.js';
 
 // What was chosen for a device is kept in a file of the user's cache folder, by device, driver and version of this package.

@@ -1,11 +1,11 @@
+import { ringFunction, type Window } from './cache.js';
 import {
   type AttentionCut,
   attentionCut,
-  attentionTiles,
+  flashAttention,
   keysOfBlock as keys,
   type TileSource,
-} from './attention-tiles.js';
-import { ringFunction, type Window } from './cache.js';
+} from './flash-attention.js';
 import { type Kernel, tileTokens } from './kernel.js';
 import { upTo } from './matrices.js';
 import type { AttentionShape } from './softmax-attention.js';
@@ -35,7 +35,7 @@ export function tileAttention(shape: AttentionShape, cut: AttentionCut = attenti
     finish: (r) => `  shrink[query${r}] = 1.0 / total${r};`,
     added: () => 'vec4f()',
   };
-  return attentionTiles(shape, source, cut);
+  return flashAttention(shape, source, cut);
 }
 
 /**
@@ -99,5 +99,5 @@ ${join ? '  let share = exp(log_weight[head]);' : ''}`,
       return join ? `vec4f(${four.join(', ')}) * shares[${r}]` : 'vec4f()';
     },
   };
-  return attentionTiles(shape, source, cut);
+  return flashAttention(shape, source, cut);
 }

@@ -14,9 +14,9 @@ import {
 } from './matrices.js';
 import type { AttentionShape } from './softmax-attention.js';
 
-// Attention of a tile of queries by subgroup matrices, over blocks of keys that tile-attention.ts says where to find: scores and
-// weighted values are products, the weights of a query are made by four lanes. Keys and values share one place in workgroup
-// memory; the next ones are under way while those there are multiplied.
+// FlashAttention (Dao et al., arXiv 2205.14135, 2307.08691) by subgroup matrices, for a tile of queries over blocks of keys that
+// tile-attention.ts says where to find: scores and weighted values are products, the weights of a query are made by four lanes.
+// Keys and values share one place in workgroup memory; the next ones are under way while those there are multiplied.
 
 const size = 128;
 const queryPass = 64; // columns of the queries that are staged at once
@@ -115,7 +115,7 @@ function planOf(shape: AttentionShape, source: TileSource, { queries: together }
 const two = upTo(2); // queries whose weights a lane has a share of
 
 /** 64 queries of one head a workgroup. Buffers: q, those of the source, y. */
-export function attentionTiles(shape: AttentionShape, source: TileSource, cut: AttentionCut): Kernel {
+export function flashAttention(shape: AttentionShape, source: TileSource, cut: AttentionCut): Kernel {
   const { heads, kvHeads, headDim } = shape;
   const plan = planOf(shape, source, cut);
   const { pitch, queryPitch, scorePitch, weightPitch, loads, out } = plan;
