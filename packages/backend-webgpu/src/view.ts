@@ -211,7 +211,7 @@ function encode(rows: readonly Stretch[], ids: Int32Array, most: number): Encode
   return { words, end: endOf(rows, splits), tokens, tiles, chunks, splits, singles, longs };
 }
 
-/** Splits, their rows and families: every one by one load. */
+/** Splits, their rows, and all splits of their tokens: every one by one load. */
 function endOf(rows: readonly Stretch[], splits: number): Uint32Array<ArrayBuffer> {
   const words = new Uint32Array(4 * endEntries * splits);
   const put = (index: number, entry: number, ...four: readonly number[]) =>

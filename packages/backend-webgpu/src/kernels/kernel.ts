@@ -67,7 +67,7 @@ ${main}
 
 /** Entry of the first token in what view.ts writes. */
 export const firstToken = 4;
-/** Entries at the end for every split: the split, its row and its family, backwards. */
+/** Entries at the end for every split: the split, its row and the splits of its token, backwards. */
 export const endEntries = 3;
 
 // What view.ts writes. Entry 0 counts and entry 1 locates rows, tokens, last tokens, tiles; [2].z is the tokens of a
@@ -75,8 +75,8 @@ export const endEntries = 3;
 // A row is (slot, past, first token in the step, count); a token is (index in the step, row, position, id); a last token is
 // (row in the batch, row, position, index in the step). Long rows (row, first chunk, chunks, 0) are cut into tiles (row, first
 // token within it, count, chunk that it is in); the keys of the tokens of short rows are cut into splits (index in the step,
-// first key, keys, 0), of families (first split of the token, how many, keys of each but the last, 0), of rows (slot, past, first
-// token in the step, position of the token). These lie at the end of the buffer, where one load finds them.
+// first key, keys, 0), each with all splits of its token (the first, how many, keys of each but the last, 0) and its row (slot,
+// past, first token in the step, position of the token). These lie at the end of the buffer, where one load finds them.
 const prelude = `@group(0) @binding(0) var<storage, read> batch: array<vec4u>;
 fn row_at(i: u32) -> vec4u { return batch[batch[1].x + i]; }
 fn token_at(i: u32) -> vec4u { return batch[${firstToken}u + i]; }
@@ -84,7 +84,7 @@ fn last_at(i: u32) -> vec4u { return batch[batch[1].z + i]; }
 fn tile_at(i: u32) -> vec4u { return batch[batch[1].w + i]; }
 fn split_at(i: u32) -> vec4u { return batch[arrayLength(&batch) - ${endEntries}u * i - 1u]; }
 fn split_row_at(i: u32) -> vec4u { return batch[arrayLength(&batch) - ${endEntries}u * i - 2u]; }
-fn family_at(i: u32) -> vec4u { return batch[arrayLength(&batch) - ${endEntries}u * i - 3u]; }
+fn token_splits_at(i: u32) -> vec4u { return batch[arrayLength(&batch) - ${endEntries}u * i - 3u]; }
 fn long_at(i: u32) -> vec4u { return batch[batch[2].w + i]; }`;
 
 /** WGSL for the number of items of a domain, and for an item: its x is the index that addresses a value. */

@@ -86,8 +86,8 @@ var<workgroup> tops: array<vec2f, ${subgroups}>; // maximum and sum`,
     size: subgroups * lanes,
     main: `${together.length === 1 ? whole : halves}
   let row = split_row_at(group.x);
-  let kv = heads / ${heads / kvHeads / together.length}u;
-  let head = heads * ${together.length}u;
+  let kv = head_group / ${heads / kvHeads / together.length}u;
+  let head = head_group * ${together.length}u;
   let count = split.z;
   let old = max(row.y, split.y) - split.y; // of these the cache holds this many, or more
   let cache = (row.x * ${kvHeads}u + kv) * info[0] + split.y;
@@ -119,21 +119,21 @@ ${joinParts(shape, together.length, subgroups * lanes, (four, at) => `y[${at}] =
 /** WGSL of what a workgroup does: a split (as split_at), its part, the token's parts (first, how many) and the group of heads. */
 const whole = `  let split = split_at(group.x);
   let part = group.x;
-  let family = family_at(group.x).xy;
-  let heads = group.y;`;
+  let token_parts = token_splits_at(group.x).xy;
+  let head_group = group.y;`;
 
 /** The same where long splits are cut in two: the other workgroup of a short one has nothing to do. */
-const halves = `  let uncut = split_at(group.x);
-  let kin = family_at(group.x);
-  let cuts = select(1u, 2u, kin.z >= ${longSplit}u);
+const halves = `  let whole_split = split_at(group.x);
+  let splits = token_splits_at(group.x);
+  let cuts = select(1u, 2u, splits.z >= ${longSplit}u);
   let cut = group.y % 2u;
   if (cut >= cuts) { return; }
-  let part = 2u * kin.x + (group.x - kin.x) * cuts + cut;
-  let family = vec2u(2u * kin.x, kin.y * cuts);
-  let share = (uncut.z + cuts - 1u) / cuts;
-  let skipped = min(cut * share, uncut.z);
-  let split = vec4u(uncut.x, uncut.y + skipped, min(share, uncut.z - skipped), 0u);
-  let heads = group.y / 2u;`;
+  let part = 2u * splits.x + (group.x - splits.x) * cuts + cut;
+  let token_parts = vec2u(2u * splits.x, splits.y * cuts);
+  let share = (whole_split.z + cuts - 1u) / cuts;
+  let skipped = min(cut * share, whole_split.z);
+  let split = vec4u(whole_split.x, whole_split.y + skipped, min(share, whole_split.z - skipped), 0u);
+  let head_group = group.y / 2u;`;
 
 const outOf = (type: Element): 'vec2u' | 'vec4f' => (type === 'f16' ? 'vec2u' : 'vec4f');
 
@@ -286,7 +286,7 @@ ${puts.join('\n')}
       total += weight * tops[n].y;
       sum += weight * sums[n * ${fourths}u + c];
     }
-    if (family.y == 1u) {
+    if (token_parts.y == 1u) {
       let mean = sum / total;
       y[(split.x * ${heads}u + head + ${h}u) * ${fourths}u + c] = ${packed(type, 'mean')};
     } else {

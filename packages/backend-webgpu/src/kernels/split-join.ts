@@ -2,7 +2,7 @@ import { splitKeys } from './kernel.js';
 import type { AttentionShape } from './softmax-attention.js';
 import { upTo } from './vector-options.js';
 
-// Parts of attention, joined by the workgroup of a token and its heads that is the last to come, in the dispatch that makes them.
+// Parts of attention, joined by the workgroup of a token and its heads that is the last to arrive, in the dispatch that makes them.
 //
 // WGSL promises of atomics that each word by itself goes through one order of values, but nothing of the order of two words: that
 // a workgroup sees another's count does not mean that it sees what that one stored. So nothing relies on such an order. A word of
@@ -13,7 +13,7 @@ import { upTo } from './vector-options.js';
 /** A split is cut in so many parts where it is long and heads share keys, so that few workgroups would be at work. */
 export const cutsOf = (together: number): number => (together === 1 ? 1 : 2);
 
-/** Words of the parts of a split: of each, weighted values, then maximum, sum, and in a token's first how many have come. */
+/** Words of the parts of a split: of each, weighted values, then maximum, sum, and in a token's first how many have arrived. */
 export function partsWidth({ heads, headDim }: AttentionShape, together: number): number {
   return cutsOf(together) * heads * (headDim + 4);
 }
@@ -23,9 +23,9 @@ const abreast = 8;
 
 /** WGSL that the statements below use. */
 export function joinModule(together: number): string {
-  return `var<workgroup> come: u32;
+  return `var<workgroup> arrived: u32;
 // Of parts and heads: maximum and sum.
-var<workgroup> heights: array<vec2f, ${splitKeys.splits * cutsOf(together) * together}>;
+var<workgroup> part_tops: array<vec2f, ${splitKeys.splits * cutsOf(together) * together}>;
 fn stored(x: f32) -> u32 { return select(bitcast<u32>(x), 0x80000000u, bitcast<u32>(x) == 0u); }`;
 }
 
@@ -34,11 +34,11 @@ function wordOf({ heads, headDim }: AttentionShape, part: string, head: string):
   return `((${part}) * ${heads}u + head + ${head}) * ${headDim + 4}u`;
 }
 
-/** How many parts of the token have come, this one with them, in `come` of the workgroup after its next barrier. */
+/** How many parts of the token have arrived, this one with them, in `arrived` of the workgroup after its next barrier. */
 export function countPart(shape: AttentionShape): string {
   return `  if (lane == 0u) {
-    come = 1u;
-    if (family.y > 1u) { come += atomicAdd(&parts[${wordOf(shape, 'family.x', '0u')} + ${shape.headDim + 2}u], 1u); }
+    arrived = 1u;
+    if (token_parts.y > 1u) { arrived += atomicAdd(&parts[${wordOf(shape, 'token_parts.x', '0u')} + ${shape.headDim + 2}u], 1u); }
   }`;
 }
 
@@ -65,37 +65,39 @@ export function joinParts(
   const { heads, headDim } = shape;
   const words = together * headDim;
   const lines = (of: (i: number) => string) => upTo(abreast).map(of).join('\n');
-  const load = (i: number) => `      at${i} = ${wordOf(shape, `family.x + min(n + ${i}u, family.y - 1u)`, 'h')} + c;
+  const load = (
+    i: number,
+  ) => `      at${i} = ${wordOf(shape, `token_parts.x + min(n + ${i}u, token_parts.y - 1u)`, 'h')} + c;
       word${i} = atomicLoad(&parts[at${i}]);`;
-  return `  if (workgroupUniformLoad(&come) < family.y || family.y == 1u) { return; }
+  return `  if (workgroupUniformLoad(&arrived) < token_parts.y || token_parts.y == 1u) { return; }
   for (var begin = 0u; begin < ${words}u; begin += ${size}u) {
     let e = min(begin + lane, ${words - 1}u);
     let h = e / ${headDim}u;
     let c = e % ${headDim}u;
-    var peak = -3e38;
-    var mass = 0.0;
-    var mix = 0.0;
+    var top = -3e38;
+    var total = 0.0;
+    var sum = 0.0;
 ${lines((i) => `    var at${i}: u32; var word${i}: u32;`)}
-    for (var n = 0u; n < family.y; n += ${abreast}u) {
+    for (var n = 0u; n < token_parts.y; n += ${abreast}u) {
 ${lines(load)}
       if (begin + n == 0u) {
-${joinHeights(shape, together, size)}
+${joinTops(shape, together, size)}
       }
       if (n == 0u) {
-        for (var i = 0u; i < family.y; i++) { peak = max(peak, heights[i * ${together}u + h].x); }
+        for (var i = 0u; i < token_parts.y; i++) { top = max(top, part_tops[i * ${together}u + h].x); }
       }
 ${lines(
-  (i) => `      if (begin + lane < ${words}u && n + ${i}u < family.y) {
+  (i) => `      if (begin + lane < ${words}u && n + ${i}u < token_parts.y) {
         while (word${i} == 0u) { word${i} = atomicLoad(&parts[at${i}]); }
         atomicStore(&parts[at${i}], 0u);
-        let height = heights[(n + ${i}u) * ${together}u + h];
-        let weight = exp(height.x - peak);
-        mass += weight * height.y;
-        mix += weight * bitcast<f32>(word${i});
+        let part_top = part_tops[(n + ${i}u) * ${together}u + h];
+        let weight = exp(part_top.x - top);
+        total += weight * part_top.y;
+        sum += weight * bitcast<f32>(word${i});
       }`,
 )}
     }
-    let mean = mix / mass;
+    let mean = sum / total;
     let four = vec4f(mean, subgroupShuffleXor(mean, 1u), subgroupShuffleXor(mean, 2u), subgroupShuffleXor(mean, 3u));
     if (begin + lane < ${words}u && lane % 4u == 0u) {
       ${put('four', `((split.x * ${heads}u + head) * ${headDim / 4}u + e / 4u)`)}
@@ -104,18 +106,18 @@ ${lines(
 }
 
 /** Maxima and sums of all parts, while the first words are on their way; the count becomes zero. */
-function joinHeights(shape: AttentionShape, together: number, size: number): string {
+function joinTops(shape: AttentionShape, together: number, size: number): string {
   const { headDim } = shape;
-  return `        for (var i = lane; i < family.y * ${together}u; i += ${size}u) {
-          let at = ${wordOf(shape, `family.x + i / ${together}u`, `i % ${together}u`)} + ${headDim}u;
-          var high = atomicLoad(&parts[at]);
+  return `        for (var i = lane; i < token_parts.y * ${together}u; i += ${size}u) {
+          let at = ${wordOf(shape, `token_parts.x + i / ${together}u`, `i % ${together}u`)} + ${headDim}u;
+          var top = atomicLoad(&parts[at]);
           var total = atomicLoad(&parts[at + 1u]);
-          while (high == 0u) { high = atomicLoad(&parts[at]); }
+          while (top == 0u) { top = atomicLoad(&parts[at]); }
           while (total == 0u) { total = atomicLoad(&parts[at + 1u]); }
           atomicStore(&parts[at], 0u);
           atomicStore(&parts[at + 1u], 0u);
-          heights[i] = vec2f(bitcast<f32>(high), bitcast<f32>(total));
+          part_tops[i] = vec2f(bitcast<f32>(top), bitcast<f32>(total));
         }
-        if (lane == 0u) { atomicStore(&parts[${wordOf(shape, 'family.x', '0u')} + ${headDim + 2}u], 0u); }
+        if (lane == 0u) { atomicStore(&parts[${wordOf(shape, 'token_parts.x', '0u')} + ${headDim + 2}u], 0u); }
         workgroupBarrier();`;
 }
