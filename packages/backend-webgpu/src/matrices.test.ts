@@ -1,5 +1,6 @@
-import { type DualForm, fromFloat16, type Rope, ringIndex, toFloat16 } from '@dsla/spec';
+import { type DualForm, fromFloat16, type Rope, ringIndex } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
+import { type Halves, halves, ratio } from './kernel-numbers.js';
 import { openRunner } from './kernel-runner.js';
 import { append } from './kernels/cache.js';
 import { cumulate } from './kernels/dual-chunks.js';
@@ -9,8 +10,7 @@ import { chunkOutputs } from './kernels/dual-outputs.js';
 import { featureTiles } from './kernels/feature-tiles.js';
 import { attentionCuts } from './kernels/flash-attention.js';
 import { replayCache } from './kernels/fold-state.js';
-import { chunkTokens, type Element } from './kernels/kernel.js';
-import { linearMatrix, type MatrixShape, matrixGroups, matrixShape, smallShape } from './kernels/linear-matrix.js';
+import { chunkTokens } from './kernels/kernel.js';
 import { upTo } from './kernels/matrices.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
@@ -21,29 +21,6 @@ import { useSwiftShader } from './swiftshader.js';
 
 const obstacle = useSwiftShader();
 
-/** Halves as words, and as the numbers that they stand for. */
-interface Halves {
-  readonly words: Uint32Array<ArrayBuffer>;
-  readonly numbers: Float32Array;
-}
-
-function halves(length: number, seed: number, size: number | ((i: number) => number) = 1): Halves {
-  const sizeOf = typeof size === 'number' ? () => size : size;
-  const bits = toFloat16(
-    Float32Array.from({ length }, (_, i) => sizeOf(i) * Math.sin(seed + 12.9898 * i) * Math.cos(0.37 * i * seed)),
-  );
-  return { words: new Uint32Array(bits.slice().buffer), numbers: fromFloat16(bits) };
-}
-
-function ratio(got: ArrayLike<number>, want: ArrayLike<number>): number {
-  let [error, size] = [0, 0];
-  for (let i = 0; i < want.length; i++) {
-    error += (got[i]! - want[i]!) ** 2;
-    size += want[i]! ** 2;
-  }
-  return Math.sqrt(error / size);
-}
-
 const plain = {
   states: 2,
   kvHeads: 1,
@@ -53,83 +30,6 @@ const plain = {
 } as const satisfies Partial<DualForm>;
 
 describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ? ` (${obstacle})` : ''}`, () => {
-  const small: MatrixShape = { ...matrixShape, items: 32, outputs: 64, subgroupItems: 16, subgroupOutputs: 32 };
-  interface Variant {
-    readonly shape: MatrixShape;
-    readonly type: Element;
-    readonly width?: number;
-    /** x is a part of wider items, from here on. */
-    readonly from?: number;
-    readonly out?: number;
-    /** What the product is added to: another value of a type, or y. */
-    readonly add?: Element | 'own';
-  }
-  const variants: Variant[] = [
-    { shape: small, type: 'f16' },
-    { shape: small, type: 'f32', add: 'f16' },
-    { shape: small, type: 'f16', width: 96, add: 'own' },
-    { shape: small, type: 'f16', from: 16, add: 'f32' },
-    { shape: small, type: 'f32', out: 98, add: 'f32' },
-    { shape: { ...small, ahead: 1 }, type: 'f16', width: 128 },
-    { shape: { ...small, ahead: 1 }, type: 'f16' },
-    { shape: { ...small, subgroupItems: 32, depth: 64, ahead: 1 }, type: 'f32', add: 'own' },
-    { shape: smallShape, type: 'f16', width: 64 },
-    { shape: smallShape, type: 'f32', width: 64, add: 'f32' },
-  ];
-  it.each(variants)('products %o', async ({ shape, type, width = 88, from = 0, out = 104, add }) => {
-    const count = 37;
-    const stride = width + 2 * from;
-    const runner = await openRunner([{ slot: 0, past: 0, count }]);
-    const [x, w] = [halves(count * stride, 1), halves(out * width, 2)];
-    const bias = Float32Array.from({ length: out }, (_, o) => Math.cos(o));
-    const z = halves(count * out, 3);
-    const held = (of: Element) => (of === 'f16' ? z.words : z.numbers.slice(0, count * out));
-    const y = runner.buffer(add === 'own' ? held(type) : new Float32Array(count * out));
-    const part = { bias: true, add: add && add !== 'own' ? { width: out, type: add } : add };
-    const kernel = linearMatrix('token', { width: out, type }, { width, type: 'f16', stride, from }, part, shape);
-    const added = add && add !== 'own' ? [runner.buffer(held(add))] : [];
-    const buffers = [runner.buffer(x.words), runner.buffer(w.words), runner.buffer(bias), ...added, y];
-    await runner.run(kernel, buffers, [Math.ceil(out / shape.outputs), Math.ceil(count / shape.items), 1]);
-    const want: number[] = [];
-    for (let t = 0; t < count; t++)
-      for (let o = 0; o < out; o++) {
-        let sum = bias[o]! + (add ? z.numbers[t * out + o]! : 0);
-        for (let k = 0; k < width; k++) sum += x.numbers[t * stride + from + k]! * w.numbers[o * width + k]!;
-        want.push(sum);
-      }
-    const read = await runner.read(y);
-    const got = type === 'f16' ? fromFloat16(new Uint16Array(read)) : new Float32Array(read);
-    expect(ratio(got.subarray(0, want.length), want)).toBeLessThan(type === 'f16' ? 5e-4 : 1e-5);
-  });
-
-  const gated: (Pick<Variant, 'shape' | 'type' | 'width'> & { readonly out: number })[] = [
-    { shape: { ...small, subgroupItems: 32, depth: 64, ahead: 1 }, type: 'f16', out: 104 },
-    { shape: smallShape, type: 'f32', width: 64, out: 98 },
-    { shape: matrixShape, type: 'f32', width: 64, out: 72 },
-  ];
-  it.each(gated)('gated products %o', async ({ shape, type, width = 88, out }) => {
-    const count = 37;
-    const runner = await openRunner([{ slot: 0, past: 0, count }]);
-    const [x, w, u] = [count, out, out].map((rows, seed) => halves(rows * width, 1 + seed)) as [Halves, Halves, Halves];
-    const y = runner.buffer(new Float32Array(count * out));
-    const part = { bias: false, gate: 'silu' } as const;
-    const kernel = linearMatrix('token', { width: out, type }, { width, type: 'f16' }, part, shape);
-    const buffers = [x, w, u].map(({ words }) => runner.buffer(words));
-    await runner.run(kernel, [...buffers, y], matrixGroups(count, 2 * out, shape));
-    const want: number[] = [];
-    for (let t = 0; t < count; t++)
-      for (let o = 0; o < out; o++) {
-        const [gate, up] = [w, u].map(({ numbers }) => {
-          const row = numbers.subarray(o * width, (o + 1) * width);
-          return row.reduce((sum, weight, k) => sum + weight * x.numbers[t * width + k]!, 0);
-        }) as [number, number];
-        want.push((gate / (1 + Math.exp(-gate))) * up);
-      }
-    const read = await runner.read(y);
-    const got = type === 'f16' ? fromFloat16(new Uint16Array(read)) : new Float32Array(read);
-    expect(ratio(got.subarray(0, want.length), want)).toBeLessThan(type === 'f16' ? 3e-4 : 1e-6);
-  });
-
   const shapes: (AttentionShape & { readonly cut: string })[] = [
     { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '32 queries' },
     { heads: 2, kvHeads: 1, headDim: 32, scale: 0.18, cut: '16 queries' },
