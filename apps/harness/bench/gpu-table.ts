@@ -143,8 +143,8 @@ const text = `# Both GPU backends in one table
 Rendered by apps/harness/bench/gpu-table.ts from [webgpu.json](webgpu.md), [webgpu-decode.json](webgpu-decode.md) and
 [onnx-cuda.json](onnx-cuda.md), where versions, commands and what each figure stands on are said. ${devices}. The latest measurement
 of each kind: milliseconds, median ± standard deviation (n). A decode step is a token of every row. / floor: against reading the
-weights of products and the states once at the rate of a device-to-device copy. / PyTorch: against PyTorch in the same call or one on the same host,
-scaled-dot-product attention for prefill, compiled layers for decode; – where nothing was measured.
+weights of products and the states once at the rate of a device-to-device copy. / PyTorch: against PyTorch in the same call or in
+one on the same host, scaled-dot-product attention for prefill, compiled layers for decode; – where nothing was measured.
 
 | ${head.join(' | ')} |
 | ${head.map((_, index) => (index > 3 ? '--:' : '---')).join(' | ')} |

@@ -232,7 +232,7 @@ ${table(['of', 'call', 'model', 'context', 'batch', 'form', 'µs a layer', 'sd',
 
 ## Dispatches alone, matrices in 4 bits
 
-Of one layer, over and over on matrices of several layers that take turns, in calls of their own; the fastest of their cuts.
+Of one layer, over and over on matrices of several layers that take turns, in calls of their own; the fastest of their cuts, by kernels that served this question alone and were not kept. Medians; of three products in one dispatch, and of the three beside it, the shortest pass.
 
 ${table(['what', 'MB', 'µs'], probes)}
 
