@@ -120,11 +120,11 @@ describe.skipIf(obstacle)(`split attention over halves${obstacle ? ` (${obstacle
   const packed = (numbers: Float32Array) => new Uint32Array(toFloat16(numbers).slice().buffer);
 
   it.each([
-    { heads: 4, kvHeads: 2, headDim: 64, rotaryDim: 64, past: 130 },
-    { heads: 2, kvHeads: 2, headDim: 80, rotaryDim: 80, past: 130 },
-    { heads: 1, kvHeads: 1, headDim: 136, rotaryDim: 48, past: 1500 },
-    { heads: 4, kvHeads: 2, headDim: 32, rotaryDim: 32, past: 8200 }, // splits that are cut in two
-  ])('%o', async ({ heads, kvHeads, headDim, rotaryDim, past }) => {
+    { heads: 4, kvHeads: 2, headDim: 64, rotaryDim: 64, past: 130, key: 'f16' },
+    { heads: 2, kvHeads: 2, headDim: 80, rotaryDim: 80, past: 130, key: 'f32' },
+    { heads: 1, kvHeads: 1, headDim: 136, rotaryDim: 48, past: 1500, key: 'f32' },
+    { heads: 4, kvHeads: 2, headDim: 32, rotaryDim: 32, past: 8200, key: 'f16' }, // splits that are cut in two
+  ] as const)('%o', async ({ heads, kvHeads, headDim, rotaryDim, past, key }) => {
     const rows: Row[] = [
       { slot: 1, past, count: 3 },
       { slot: 0, past: 0, count: 2 },
@@ -138,6 +138,7 @@ describe.skipIf(obstacle)(`split attention over halves${obstacle ? ` (${obstacle
       Float32Array<ArrayBuffer>,
       Float32Array<ArrayBuffer>,
     ];
+    if (key === 'f32') for (const x of [q, k]) x.set(x.map((a) => 1.0003 * a)); // no halves any more
     const [keys, values] = [halves(2 * kvHeads * capacity * headDim, 7), halves(2 * kvHeads * capacity * headDim, 8)];
     const turn = (x: Float32Array, base: number, c: number, position: number): number => {
       if (c >= rotaryDim) return x[base + c]!;
@@ -154,11 +155,10 @@ describe.skipIf(obstacle)(`split attention over halves${obstacle ? ` (${obstacle
     const [cacheK, cacheV] = [runner.buffer(packed(keys)), runner.buffer(packed(values))];
     const parts = runner.buffer(new Uint32Array(runner.view.splits * partsWidth(shape, headsTogether(shape))));
     const y = runner.buffer(new Uint32Array((tokens * heads * headDim) / 2));
-    const inputs = [packed(q), packed(k), packed(v), table, new Uint32Array([capacity])].map((data) =>
-      runner.buffer(data),
-    );
+    const step = [...(key === 'f32' ? [q, k] : [packed(q), packed(k)]), packed(v)];
+    const inputs = [...step, table, new Uint32Array([capacity])].map((data) => runner.buffer(data));
     const groups = splitGroups(shape);
-    const kernel = splitAttention(shape, 'f16', 4);
+    const kernel = splitAttention(shape, 'f16', { q: key, k: key }, 4);
     const run = () => runner.run(kernel, [...inputs, cacheK, cacheV, parts, y], [runner.view.splits, groups, 1]);
     await run();
     const bits = new Uint16Array(await runner.read(y));

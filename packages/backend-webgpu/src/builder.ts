@@ -4,6 +4,7 @@ import type { AttentionCut } from './kernels/flash-attention.js';
 import { type Domain, type Element, type Grid, type Kernel, spread } from './kernels/kernel.js';
 import type { MatrixShape } from './kernels/linear-matrix.js';
 import type { Format, Quantised } from './kernels/quantise.js';
+import type { Precise } from './precision.js';
 import type { BufferRef, Scratch } from './program.js';
 import type { View } from './view.js';
 
@@ -51,7 +52,7 @@ export interface Builder {
   readonly traits: Traits;
   readonly shapeOf: WeightShape;
   /** Nodes whose results are float32 whatever the compute type (precision.ts). */
-  readonly precise: ReadonlySet<Node>;
+  readonly precise: ReadonlyMap<Node, Precise>;
   operand(value: Value): Operand;
   temp(width: number, type?: Element, domain?: Scratch): BufferRef;
   emit(kernel: Kernel, buffers: readonly BufferRef[], grid: (view: View) => Grid, replay?: boolean): void;
@@ -95,6 +96,11 @@ export function countOf(view: View, domain: Domain): number {
 /** A thread an element, or `together` of them. */
 export function perElement({ width, domain }: Pick<Operand, 'width' | 'domain'>, together = 1): (view: View) => Grid {
   return (view) => spread(Math.ceil((countOf(view, domain) * width) / together / elementwiseSize));
+}
+
+/** Nothing where all rows are short. */
+export function longOnly(grid: (view: View) => Grid): (view: View) => Grid {
+  return (view) => (view.tiles === 0 ? [0, 0, 0] : grid(view));
 }
 
 /** A workgroup an item. */

@@ -1,4 +1,5 @@
 import { fromFloat16, toFloat16 } from '@dsla/spec';
+import type { Element } from './kernels/kernel.js';
 
 // For tests only: float16 numbers for kernels, and what products of them are by definition.
 
@@ -15,6 +16,14 @@ export function halves(length: number, seed: number, size: number | ((i: number)
     Float32Array.from({ length }, (_, i) => sizeOf(i) * Math.sin(seed + 12.9898 * i) * Math.cos(0.37 * i * seed)),
   );
   return { words: new Uint32Array(bits.slice().buffer), numbers: fromFloat16(bits) };
+}
+
+/** Halves, or numbers near them that are none, with their words in float32. */
+export function numbersIn(type: Element, ...[length, seed, size]: Parameters<typeof halves>): Halves {
+  const near = halves(length, seed, size);
+  if (type === 'f16') return near;
+  const numbers = near.numbers.map((x) => 1.0003 * x);
+  return { words: new Uint32Array(numbers.slice().buffer), numbers };
 }
 
 /** RMS of the differences, beside that of what is wanted. */

@@ -1,5 +1,5 @@
 import { featureWidth, gateWidth, type NodeOf, type Weight } from '@dsla/spec';
-import { type Builder, matrix, type Operand, perElement, result, ropeRef, vector } from './builder.js';
+import { type Builder, longOnly, matrix, type Operand, perElement, result, ropeRef, vector } from './builder.js';
 import { dualArrive } from './kernels/dual-arrive.js';
 import { chunkScores, chunkWalk, cumulate } from './kernels/dual-chunks.js';
 import { dualJoin } from './kernels/dual-join.js';
@@ -11,15 +11,17 @@ import { featureTileable, featureTiles } from './kernels/feature-tiles.js';
 import { replayCache } from './kernels/fold-state.js';
 import { chunkTokens, type Grid, tileTokens } from './kernels/kernel.js';
 import { recur, recurParts } from './kernels/recur.js';
-import { featuresAThread, rotate } from './kernels/rope.js';
+import { featuresAThread } from './kernels/rope.js';
 import { scoreTiles } from './kernels/score-tiles.js';
 import { emitLinear } from './lower-linear.js';
-import { emitKeepMany, lowerWindow, statePart, turnedKeys } from './lower-state.js';
+import { emitKeepMany, lowerWindow, statePart, turned } from './lower-state.js';
 import type { BufferRef } from './program.js';
 import type { View } from './view.js';
 
 interface Stream {
   readonly k: Operand;
+  /** k after rotation, with which an exact part goes on. */
+  readonly kept?: Operand | undefined;
   readonly v: Operand;
   readonly gates: Operand;
 }
@@ -31,8 +33,9 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
   const stream = { k: operand(node.k), v: operand(node.v), gates: operand(node.gates) };
   const q = operand(node.q);
   const y = result(builder, heads * form.headDim, 'token');
-  lowerShort(builder, shape, stream, node.state, { node, q: q.ref, y: y.ref });
-  const entered = lowerEntering(builder, shape, stream, node.state, false);
+  lowerShort(builder, shape, stream, node.state, { node, q, y: y.ref });
+  const kept = form.exact && turned(builder, form, stream.k, longOnly);
+  const entered = lowerEntering(builder, shape, { ...stream, kept }, node.state, false);
   const phi = lowerQueries(builder, shape, q);
   const sums = builder.temp(heads * dual.columnsOf(form), 'f32');
   // What has neither a normaliser nor a norm is finished by the chunked kernels themselves.
@@ -41,23 +44,22 @@ export function lowerDual(builder: Builder, node: NodeOf<'dualLinearAttention'>)
   lowerStates(builder, shape, entered, node.state, { phi, mix: node.mix, sums, own });
   if (own) return y;
   const norm = outputNorm ? [vector(outputNorm.weight)] : [];
-  if (!form.exact) {
+  if (!form.exact || !kept) {
     const kernel = dual.finish(shape, node.scale, outputNorm);
     emit(
       kernel,
       [sums, ...norm, y.ref],
-      many(({ tokens }) => [tokens, heads, 1]),
+      longOnly(({ tokens }) => [tokens, heads, 1]),
     );
     return y;
   }
-  const turned = turnedKeys(builder, form, stream.k, many);
   const window = { size: form.exact.window, sinks: form.exact.sinks };
   const attention = { heads, kvHeads: form.kvHeads, headDim: form.headDim, scale: node.scale, rope: form.rope };
   const [keys, values] = [statePart(node.state, 1), statePart(node.state, 2)];
-  const parts = { q, k: turned.ref, v: stream.v.ref, keys, values };
+  const parts = { q, k: kept.ref, v: stream.v.ref, keys, values };
   const join = { outputNorm, buffers: [sums, vector(form.exact.logWeight)], norm };
   lowerWindow(builder, attention, window, parts, y, join);
-  keepExact(builder, shape, { ...stream, k: turned }, node.state, false, false);
+  keepExact(builder, shape, { ...stream, k: kept }, node.state, false, false);
   return y;
 }
 
@@ -72,7 +74,7 @@ export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
   const [k, v, gates] = [past(kvHeads * headDim), past(kvHeads * headDim), past(gateWidth(form))];
   const info: BufferRef = { kind: 'info', state: node.from };
   // A cache holds turned keys. They stay so where the state takes them so and nothing else wants them as they were.
-  const asCached = form.ropeInState && !form.featureMap && node.gateSource !== 'key';
+  const asCached = form.ropeInState && node.gateSource !== 'key';
   const undone = asCached ? undefined : rope;
   const cache = [statePart(node.from, 0), statePart(node.from, 1), ...ropeRef(undone), info];
   emit(
@@ -95,7 +97,7 @@ export function lowerFold(builder: Builder, node: NodeOf<'foldState'>): void {
 /** What is read of the states of short rows. */
 interface Reading {
   readonly node: NodeOf<'dualLinearAttention'>;
-  readonly q: BufferRef;
+  readonly q: Operand;
   readonly y: BufferRef;
 }
 
@@ -114,13 +116,14 @@ function lowerShort(
   const record = temp(kvHeads * recordLayout(shape, replay).length, 'f32', replay ? 'past' : 'short');
   // A replay also clears the states of rows without tokens.
   const each = ({ rows, singles }: View): Grid => (replay || singles > 0 ? [rows, kvHeads, 1] : none);
-  const query = reading ? [reading.q] : [];
+  const query = reading ? [reading.q.ref] : [];
   const maps = featureMap
     ? [matrix(builder, featureMap.key), ...(replay ? [] : [matrix(builder, featureMap.query)])]
     : [];
   const rings = exact ? [1, 2, 3].map((part) => statePart(state, part)) : [];
   const arriving = [...query, k.ref, v.ref, gates.ref, ...maps, ...ropeRef(rope), ...rings, record];
-  emit(dualArrive(shape, reading?.node.scale ?? 1, replay, traits.threads), arriving, each, replay);
+  const types = { q: reading?.q.type ?? k.type, k: k.type };
+  emit(dualArrive(shape, reading?.node.scale ?? 1, replay, types, traits.threads), arriving, each, replay);
   const target = statePart(state, 0);
   const parts = recurParts(shape, traits.threads);
   const perPart = (view: View): Grid => (each(view) === none ? none : [view.rows, kvHeads, parts]);
@@ -139,12 +142,6 @@ function lowerShort(
 }
 
 const none: Grid = [0, 0, 0];
-
-/** Nothing where all rows are short. */
-const many =
-  (grid: (view: View) => Grid) =>
-  (view: View): Grid =>
-    view.tiles === 0 ? none : grid(view);
 
 function inMatrices({ traits }: Builder, shape: dual.DualShape): boolean {
   return traits.matrices && chunks.chunkable(shape);
@@ -182,7 +179,7 @@ function lowerStates(
   emit(
     chunkWalk(shape, perHead, replay),
     [...phi, ...stream, ...mix, ...scores, target, ...sums],
-    many(({ rows }) => [rows, form.kvHeads, blocks]),
+    longOnly(({ rows }) => [rows, form.kvHeads, blocks]),
     replay,
   );
 }
@@ -239,7 +236,7 @@ interface Entered {
 function lowerEntering(
   builder: Builder,
   shape: dual.DualShape,
-  { k, v, gates }: Stream,
+  { k, kept, v, gates }: Stream,
   state: string,
   replay: boolean,
 ): Entered {
@@ -256,12 +253,14 @@ function lowerEntering(
   if (form.exact) {
     entering = builder.temp(v.width, type, domain);
     const grid = perElement(v, dual.valuesAThread(shape));
-    emit(dual.enteringValues(shape), [v.ref, ...ring(2), entering], many(grid), replay);
+    emit(dual.enteringValues(shape), [v.ref, ...ring(2), entering], longOnly(grid), replay);
   }
   if (!form.featureMap) return { phi: turnedInState(builder, shape, k, replay), v: entering, decay };
   const phi = builder.temp(form.kvHeads * width, type, domain);
   const ropes = form.rope && (form.ropeInState || form.exact) ? ropeRef(form.rope) : [];
-  emitFeatures(builder, shape, 'key', [k.ref, matrix(builder, form.featureMap.key), ...ropes, ...ring(1), phi], replay);
+  // A state takes in what ring and cache hold, keys rounded after rotation, so that one that is folded is the same.
+  const [of, keys] = kept && form.rope ? (['turned-key', kept] as const) : (['key', kept ?? k] as const);
+  emitFeatures(builder, shape, of, keys, [matrix(builder, form.featureMap.key), ...ropes, ...ring(1), phi], replay);
   return { phi, v: entering, decay };
 }
 
@@ -270,8 +269,7 @@ function lowerQueries(builder: Builder, shape: dual.DualShape, q: Operand): Buff
   if (!form.featureMap) return turnedInState(builder, shape, q, false);
   const phi = builder.temp(heads * width, builder.type);
   const ropes = form.rope && form.ropeInState ? ropeRef(form.rope) : [];
-  const buffers = [q.ref, matrix(builder, form.featureMap.query), ...ropes, phi];
-  emitFeatures(builder, shape, 'query', buffers, false);
+  emitFeatures(builder, shape, 'query', q, [matrix(builder, form.featureMap.query), ...ropes, phi], false);
   return phi;
 }
 
@@ -279,25 +277,22 @@ function lowerQueries(builder: Builder, shape: dual.DualShape, q: Operand): Buff
 function emitFeatures(
   { emit, traits }: Builder,
   shape: dual.DualShape,
-  of: 'query' | 'key',
+  of: dual.FeaturesOf,
+  x: Operand,
   buffers: readonly BufferRef[],
   replay: boolean,
 ): void {
   const count = of === 'query' ? shape.heads : shape.form.kvHeads;
   const tiled = traits.matrices && featureTileable(shape);
-  const kernel = tiled ? featureTiles(shape, of) : dual.features(shape, of);
-  const grid = many(({ tokens }) => [tiled ? Math.ceil(tokens / tileTokens) : tokens, count, 1]);
-  emit(kernel, buffers, grid, replay);
+  const kernel = tiled ? featureTiles(shape, of, x.type) : dual.features(shape, of, x.type);
+  const grid = longOnly(({ tokens }) => [tiled ? Math.ceil(tokens / tileTokens) : tokens, count, 1]);
+  emit(kernel, [x.ref, ...buffers], grid, replay);
 }
 
 /** Without a feature map the state sees x itself, rotated where the form says so. */
 function turnedInState(builder: Builder, { form }: dual.DualShape, x: Operand, replay: boolean): BufferRef {
-  if (!form.rope || !form.ropeInState) return x.ref;
-  const turned = builder.temp(x.width, builder.type, replay ? 'past' : 'token');
-  const kernel = rotate(form.rope, form.headDim, x, builder.type);
-  const grid = perElement(x, featuresAThread(form.rope, form.headDim, x.type, builder.type));
-  builder.emit(kernel, [x.ref, ...ropeRef(form.rope), turned], many(grid), replay);
-  return turned;
+  const { headDim, ropeInState } = form;
+  return turned(builder, { headDim, rope: ropeInState ? form.rope : undefined }, x, longOnly, replay).ref;
 }
 
 /**

@@ -35,6 +35,8 @@ export interface Product {
   readonly bias?: Weight | undefined;
   readonly y: Operand;
   readonly add?: Operand | undefined;
+  /** Of many items too it takes all of a norm, not what float16 has of it. */
+  readonly exact?: boolean | undefined;
 }
 
 const none: Grid = [0, 0, 0];
@@ -263,7 +265,7 @@ function emitMatrices(builder: Builder, x: Operand, products: readonly Ready[], 
   emitThin(builder, x, products.map(partOfProduct), products.flatMap(buffersOf), only, replay);
   for (const product of products) {
     emitWhole(builder, x, partOfProduct(product), buffersOf(product), replay);
-    if (product.y.type === 'f32' && !product.add) emitRest(builder, x, product, replay);
+    if (product.exact) emitRest(builder, x, product, replay);
   }
 }
 
@@ -324,7 +326,7 @@ function emitWhole(
 }
 
 /**
- * Adds the product of what float16 leaves of a norm: float32 results of all tokens, the logits of an evaluation, are then as exact
+ * Adds the product of what float16 leaves of a norm: the logits of all tokens, as an evaluation wants them, are then as exact
  * as those of a few last ones, whose kernels norm in float32.
  */
 function emitRest(builder: Builder, x: Operand, { y, weights }: Ready, replay: boolean): void {

@@ -1,5 +1,15 @@
 import type { NodeOf, Rope } from '@dsla/spec';
-import { type Builder, type Operand, partOf, perElement, result, ropeRef, sourceOf, vector } from './builder.js';
+import {
+  type Builder,
+  longOnly,
+  type Operand,
+  partOf,
+  perElement,
+  result,
+  ropeRef,
+  sourceOf,
+  vector,
+} from './builder.js';
 import { append, keep, keepGroups, keepTokens, type Window } from './kernels/cache.js';
 import {
   causalConv,
@@ -10,6 +20,7 @@ import {
   convTiles,
   convToken,
 } from './kernels/causal-conv.js';
+import { copy, elementsAThread } from './kernels/elementwise.js';
 import type { Element, Grid } from './kernels/kernel.js';
 import { featuresAThread, rotate } from './kernels/rope.js';
 import { type ScanOperand, type ScanShape, scanGroups, selectiveScan } from './kernels/selective-scan.js';
@@ -31,9 +42,9 @@ export function lowerAttention(builder: Builder, node: NodeOf<'softmaxAttention'
     lowerCached(builder, node, { q, k, v: v.ref, keys, values }, y);
     return y;
   }
-  const turned = turnedKeys(builder, node, k);
-  lowerWindow(builder, node, window, { q, k: turned.ref, v: v.ref, keys, values }, y);
-  emitKeep(builder, node, window, { k: turned, v: v.ref }, [keys, values]);
+  const own = turned(builder, node, k);
+  lowerWindow(builder, node, window, { q, k: own.ref, v: v.ref, keys, values }, y);
+  emitKeep(builder, node, window, { k: own, v: v.ref }, [keys, values]);
   return y;
 }
 
@@ -71,7 +82,7 @@ export function emitKeepMany(
       tiles === 0 ? [0, 0, 0] : [keepGroups(heads, width, window), rows, 1];
   const [keys, values, gateRing] = rings as [BufferRef, BufferRef, BufferRef?];
   const all = long(kvHeads, headDim);
-  emit(keep(kvHeads, headDim, window, type, type, rope), [k.ref, ...ropeRef(rope), keys], all, replay);
+  emit(keep(kvHeads, headDim, window, type, k.type, rope), [k.ref, ...ropeRef(rope), keys], all, replay);
   emit(keep(kvHeads, headDim, window, type, type), [v, values], all, replay);
   if (gates && gateRing)
     emit(keep(1, gates.width, window, 'f32', type), [gates.ref, gateRing], long(1, gates.width), replay);
@@ -94,32 +105,22 @@ function lowerCached(
   const split = splittable(node, type, traits.lanes);
   const all = perElement(k, featuresAThread(rope, headDim, type));
   const appended = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : all(view));
-  emit(append(kvHeads, headDim, type, rope), [k.ref, v, ...ropes, info, keys, values], appended);
+  emit(append(kvHeads, headDim, type, k.type, rope), [k.ref, v, ...ropes, info, keys, values], appended);
   if (split) {
     const parts: BufferRef = { kind: 'parts', width: partsWidth(node, headsTogether(node)) };
     const groups = splitGroups(node);
-    const kernel = splitAttention(node, type, traits.lanes, traits.threads);
+    const kernel = splitAttention(node, type, { q: q.type, k: k.type }, traits.lanes, traits.threads);
     emit(kernel, [q.ref, k.ref, v, ...ropes, info, keys, values, parts, y.ref], (view) => [view.splits, groups, 1]);
   }
   const cache = [keys, values, info];
   if (split && traits.matrices && (tileable(node) || wideTileable(node))) {
-    const turned = turnedQueries(builder, node, q);
+    const queries = turned(builder, node, q, longOnly);
     const kernel = tileable(node) ? tileAttention(node, traits.attention) : wideAttention(node);
-    emit(kernel, [turned, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
+    emit(kernel, [queries.ref, ...cache, y.ref], (view) => [view.tiles, heads, 1]);
     return;
   }
   const some = (view: View): Grid => (split && view.tiles === 0 ? [0, 0, 0] : [view.tokens, heads, 1]);
-  emit(cachedAttention(node, type, split), [q.ref, ...ropes, ...cache, y.ref], some);
-}
-
-/** Queries of long rows after rotation: q itself without rope. */
-function turnedQueries(builder: Builder, { rope, headDim }: AttentionShape, q: Operand): BufferRef {
-  if (!rope) return q.ref;
-  const turned = builder.temp(q.width);
-  const all = perElement(q, featuresAThread(rope, headDim, q.type, builder.type));
-  const longOnly = (view: View): Grid => (view.tiles === 0 ? [0, 0, 0] : all(view));
-  builder.emit(rotate(rope, headDim, q, builder.type), [q.ref, ...ropeRef(rope), turned], longOnly);
-  return turned;
+  emit(cachedAttention(node, type, q.type, split), [q.ref, ...ropes, ...cache, y.ref], some);
 }
 
 /** Keys (turned) and values of the step and of the ring. */
@@ -151,25 +152,30 @@ export function lowerWindow(
     return wanted ? [tokens, heads, 1] : [0, 0, 0];
   };
   const buffers = [q.ref, ...ropeRef(rope), k, v, keys, values, ...joined, y.ref];
-  if (!tiled || !join) emit(windowAttention(shape, window, type, join, tiled), buffers, some);
+  if (!tiled || !join) emit(windowAttention(shape, window, type, q.type, join, tiled), buffers, some);
   if (!tiled) return;
-  const turned = turnedQueries(builder, shape, q);
+  const queries = turned(builder, shape, q, longOnly);
   const kernel = tileWindow(shape, window, join !== undefined, traits.attention);
-  emit(kernel, [turned, k, v, keys, values, ...joined, y.ref], ({ tiles }) => [tiles, heads, 1]);
+  emit(kernel, [queries.ref, k, v, keys, values, ...joined, y.ref], ({ tiles }) => [tiles, heads, 1]);
 }
 
-/** The keys of the step after rotation, of the views that `only` leaves: k itself without rope. */
-export function turnedKeys(
-  builder: Builder,
-  { headDim, rope }: Pick<NodeOf<'softmaxAttention'>, 'headDim' | 'rope'>,
-  k: Operand,
+/**
+ * Queries or keys of the step, or of a replay, after rotation and in the compute type, in the views that `only` leaves: x itself
+ * where that is what it is.
+ */
+export function turned(
+  { type, temp, emit }: Builder,
+  { headDim, rope }: Pick<AttentionShape, 'headDim' | 'rope'>,
+  x: Operand,
   only: (grid: (view: View) => Grid) => (view: View) => Grid = (grid) => grid,
+  replay = false,
 ): Operand {
-  if (!rope) return k;
-  const turned = { ...k, ref: builder.temp(k.width) };
-  const grid = perElement(k, featuresAThread(rope, headDim, turned.type, builder.type));
-  builder.emit(rotate(rope, headDim, turned, builder.type), [k.ref, ...ropeRef(rope), turned.ref], only(grid));
-  return turned;
+  if (!rope && x.type === type) return x;
+  const y = { ...x, ref: temp(x.width, type, replay ? 'past' : 'token'), type };
+  const kernel = rope ? rotate(rope, headDim, y, x.type) : copy('token', y, x);
+  const together = rope ? featuresAThread(rope, headDim, type) : elementsAThread(y, x);
+  emit(kernel, [x.ref, ...ropeRef(rope), y.ref], only(perElement(x, together)), replay);
+  return y;
 }
 
 export function lowerConv(builder: Builder, node: NodeOf<'causalConv'>, fn?: NodeOf<'activate'>['fn']): Operand {

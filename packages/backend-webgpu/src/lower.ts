@@ -206,7 +206,8 @@ function lowerNode(builder: Builder, node: Node, width: number): Operand | undef
       const x = operand(node.x);
       const value = namedOutput(node.name, x);
       if (x.ref.kind === 'value' && x.ref.value.name === node.name) return undefined;
-      emit(elementwise.copy(x.domain, value, x), [x.ref, { kind: 'value', value }], perElement(x));
+      const grid = perElement(x, elementwise.elementsAThread(value, x));
+      emit(elementwise.copy(x.domain, value, x), [x.ref, { kind: 'value', value }], grid);
       return undefined;
     }
     case 'add':
@@ -263,5 +264,6 @@ function namedOutput(name: string, { width, domain, type }: Operand): NamedValue
 
 function productOf(builder: Builder, node: NodeOf<'linear'>, { domain }: Operand): Product {
   const { weight, bias } = node;
-  return { weight, bias, y: result(builder, builder.shapeOf(weight)[0]!, domain, typeOf(builder, node)) };
+  const y = result(builder, builder.shapeOf(weight)[0]!, domain, typeOf(builder, node));
+  return { weight, bias, y, exact: builder.precise.get(node) === 'logits' };
 }

@@ -1,6 +1,6 @@
-import { type DualForm, fromFloat16, type Rope, ringIndex } from '@dsla/spec';
+import { type DualForm, fromFloat16, type Rope, ringIndex, toFloat16 } from '@dsla/spec';
 import { describe, expect, it } from 'vitest';
-import { type Halves, halves, ratio } from './kernel-numbers.js';
+import { type Halves, halves, numbersIn, ratio } from './kernel-numbers.js';
 import { openRunner } from './kernel-runner.js';
 import { append } from './kernels/cache.js';
 import { cumulate } from './kernels/dual-chunks.js';
@@ -114,24 +114,25 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     expect(ratio(fromFloat16(new Uint16Array(await runner.read(y))), want)).toBeLessThan(1e-3);
   });
 
-  it('keys are turned eight features at a time, and back', async () => {
+  it.each(['f16', 'f32'] as const)('keys in %s are turned eight features at a time, and back', async (key) => {
     const [past, count, headDim, heads, capacity] = [5, 3, 24, 2, 10];
     const rope: Rope = { rotaryDim: 16, frequencies: [1, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.09] };
     expect(featuresAThread(rope, headDim, 'f16')).toBe(8);
     const runner = await openRunner([{ slot: 1, past, count }]);
-    const [k, v] = [1, 2].map((seed) => halves(count * heads * headDim, seed, 2)) as [Halves, Halves];
+    const length = count * heads * headDim;
+    const [k, v] = [numbersIn(key, length, 1, 2), halves(length, 2, 2)];
     const table = ropeTable(rope, 16);
     const want = upTo(count * heads).flatMap((n) => {
       return turned(k.numbers.subarray(n * headDim, (n + 1) * headDim), rope, past + Math.floor(n / heads));
     });
     const empty = () => runner.buffer(new Uint32Array(heads * capacity * headDim));
-    const [y, keys, values] = [runner.buffer(new Uint32Array(k.words.length)), empty(), empty()];
+    const [y, keys, values] = [runner.buffer(new Uint32Array(v.words.length)), empty(), empty()];
     const [ks, ropes] = [runner.buffer(k.words), runner.buffer(table)];
     const type = { width: heads * headDim, type: 'f16' } as const;
-    await runner.run(rotate(rope, headDim, type, 'f16'), [ks, ropes, y], [1, 1, 1]);
+    await runner.run(rotate(rope, headDim, type, key), [ks, ropes, y], [1, 1, 1]);
     const info = runner.buffer(new Uint32Array([capacity]));
     const buffers = [ks, runner.buffer(v.words), ropes, info, keys, values];
-    await runner.run(append(heads, headDim, 'f16', rope), buffers, [1, 1, 1]);
+    await runner.run(append(heads, headDim, 'f16', key, rope), buffers, [1, 1, 1]);
     const read = async (buffer: GPUBuffer) => fromFloat16(new Uint16Array(await runner.read(buffer)));
     expect(ratio(await read(y), want)).toBeLessThan(5e-4);
     const [allKeys, allValues] = [await read(keys), await read(values)];
@@ -142,7 +143,7 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
         expect([...allValues.subarray(entry, entry + headDim)]).toEqual([...v.numbers.subarray(at, at + headDim)]);
       }
     const [replayed, copied] = [
-      runner.buffer(new Uint32Array(k.words.length)),
+      runner.buffer(new Uint32Array(v.words.length)),
       runner.buffer(new Uint32Array(v.words.length)),
     ];
     await runner.run(
@@ -152,6 +153,12 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     );
     expect(ratio(await read(replayed), k.numbers)).toBeLessThan(1e-3);
     expect([...(await read(copied)).subarray(0, v.numbers.length)]).toEqual([...v.numbers]);
+    const plain = [ks, runner.buffer(v.words), info, keys, values];
+    await runner.run(append(heads, headDim, 'f16', key), plain, [1, 1, 1]);
+    const entry = (heads * capacity + past) * headDim; // of the first head, whose tokens are neighbours
+    const tokens = upTo(count).flatMap((t) => [...k.numbers.subarray(t * heads * headDim, (t * heads + 1) * headDim)]);
+    const kept = (await read(keys)).subarray(entry, entry + count * headDim);
+    expect([...kept]).toEqual([...fromFloat16(toFloat16(Float32Array.from(tokens)))]);
   });
 
   it('values that enter are copied eight at a time', async () => {
@@ -190,12 +197,18 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
   });
 
   it.each([
-    ['query', false, false],
-    ['key', false, false],
-    ['query', true, true],
-    ['key', true, true],
-    ['key', true, false],
-  ] as const)('features of a %s, turned: %s, in the state: %s', async (of, turns, ropeInState) => {
+    ['query', false, false, 'f16'],
+    ['key', false, false, 'f16'],
+    ['key', false, false, 'f32'],
+    ['query', true, true, 'f16'],
+    ['key', true, true, 'f16'],
+    ['key', true, false, 'f16'],
+    ['key', true, true, 'f32'],
+    ['key', true, false, 'f32'],
+    ['query', true, true, 'f32'],
+    ['turned-key', true, true, 'f16'],
+    ['turned-key', true, false, 'f16'],
+  ] as const)('features of a %s, turned: %s, in the state: %s, in %s', async (of, turns, ropeInState, type) => {
     const [past, count, headDim, features, window, sinks] = [20, 70, 32, 64, 8, 2];
     const rope: Rope = { rotaryDim: 32, frequencies: upTo(16).map((i) => 0.8 ** i) };
     const form: DualForm = {
@@ -208,24 +221,25 @@ describe.skipIf(obstacle)(`kernels of subgroup matrices, spelled out${obstacle ?
     };
     const shape: DualShape = { heads: 1, form, width: 2 * features, type: 'f16' };
     const runner = await openRunner([{ slot: 0, past, count }]);
-    const [x, ring] = [halves(count * headDim, 1, 2), halves((sinks + window) * headDim, 2, 2)];
+    const [x, ring] = [numbersIn(type, count * headDim, 1, 2), halves((sinks + window) * headDim, 2, 2)];
     const w = halves(features * headDim, 3, 0.3);
     const phi = runner.buffer(new Uint32Array(count * features));
     const buffers = [
       runner.buffer(x.words),
       runner.buffer(w.words),
       ...(turns ? [runner.buffer(ropeTable(rope, 128))] : []),
-      ...(of === 'key' ? [runner.buffer(ring.words)] : []),
+      ...(of === 'query' ? [] : [runner.buffer(ring.words)]),
       phi,
     ];
-    await runner.run(featureTiles(shape, of), buffers, [Math.ceil(count / 64), 1, 1]);
+    await runner.run(featureTiles(shape, of, type), buffers, [Math.ceil(count / 64), 1, 1]);
     const want = [...Array(count).keys()].flatMap((t) => {
       const token = of === 'query' ? past + t : past + t - window;
-      if (of === 'key' && past + t < window + sinks) return Array(2 * features).fill(0);
+      if (of !== 'query' && past + t < window + sinks) return Array(2 * features).fill(0);
       const kept = token < past; // in the ring, where keys are turned
       const [from, at] = kept ? [ring, ringIndex(token, window, sinks)] : [x, token - past];
       const found = from.numbers.subarray(at * headDim, (at + 1) * headDim);
-      const by = turns && kept !== ropeInState ? (kept ? -token : token) : 0;
+      const done = kept || of === 'turned-key';
+      const by = turns && done !== ropeInState ? (done ? -token : token) : 0;
       const own = turned(found, rope, by);
       const y = [...Array(features).keys()].map((f) =>
         own.reduce((sum, v, c) => sum + v * w.numbers[f * headDim + c]!, 0),

@@ -22,18 +22,24 @@ describe('float32 results', () => {
   it.each([
     [
       'llama2-7b',
-      { embed: 'embed', project: 'input', attention: '', output: 'input add add', head: 'input lastToken linear' },
+      {
+        embed: 'embed',
+        project: 'input linear linear',
+        attention: 'input input',
+        output: 'input add add',
+        head: 'input lastToken linear',
+      },
     ],
     [
       'zamba-7b',
       {
         embed: 'embed',
         'layers.1': 'input add',
-        'layers.2': 'input input concat add add',
+        'layers.2': 'input input concat linear linear add add',
         head: 'input lastToken linear',
       },
     ],
-  ] as const)('of %s are the residual stream and the logits', (name, expected) => {
+  ] as const)('of %s are the residual stream, queries, keys and the logits', (name, expected) => {
     const tapes = tapesOf(describeModel(parseConfig({ ...shapes[name], num_hidden_layers: 3 })));
     for (const [ending, ops] of Object.entries(expected)) {
       const tape = tapes.find((one) => one.name.endsWith(ending))!;

@@ -178,7 +178,7 @@ describe('emitted WGSL', () => {
         eps: 1e-5,
       }),
       linearMatrix('token', half(64), half(128), { bias: false }),
-      splitAttention(shape, 'f16', 32),
+      splitAttention(shape, 'f16', { q: 'f32', k: 'f32' }, 32),
       tileAttention(shape),
     ];
     for (const { name, code } of kernels) expect(code).toMatchSnapshot(name);

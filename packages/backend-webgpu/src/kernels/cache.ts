@@ -1,7 +1,17 @@
 import type { Rope } from '@dsla/spec';
 import { elementwiseSize } from './elementwise.js';
 import { type Element, type Kernel, kernel, shortRow } from './kernel.js';
-import { featuresAThread, ropeBuffer, ropeEights, ropeFunctions, turnEights } from './rope.js';
+import { eightFunctions } from './matrices.js';
+import {
+  eightAt,
+  eightLoad,
+  featuresAThread,
+  ropeBuffer,
+  ropeEights,
+  ropeFunctions,
+  turnEights,
+  turnedEightAt,
+} from './rope.js';
 
 export interface Window {
   readonly size: number;
@@ -14,17 +24,17 @@ export function ringFunction({ size, sinks }: Window): string {
 }
 
 /**
- * Keys (turned here) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens;
+ * Keys (turned here; of type k) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens;
  * featuresAThread at a time.
  */
-export function append(kvHeads: number, headDim: number, type: Element, rope?: Rope): Kernel {
+export function append(kvHeads: number, headDim: number, type: Element, k: Element, rope?: Rope): Kernel {
   const width = kvHeads * headDim;
-  if (featuresAThread(rope, headDim, type) === 8) return appendEights(kvHeads, headDim, rope);
+  if (featuresAThread(rope, headDim, type) === 8) return appendEights(kvHeads, headDim, k, rope);
   const key = rope ? 'turn(f32(k[at]), f32(k[at - c + partner(c)]), c, token.z, 1.0)' : 'k[at]';
   return kernel({
     name: 'append',
     buffers: {
-      k: [type, 'read'],
+      k: [k, 'read'],
       v: [type, 'read'],
       ...(rope ? ropeBuffer : {}),
       info: ['u32', 'read'],
@@ -46,29 +56,29 @@ export function append(kvHeads: number, headDim: number, type: Element, rope?: R
   });
 }
 
-function appendEights(kvHeads: number, headDim: number, rope?: Rope): Kernel {
+function appendEights(kvHeads: number, headDim: number, k: Element, rope?: Rope): Kernel {
   const [eights, all] = [headDim / 8, (kvHeads * headDim) / 8];
-  const key = rope ? 'turn_eight(k[at], k[at - c / 8u + partner(c) / 8u], c, token.z, 1.0)' : 'k[at]';
   return kernel({
     name: 'append',
     buffers: {
-      k: ['vec4u', 'read'],
+      k: [eightLoad(k), 'read'],
       v: ['vec4u', 'read'],
       ...(rope ? ropeEights : {}),
       info: ['u32', 'read'],
       keys: ['vec4u', 'write'],
       values: ['vec4u', 'write'],
     },
-    module: rope ? turnEights(rope) : '',
+    module: rope ? turnEights(rope) : eightFunctions,
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
   if (i >= batch[0].y * ${all}u) { return; }
   let token = token_at(i / ${all}u);
   let c = i % ${eights}u * 8u;
   let at = token.x * ${all}u + i % ${all}u;
+  let base = at - c / 8u;
   let head = row_at(token.y).x * ${kvHeads}u + i % ${all}u / ${eights}u;
   let entry = (head * info[0] + token.z) * ${eights}u + c / 8u;
-  keys[entry] = ${key};
+  keys[entry] = ${rope ? turnedEightAt('k', k, 'base', 'token.z') : eightAt('k', k, 'at')};
   values[entry] = v[at];`,
   });
 }

@@ -4,7 +4,7 @@ import { gatesOf, numbersFrom, type Reading, readingOf, recordLayout, sharedOf }
 import { float, type Kernel, type KernelParts, kernel, logFunctions, shortRow } from './kernel.js';
 import { upTo } from './matrices.js';
 import { ringAttention, ringMemory } from './ring-attention.js';
-import { ropeBuffer, ropeFunctions } from './rope.js';
+import { ropeBuffer, ropeFunctions, type Turning } from './rope.js';
 
 // The tokens of short rows, one after the other, one workgroup a row and kv head; this is the definition, and decoding.
 // `dualArrive` takes a token in and leaves a record of what its states need: everything but the states themselves, which
@@ -12,10 +12,10 @@ import { ropeBuffer, ropeFunctions } from './rope.js';
 
 /**
  * record [tokens, kvHeads, recordLayout().length] of q [tokens, heads*headDim], k and v [tokens, kvHeads*headDim] and the gate
- * logits. With an exact part the rings take the token in, and the one that it replaces enters the states. `replay`: a fold, of
+ * logits; q and k of their own types. With an exact part the rings take the token in, and the one that it replaces enters the states. `replay`: a fold, of
  * past tokens without queries.
  */
-export function dualArrive(shape: DualShape, scale: number, replay: boolean, threads = 256): Kernel {
+export function dualArrive(shape: DualShape, scale: number, replay: boolean, step: Turning, threads = 256): Kernel {
   const { form } = shape;
   const { rope, featureMap, exact } = form;
   const size = Math.min(512, threads);
@@ -38,7 +38,7 @@ export function dualArrive(shape: DualShape, scale: number, replay: boolean, thr
   ];
   return kernel({
     name: replay ? 'dual-arrive-replay' : 'dual-arrive',
-    buffers: buffersOf(shape, replay, reading),
+    buffers: buffersOf(shape, replay, reading, step),
     module: `${logFunctions}
 ${rope ? ropeFunctions(rope) : ''}
 ${exact ? ringOf(form) : ''}
@@ -59,12 +59,12 @@ ${parts.filter(Boolean).join('\n')}
   });
 }
 
-function buffersOf(shape: DualShape, replay: boolean, { load }: Reading): KernelParts['buffers'] {
+function buffersOf(shape: DualShape, replay: boolean, { load }: Reading, { q, k }: Turning): KernelParts['buffers'] {
   const { form, type } = shape;
   const { featureMap, rope, exact } = form;
   return {
-    ...(replay ? {} : { q: [type, 'read'] as const }),
-    k: [type, 'read'],
+    ...(replay ? {} : { q: [q, 'read'] as const }),
+    k: [k, 'read'],
     v: [type, 'read'],
     gates: [type, 'read'],
     ...(featureMap ? { map_key: [load, 'read'] as const } : {}),

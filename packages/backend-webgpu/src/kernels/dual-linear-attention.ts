@@ -112,31 +112,37 @@ ${enteringToken(form)}
   });
 }
 
+/** WGSL of the direction in which keys or queries turn on their way into a state; none where they are as it takes them. */
+export function turning({ rope, ropeInState }: DualForm, turned: boolean): string | undefined {
+  if (!rope || ropeInState === turned) return undefined;
+  return ropeInState ? '1.0' : '-1.0';
+}
+
 const featureSize = 64;
+
+/** What features are of: queries or keys before rotation, or keys after it. */
+export type FeaturesOf = 'query' | 'key' | 'turned-key';
 
 /**
  * phi [tokens, heads, 2F] of x [tokens, heads*headDim], weight [heads, F, headDim]. `of`: the queries, or the keys that
  * enter (with an exact part also from the ring of turned keys; 0 where none enters).
  */
-export function features({ heads, form, width, type }: DualShape, of: 'query' | 'key'): Kernel {
+export function features({ heads, form, width, type }: DualShape, of: FeaturesOf, x: Element): Kernel {
   const { headDim, rope, ropeInState, kvHeads } = form;
   const count = of === 'query' ? heads : kvHeads;
-  const entering = of === 'key' && form.exact !== undefined;
+  const entering = of !== 'query' && form.exact !== undefined;
   const turns = rope !== undefined && (ropeInState || entering);
   const half = width / 2;
-  // Keys of the step are not turned, those of the ring are: turn the one or undo the other.
-  const step = (base: string, position: string) =>
-    rope && ropeInState
-      ? `turn(f32(x[${base} + c]), f32(x[${base} + partner(c)]), c, ${position}, 1.0)`
-      : `f32(x[${base} + c])`;
-  const ring =
-    rope && !ropeInState
-      ? 'turn(f32(ring[ring_base + c]), f32(ring[ring_base + partner(c)]), c, entering, -1.0)'
-      : 'f32(ring[ring_base + c])';
+  const read = (from: string, base: string, turned: boolean, position: string) => {
+    const direction = turning(form, turned);
+    const own = `f32(${from}[${base} + c])`;
+    return direction ? `turn(${own}, f32(${from}[${base} + partner(c)]), c, ${position}, ${direction})` : own;
+  };
+  const step = (position: string) => read('x', 'base', of === 'turned-key', position);
   return kernel({
     name: `features-${of}`,
     buffers: {
-      x: [type, 'read'],
+      x: [x, 'read'],
       w: [type, 'read'],
       ...(turns ? ropeBuffer : {}),
       ...(entering ? { ring: [type, 'read'] as const } : {}),
@@ -155,11 +161,11 @@ ${
   let ring_base = ((row.x * ${count}u + head) * ${entriesOf(form)}u + entry) * ${headDim}u;
   let base = (step_index * ${count}u + head) * ${headDim}u;
   for (var c = lane; c < ${headDim}u; c += ${featureSize}u) {
-    if (in_ring) { vector[c] = ${ring}; } else { vector[c] = ${step('base', 'entering')}; }
+    if (in_ring) { vector[c] = ${read('ring', 'ring_base', true, 'entering')}; } else { vector[c] = ${step('entering')}; }
   }`
     : `  let valid = true;
   let base = (token.x * ${count}u + head) * ${headDim}u;
-  for (var c = lane; c < ${headDim}u; c += ${featureSize}u) { vector[c] = ${step('base', 'token.z')}; }`
+  for (var c = lane; c < ${headDim}u; c += ${featureSize}u) { vector[c] = ${step('token.z')}; }`
 }
   workgroupBarrier();
   var y: array<f32, ${Math.ceil(half / featureSize)}>;

@@ -117,7 +117,7 @@ export function slice(domain: Domain, y: Shape, a: Shape, from: number): Kernel 
 
 /** Also a change of element type. */
 export function copy(domain: Domain, y: Shape, a: Shape): Kernel {
-  return elementwise('copy', domain, y, [a], `  y[at] = ${y.type}(a[at]);`);
+  return pointwise('copy', domain, { a, y }, (of) => of('a'));
 }
 
 /** From tokens to rows. */

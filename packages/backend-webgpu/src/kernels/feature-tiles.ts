@@ -1,5 +1,5 @@
-import { type DualShape, enteringToken, entriesOf, ringOf } from './dual-linear-attention.js';
-import { type Kernel, kernel, tileTokens } from './kernel.js';
+import { type DualShape, enteringToken, entriesOf, type FeaturesOf, ringOf, turning } from './dual-linear-attention.js';
+import { type Element, type Kernel, kernel, tileTokens } from './kernel.js';
 import {
   eightFunctions,
   halves,
@@ -13,7 +13,7 @@ import {
   storeSums,
   upTo,
 } from './matrices.js';
-import { featuresAThread, ropeEights, turnEights } from './rope.js';
+import { eightAt, eightLoad, featuresAThread, ropeEights, turnEights, turnedEightAt } from './rope.js';
 
 const scorePitch = scorePitchOf(tileTokens);
 
@@ -25,14 +25,14 @@ export function featureTileable({ form, width }: DualShape): boolean {
 }
 
 /**
- * As `features` of dual-linear-attention.ts, in float16 by subgroup matrices: one workgroup a head and 64 tokens of the step,
+ * As `features` of dual-linear-attention.ts, in float16 (but x) by subgroup matrices: one workgroup a head and 64 tokens of the step,
  * whatever their rows; 16 tokens a subgroup, which in the end have four lanes each.
  */
-export function featureTiles(shape: DualShape, of: 'query' | 'key'): Kernel {
+export function featureTiles(shape: DualShape, of: FeaturesOf, x: Element): Kernel {
   const { heads, form, width } = shape;
   const { headDim, rope, ropeInState, kvHeads } = form;
   const count = of === 'query' ? heads : kvHeads;
-  const entering = of === 'key' && form.exact !== undefined;
+  const entering = of !== 'query' && form.exact !== undefined;
   const turns = rope !== undefined && (ropeInState || entering);
   const half = width / 2;
   const pitch = pitchOf(headDim);
@@ -52,7 +52,7 @@ export function featureTiles(shape: DualShape, of: 'query' | 'key'): Kernel {
   return kernel({
     name: `feature-tiles-${of}`,
     buffers: {
-      x: ['vec4u', 'read'],
+      x: [eightLoad(x), 'read'],
       w: ['vec4u', 'read'],
       ...(turns ? ropeEights : {}),
       ...(entering ? { ring: ['vec4u', 'read'] as const } : {}),
@@ -63,7 +63,7 @@ export function featureTiles(shape: DualShape, of: 'query' | 'key'): Kernel {
 ${turns ? turnEights(rope) : eightFunctions}
 ${entering ? ringOf(form) : ''}
 ${halves('rows', tileTokens * Math.max(pitch, 2 * scorePitch))} // tokens, weights, [tokens, 64 features] in float32
-${sourceOf(shape, of)}`,
+${sourceOf(shape, of, x)}`,
     size: stageSize,
     main: `  let first = group.x * ${tileTokens}u;
   let count = min(${tileTokens}u, batch[0].y - first);
@@ -131,14 +131,15 @@ ${blocks
 }
 
 /** WGSL of features_of: eight neighbouring features of a head of an item, turned as the states want them; kept_of: from the ring. */
-function sourceOf({ heads, form }: DualShape, of: 'query' | 'key'): string {
-  const { headDim, rope, ropeInState, kvHeads } = form;
+function sourceOf({ heads, form }: DualShape, of: FeaturesOf, x: Element): string {
+  const { headDim, kvHeads } = form;
   const count = of === 'query' ? heads : kvHeads;
   const eights = headDim / 8;
-  const turned = (from: string, position: string, direction: string) =>
-    `turn_eight(${from}[base + c / 8u], ${from}[base + partner(c) / 8u], c, ${position}, ${direction})`;
-  const own = (from: string) => `${from}[base + c / 8u]`;
-  const step = (position: string) => (rope && ropeInState ? turned('x', position, '1.0') : own('x'));
+  const read = (from: string, type: Element, turned: boolean, position: string) => {
+    const direction = turning(form, turned);
+    return direction ? turnedEightAt(from, type, 'base', position, direction) : eightAt(from, type, 'base + c / 8u');
+  };
+  const step = (position: string) => read('x', x, of === 'turned-key', position);
   if (of === 'query' || !form.exact)
     return `fn features_of(item: u32, head: u32, c: u32) -> vec4u {
   let token = token_at(item);
@@ -160,6 +161,6 @@ fn kept_of(item: u32, head: u32, c: u32) -> vec4u {
   let token = token_at(item);
 ${enteringToken(form)}
   let base = ((row.x * ${count}u + head) * ${entriesOf(form)}u + entry) * ${eights}u;
-  return ${rope && !ropeInState ? turned('ring', 'entering', '-1.0') : own('ring')};
+  return ${read('ring', 'f16', true, 'entering')};
 }`;
 }

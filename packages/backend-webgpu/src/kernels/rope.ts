@@ -24,10 +24,10 @@ fn turn(own: f32, other: f32, c: u32, position: u32, direction: f32) -> f32 {
 
 export const ropeBuffer: { readonly rope: readonly ['vec2f', 'read'] } = { rope: ['vec2f', 'read'] };
 
-/** Features that a thread turns or copies: eight in float16, where they and their partners are neighbours. */
-export function featuresAThread(rope: Rope | undefined, headDim: number, ...types: readonly Element[]): 1 | 8 {
+/** Features that a thread turns or copies: eight of a result in float16, where they and their partners are neighbours. */
+export function featuresAThread(rope: Rope | undefined, headDim: number, type: Element): 1 | 8 {
   const neighbours = headDim % 8 === 0 && turnsByFours(rope, 8);
-  return neighbours && types.every((type) => type === 'f16') ? 8 : 1;
+  return neighbours && type === 'f16' ? 8 : 1;
 }
 
 export const ropeEights: { readonly rope: readonly ['vec4f', 'read'] } = { rope: ['vec4f', 'read'] };
@@ -62,9 +62,34 @@ fn turn_eight(own: vec4u, other: vec4u, c: u32, position: u32, direction: f32) -
 }`;
 }
 
+/** Element types of queries and keys before they are turned. */
+export interface Turning {
+  readonly q: Element;
+  readonly k: Element;
+}
+
+/** WGSL type of what eights are loaded as: one load of float16, or two of float32. */
+export const eightLoad = (x: Element): 'vec4u' | 'vec4f' => (x === 'f16' ? 'vec4u' : 'vec4f');
+
+/** WGSL of the eight features at `at` (in eights) of a buffer, in float16. */
+export function eightAt(name: string, x: Element, at: string): string {
+  return x === 'f16' ? `${name}[${at}]` : `eight_of(${name}[2u * (${at})], ${name}[2u * (${at}) + 1u])`;
+}
+
+/** The same of features from c of a head on that begins at `base`, turned; with turnEights. */
+export function turnedEightAt(name: string, x: Element, base: string, position: string, direction = '1.0'): string {
+  const [own, other] = [`${base} + c / 8u`, `${base} + partner(c) / 8u`];
+  if (x === 'f16') return `turn_eight(${name}[${own}], ${name}[${other}], c, ${position}, ${direction})`;
+  const four = (n: number) => {
+    const [a, b] = [own, other].map((at) => `${name}[2u * (${at}) + ${n}u]`);
+    return `turn_four(${a}, ${b}, c + ${4 * n}u, ${position}, ${direction})`;
+  };
+  return `eight_of(${four(0)}, ${four(1)})`;
+}
+
 /** y [tokens, heads*headDim]: every head of x turned by its token's position, featuresAThread at a time. */
 export function rotate(rope: Rope, headDim: number, y: Shape, x: Element): Kernel {
-  if (featuresAThread(rope, headDim, x, y.type) === 8) return rotateEights(rope, headDim, y.width);
+  if (featuresAThread(rope, headDim, y.type) === 8) return rotateEights(rope, headDim, y.width, x);
   return kernel({
     name: 'rotate',
     buffers: { x: [x, 'read'], ...ropeBuffer, y: [y.type, 'write'] },
@@ -81,11 +106,11 @@ export function rotate(rope: Rope, headDim: number, y: Shape, x: Element): Kerne
   });
 }
 
-function rotateEights(rope: Rope, headDim: number, width: number): Kernel {
+function rotateEights(rope: Rope, headDim: number, width: number, x: Element): Kernel {
   const eights = width / 8;
   return kernel({
     name: 'rotate',
-    buffers: { x: ['vec4u', 'read'], ...ropeEights, y: ['vec4u', 'write'] },
+    buffers: { x: [eightLoad(x), 'read'], ...ropeEights, y: ['vec4u', 'write'] },
     module: turnEights(rope),
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;
@@ -93,6 +118,7 @@ function rotateEights(rope: Rope, headDim: number, width: number): Kernel {
   let token = token_at(i / ${eights}u);
   let c = i % ${headDim / 8}u * 8u;
   let at = token.x * ${eights}u + i % ${eights}u;
-  y[at] = turn_eight(x[at], x[at - c / 8u + partner(c) / 8u], c, token.z, 1.0);`,
+  let base = at - c / 8u;
+  y[at] = ${turnedEightAt('x', x, 'base', 'token.z')};`,
   });
 }

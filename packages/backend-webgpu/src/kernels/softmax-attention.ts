@@ -19,15 +19,15 @@ export interface Join {
 const size = 64;
 
 /**
- * Every query over a cache [slots, kvHeads, tokens, headDim] of turned keys. q, y [tokens, heads*headDim]. The definition;
- * with `longOnly` it leaves the tokens of short rows to others.
+ * Every query, of type `q`, over a cache [slots, kvHeads, tokens, headDim] of turned keys. q, y [tokens, heads*headDim]. The
+ * definition; with `longOnly` it leaves the tokens of short rows to others.
  */
-export function cachedAttention(shape: AttentionShape, type: Element, longOnly = false): Kernel {
+export function cachedAttention(shape: AttentionShape, type: Element, q: Element, longOnly = false): Kernel {
   const { kvHeads, headDim, rope } = shape;
   return kernel({
     name: 'cached-attention',
     buffers: {
-      q: [type, 'read'],
+      q: [q, 'read'],
       ...(rope ? ropeBuffer : {}),
       keys: [type, 'read'],
       values: [type, 'read'],
@@ -48,7 +48,7 @@ export function cachedAttention(shape: AttentionShape, type: Element, longOnly =
 }
 
 /**
- * Every query over the last `window` tokens and the sinks: those before the step lie in a ring of turned keys [slots,
+ * Every query, of type `q`, over the last `window` tokens and the sinks: those before the step lie in a ring of turned keys [slots,
  * kvHeads, sinks + size, headDim], the others are the step's own k (turned) and v [tokens, kvHeads*headDim]. With `shortOnly`
  * it leaves the tokens of long rows to others, with a `join` those of short rows.
  */
@@ -56,6 +56,7 @@ export function windowAttention(
   shape: AttentionShape,
   window: Window,
   type: Element,
+  q: Element,
   join?: Join,
   shortOnly = false,
 ): Kernel {
@@ -64,7 +65,7 @@ export function windowAttention(
   return kernel({
     name: join ? 'window-attention-join' : 'window-attention',
     buffers: {
-      q: [type, 'read'],
+      q: [q, 'read'],
       ...(rope ? ropeBuffer : {}),
       k: [type, 'read'],
       v: [type, 'read'],

@@ -1,6 +1,6 @@
 import { type Element, float, type Kernel, kernel } from './kernel.js';
 import { eightFunctions } from './matrices.js';
-import { ropeEights, turnFours, turnsByFours } from './rope.js';
+import { ropeEights, type Turning, turnFours, turnsByFours } from './rope.js';
 import type { AttentionShape } from './softmax-attention.js';
 import { countPart, cutsOf, joinModule, joinParts, storePart } from './split-join.js';
 import { foursOf, loadWidth, upTo } from './vector-options.js';
@@ -52,23 +52,29 @@ function cutOf({ headDim }: AttentionShape, type: Element, lanes: number, thread
 }
 
 /**
- * y [tokens, heads*headDim]. q [tokens, heads*headDim], k and v [tokens, kvHeads*headDim] of the step, which the cache [slots,
- * kvHeads, tokens, headDim] of turned keys takes in: tokens of the step are read from k and v, those before from the cache.
+ * y [tokens, heads*headDim]. q [tokens, heads*headDim], k and v [tokens, kvHeads*headDim] of the step, q and k of their own types,
+ * which the cache [slots, kvHeads, tokens, headDim] of turned keys takes in: tokens of the step are read from k and v, those before from the cache.
  * parts [splits, partsWidth]: zeros before and after. One workgroup a split and group of heads, of which there are splitGroups.
  */
-export function splitAttention(shape: AttentionShape, type: Element, lanes: number, threads = 256): Kernel {
+export function splitAttention(
+  shape: AttentionShape,
+  type: Element,
+  step: Turning,
+  lanes: number,
+  threads = 256,
+): Kernel {
   const { heads, kvHeads, headDim, rope } = shape;
   const cut = cutOf(shape, type, lanes, threads);
   const { subgroups, team, columns, keys } = cut;
   const width = loadWidth[type];
   const vectors = headDim / width;
-  const load = type === 'f16' ? 'vec4u' : 'vec4f';
+  const load = loadOf(type);
   const together = upTo(headsTogether(shape));
   return kernel({
     name: 'split-attention',
     buffers: {
-      q: [load, 'read'],
-      k: [load, 'read'],
+      q: [loadOf(step.q), 'read'],
+      k: [loadOf(step.k), 'read'],
       v: [load, 'read'],
       ...(rope ? ropeEights : {}),
       info: ['u32', 'read'],
@@ -100,13 +106,13 @@ var<workgroup> tops: array<vec2f, ${subgroups}>; // maximum and sum`,
 ${upTo(columns)
   .map((j) => `  let column${j} = min(member + ${j * team}u, ${vectors - 1}u);`)
   .join('\n')}
-${together.flatMap((h) => queriesOf(shape, type, cut, h)).join('\n')}
+${together.flatMap((h) => queriesOf(shape, type, step.q, cut, h)).join('\n')}
   // Whole workgroups go round: the shuffles need every lane.
   for (var block = 0u; block < count; block += ${subgroups * keys}u) {
     let first = block + subgroup * ${keys}u;
 ${fetch(cut, vectors)}
     if (old < count && first + ${keys}u > old) {
-${ownOf(shape, type, cut)}
+${ownOf(shape, type, step.k, cut)}
     }
 ${together.flatMap((h) => scoresOf(type, cut, lanes, h)).join('\n')}
   }
@@ -135,27 +141,36 @@ const halves = `  let whole_split = split_at(group.x);
   let split = vec4u(whole_split.x, whole_split.y + skipped, min(share, whole_split.z - skipped), 0u);
   let head_group = group.y / 2u;`;
 
+const loadOf = (type: Element): 'vec4u' | 'vec4f' => (type === 'f16' ? 'vec4u' : 'vec4f');
 const outOf = (type: Element): 'vec2u' | 'vec4f' => (type === 'f16' ? 'vec2u' : 'vec4f');
 
 /** WGSL of four numbers as the output has them. */
 const packed = (type: Element, four: string): string =>
   type === 'f16' ? `vec2u(pack2x16float(${four}.xy), pack2x16float(${four}.zw))` : four;
 
-/** WGSL that loads a column of a head, which begins at load `base`, and of its fours, turned. */
+/** WGSL that loads a column of a head, `width` features in type `from`, which begins at column `base`, and of its fours, turned. */
 function turned(
   { rope }: AttentionShape,
-  type: Element,
+  width: number,
   of: 'q' | 'k',
+  from: Element,
   base: string,
   column: string,
 ): { readonly loads: string; readonly fours: readonly string[] } {
-  const width = loadWidth[type];
-  const own = foursOf(type, 'own');
-  const loads = `let own = ${of}[${base} + ${column}];`;
+  const parts = width / loadWidth[from];
+  const load = (name: string, at: string) =>
+    parts === 1
+      ? `let ${name} = ${of}[${at}];`
+      : upTo(parts)
+          .map((n) => `let ${name}${n} = ${of}[${parts}u * (${at}) + ${n}u];`)
+          .join(' ');
+  const foursIn = (name: string) => (parts === 1 ? foursOf(from, name) : upTo(parts).map((n) => `${name}${n}`));
+  const own = foursIn('own');
+  const loads = load('own', `${base} + ${column}`);
   if (!rope) return { loads, fours: own };
-  const other = foursOf(type, 'other');
+  const other = foursIn('other');
   return {
-    loads: `${loads} let other = ${of}[${base} + partner(${column} * ${width}u) / ${width}u];`,
+    loads: `${loads} ${load('other', `${base} + partner(${column} * ${width}u) / ${width}u`)}`,
     fours: own.map((four, i) => `turn_four(${four}, ${other[i]}, ${column} * ${width}u + ${4 * i}u, position, 1.0)`),
   };
 }
@@ -175,12 +190,12 @@ function fetch(cut: Cut, vectors: number): string {
 }
 
 /** The queries of a head, as the lanes of a team share them, and what a subgroup has of the result. */
-function queriesOf(shape: AttentionShape, type: Element, { team, columns }: Cut, h: number): string[] {
+function queriesOf(shape: AttentionShape, type: Element, from: Element, { team, columns }: Cut, h: number): string[] {
   const { heads, headDim, scale } = shape;
   const vectors = headDim / loadWidth[type];
   const base = `(split.x * ${heads}u + head + ${h}u) * ${vectors}u`;
   const each = upTo(columns).flatMap((j) => {
-    const { loads, fours } = turned(shape, type, 'q', base, `column${j}`);
+    const { loads, fours } = turned(shape, loadWidth[type], 'q', from, base, `column${j}`);
     const inside = (j + 1) * team <= vectors ? undefined : `member + ${j * team}u < ${vectors}u`;
     const own = fours.map((four) => `${four} * ${float(scale)}`);
     return [
@@ -194,13 +209,13 @@ function queriesOf(shape: AttentionShape, type: Element, { team, columns }: Cut,
 }
 
 /** Keys and values of the step replace what the cache does not hold yet; those of the token itself go there. */
-function ownOf(shape: AttentionShape, type: Element, cut: Cut): string {
+function ownOf(shape: AttentionShape, type: Element, from: Element, cut: Cut): string {
   const { heads, kvHeads, headDim } = shape;
   const vectors = headDim / loadWidth[type];
   return upTo(cut.turns)
     .map((t) => {
       const each = upTo(cut.columns).map((j) => {
-        const { loads, fours } = turned(shape, type, 'k', `at * ${vectors}u`, `column${j}`);
+        const { loads, fours } = turned(shape, loadWidth[type], 'k', from, `at * ${vectors}u`, `column${j}`);
         return `        { ${loads} a${t}_${j} = ${type === 'f16' ? `eight_of(${fours.join(', ')})` : fours[0]}; }
         b${t}_${j} = v[at * ${vectors}u + column${j}];
         if (position == row.w && head % ${heads / kvHeads}u == 0u) {
