@@ -36,12 +36,12 @@ function eightBits(values: Float32Array, together: number): Float32Array {
 describe.skipIf(obstacle)(`teams that quantise x together${obstacle ? ` (${obstacle})` : ''}`, () => {
   // Subgroups have four lanes here: those of float16 that share a scale with 4 bits, of float32 with 8 bits.
   it.each([
-    { format: 'q4', type: 'f16', width: 256, normed: true, last: false },
-    { format: 'q4', type: 'f16', width: 320, normed: false, last: false }, // loads for some threads only
-    { format: 'q8', type: 'f32', width: 256, normed: true, last: false },
-    { format: 'q8', type: 'f32', width: 320, normed: true, last: true },
-  ] as const)('$format, $type, width $width, normed $normed, last tokens $last', async (one) => {
-    const { format, type, width, normed, last } = one;
+    { format: 'q4', type: 'f16', width: 256, normed: true, last: false, teams: 8 },
+    { format: 'q4', type: 'f16', width: 320, normed: false, last: false, teams: 2 }, // loads for some threads only
+    { format: 'q8', type: 'f32', width: 256, normed: true, last: false, teams: 2 },
+    { format: 'q8', type: 'f32', width: 320, normed: true, last: true, teams: 4 },
+  ] as const)('$format, $type, width $width, normed $normed, last tokens $last, $teams teams', async (one) => {
+    const { format, type, width, normed, last, teams } = one;
     const outputs = [40, 21];
     // Last tokens lie elsewhere than their rows.
     const runner = await openRunner([2, 1, 3].map((count, slot) => ({ slot, past: 0, count })));
@@ -56,7 +56,7 @@ describe.skipIf(obstacle)(`teams that quantise x together${obstacle ? ` (${obsta
     }
     const parts = outputs.map((count) => ({ y: { width: count, type: 'f32' as const }, bias: false }));
     const size = width / (format === 'q4' ? 32 : 16) > 16 ? 32 : 16;
-    const shape = { size, items: 1, rows: 12, ahead: 4, lanes: 4, places: 1, teams: 2 };
+    const shape = { size, items: 1, rows: 12, ahead: 4, lanes: 4, places: 1, teams };
     const eps = normed ? 1e-5 : undefined;
     const domain = last ? 'row' : 'token';
     const kernel = linearVector({ domain, x: { width, type, last }, format, parts, shape, eps });
@@ -94,6 +94,8 @@ describe.skipIf(obstacle)(`teams that quantise x together${obstacle ? ` (${obsta
       threads: 1024,
     } as const;
     expect(vectorShape(work)).toMatchObject({ teams: 2, size: 128, rows: 8 });
+    expect(vectorShape({ ...work, outputs: 12288 })).toMatchObject({ teams: 8, rows: 16, ahead: 16 });
+    expect(vectorShape({ ...work, outputs: 12288, threads: 512 })).toMatchObject({ teams: 2, rows: 24, ahead: 8 });
     expect(vectorShape({ ...work, gated: true, outputs: 11008 })).toMatchObject({ teams: 2, rows: 24, ahead: 4 });
     const memory = { lanes: 16, width: 8192, outputs: 262144 };
     expect(vectorShape({ ...work, ...memory })).toMatchObject({ size: 256, rows: 64 });

@@ -37,16 +37,24 @@ export function vectorShape(work: VectorWork): VectorShape {
   return { ...shape, ahead: Math.min(rows, ahead), places: 8 };
 }
 
-/** Two teams that quantise x together, where a matrix has rows for workgroups of them to keep the device busy. */
+/** Eight teams whose rows are all on their way at once. */
+const manyTeams = { teams: 8, rows: 16, ahead: 16 };
+
+/**
+ * Teams that quantise x together, where a matrix has rows for workgroups of them to keep the device busy: two where there cannot be
+ * more, or rows are gated, of two matrices.
+ */
 function togetherOf(
   { format, items, lanes, gated, outputs, threads = 256 }: VectorWork,
   size: number,
 ): Pick<VectorShape, 'rows' | 'ahead' | 'teams'> | undefined {
+  if (format !== 'q4' || items !== 1 || lanes < 8) return undefined;
+  const groups = outputs / manyTeams.teams / manyTeams.rows;
+  if (!gated && manyTeams.teams * size <= threads && groups >= busyGroups / 2) return manyTeams;
   const teams = 2;
   const ahead = gated ? 4 : 8;
   const fair = outputs / (2 * busyGroups * teams);
-  const fits = format === 'q4' && items === 1 && lanes >= 8 && teams * size <= Math.min(threads, 512);
-  if (!fits || fair < 8) return undefined;
+  if (teams * size > Math.min(threads, 512) || fair < 8) return undefined;
   // Half of the memory is for x.
   const most = ((sumsLimit / 2) * lanes) / (teams * size * (gated ? 2 : 1));
   return { rows: ahead * Math.min(Math.ceil(fair / ahead), Math.floor(most / ahead)), ahead, teams };
