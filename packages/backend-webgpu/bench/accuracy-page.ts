@@ -1,6 +1,77 @@
 import { bullets, table } from './markdown.js';
 
-// Lines of accuracy-roundings.py as a part of a page.
+// Lines of accuracy.bench.ts, conformance.bench.ts and accuracy-peers.py, and of accuracy-roundings.py, as parts of a page.
+
+/** A token at which another id is first: how far apart the reference has its first two logits, and the first of them. */
+interface Other {
+  readonly token: number;
+  readonly margin: number;
+  readonly logit?: number;
+}
+export interface Correct {
+  readonly code: string;
+  readonly test: string;
+  readonly computeType?: string;
+  readonly checks?: string;
+  readonly passed?: number;
+  readonly failed?: readonly { readonly name: string; readonly message: string }[];
+  readonly type?: string;
+  readonly model?: string;
+  readonly tokens?: number;
+  readonly mixer?: string;
+  readonly rms?: number | Readonly<Record<string, number>> | readonly number[];
+  /** A prompt in one step, or a token a step. */
+  readonly way?: string;
+  /** RMS of the differences of logits from the reference's. */
+  readonly error?: number;
+  readonly others?: readonly Other[];
+  readonly greedy?: string;
+}
+
+export const largest = (rms: Correct['rms']): number =>
+  typeof rms === 'number' ? rms : Math.max(...Object.values(rms ?? {}));
+
+/** Of the first so many tokens, how many have another id first. */
+export const otherwise =
+  (most: number) =>
+  ({ others }: Correct): number =>
+    others!.filter(({ token }) => token < most).length;
+
+/** In steps from one number of float16 to the next, which has 10 bits after the first, at the size of the logits. */
+const stepsOf = ({ margin, logit }: Other): number => margin / 2 ** (Math.floor(Math.log2(Math.abs(logit!))) - 10);
+
+/** How many tokens have another id first though float16 tells the reference's first two apart. */
+export const unlike = ({ others }: Correct): number => others!.filter((other) => stepsOf(other) >= 1).length;
+
+/** Logits of many tokens beside the reference's: ours, ours before, and those of others. */
+export function references(lines: readonly Correct[]): string {
+  return table(
+    [
+      'checkpoint',
+      'by',
+      '',
+      'RMS ratio',
+      'RMS error',
+      'same first token',
+      'of',
+      'elsewhere apart by at most',
+      'in steps',
+    ],
+    lines
+      .filter(({ others }) => others)
+      .map(({ code, test, model, type, way, tokens, rms, error, others }) => [
+        model,
+        test === 'reference' ? `${code}, ${type}` : `${test} ${type}`,
+        way,
+        largest(rms).toExponential(1),
+        error!.toExponential(1),
+        (tokens! - others!.length).toLocaleString('en-US'),
+        tokens!.toLocaleString('en-US'),
+        others!.length === 0 ? '' : Math.max(...others!.map(({ margin }) => margin)).toFixed(4),
+        others!.length === 0 ? '' : Math.max(...others!.map(stepsOf)).toFixed(2),
+      ]),
+  );
+}
 
 /** Roundings at some sites: those of a way to compute, or one alone. */
 interface Roundings {

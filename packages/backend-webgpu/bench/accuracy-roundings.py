@@ -16,12 +16,15 @@ config = model.config
 heads, dim = config.num_attention_heads, config.head_dim
 
 products = ["x of q, k, v", "x of gate, up"]
-attention = ["q", "k", "v", "q, turned", "k, turned", "weights of keys", "attention"]
+attention = ["v", "q, turned", "k, turned", "weights of keys", "attention"]
 ways = {
     # Until gate and up were one product, and logits of all tokens had what is left of the norm.
-    "prefill before": [*products, *attention, "gate", "up", "gated", "x of the head"],
+    "prefill before": [*products, "q", "k", *attention, "gate", "up", "gated", "x of the head"],
+    # Until queries and keys were rounded once, after rotation.
+    "prefill, q and k rounded twice": [*products, "q", "k", *attention, "gated"],
     "prefill": [*products, *attention, "gated"],
-    "decode": ["q", "k", "v", "k, turned", "attention", "gated"],
+    "decode, q and k rounded twice": ["q", "k", "v", "k, turned", "attention", "gated"],
+    "decode": ["v", "k, turned", "attention", "gated"],
 }
 keys = 32  # of a block in tiles
 

@@ -1,31 +1,10 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
-import type { Statistics } from './synthetic.js';
+import { copyRate, fixed, floor, type Line, nameOf, type Peer } from './decode-lines.js';
 
 // docs/results/webgpu-decode.json to webgpu-decode.md beside it. With --step, what decode.bench.ts printed into --lines joins the
 // JSON first as a new step of the ladder, and what peers.py printed into --peers takes the place of the peers before.
 
-interface Line {
-  readonly shape: string;
-  readonly mixer: string;
-  readonly level: string | number;
-  readonly weights?: string;
-  readonly tokens: number;
-  readonly batch: number;
-  readonly bytes?: { readonly weights: number; readonly states: number };
-  readonly milliseconds: Statistics;
-  readonly drawn?: Statistics;
-  readonly gpu?: {
-    readonly milliseconds: Statistics;
-    readonly dispatches: number;
-    readonly kernels: readonly {
-      readonly kernel: string;
-      readonly grid: readonly number[];
-      readonly count: number;
-      readonly microseconds: number;
-    }[];
-  };
-}
 interface Cut {
   readonly name: string;
   readonly rows: number;
@@ -33,13 +12,6 @@ interface Cut {
   readonly unroll: number;
   readonly microseconds: number;
   readonly gigabytesPerSecond: number;
-}
-interface Peer {
-  readonly peer: string;
-  readonly tokens: number;
-  readonly batch: number;
-  readonly milliseconds: Statistics;
-  readonly gigabytesPerSecond?: number;
 }
 /** A form of some kernels, timed in turn with others of its call: a step of eight layers with the head. */
 interface Form {
@@ -96,17 +68,9 @@ if (options.step !== undefined) {
 const table = (head: readonly string[], rows: readonly (readonly (string | number)[])[]): string =>
   [head, head.map(() => '---'), ...rows].map((row) => `| ${row.join(' | ')} |`).join('\n');
 const list = (lines: readonly string[]): string => lines.map((line) => `- ${line}`).join('\n');
-const fixed = (of: Statistics | undefined, digits = 2): string => of?.median.toFixed(digits) ?? '–';
 
-const rate = all.peers.find(({ peer }) => peer === 'copy')!.gigabytesPerSecond!;
-// Llama2-7B, for lines without bytes: of its products and of a token of its cache, in float16.
-const products = 2 * (32 * (4 * 4096 ** 2 + 3 * 4096 * 11008) + 32000 * 4096);
-const perToken = 2 * 32 * 2 * 4096;
-const floor = ({ tokens, batch, bytes }: Line): number =>
-  (bytes ? bytes.weights + bytes.states : products + batch * tokens * perToken) / rate / 1e6;
+const rate = copyRate(all.peers);
 
-const nameOf = ({ shape, mixer, level, weights = 'f16' }: Line): string =>
-  [shape, weights, ...(mixer === 'default' ? [] : [`${mixer} in ${level} layers`])].join(' ');
 const ladder = all.ladder.flatMap(({ step, runs }) =>
   runs.map((run) => [
     step,
@@ -120,8 +84,8 @@ const ladder = all.ladder.flatMap(({ step, runs }) =>
     run.milliseconds.n,
     fixed(run.gpu?.milliseconds),
     run.gpu?.dispatches ?? '–',
-    floor(run).toFixed(2),
-    ((run.drawn ?? run.milliseconds).median / floor(run)).toFixed(2),
+    floor(run, rate).toFixed(2),
+    ((run.drawn ?? run.milliseconds).median / floor(run, rate)).toFixed(2),
   ]),
 );
 
@@ -137,7 +101,7 @@ const peers = all.peers.flatMap(({ peer, tokens, batch, milliseconds }) => {
       milliseconds.sd.toFixed(2),
       fixed(own.drawn),
       (own.drawn.median / milliseconds.median).toFixed(2),
-      floor(own).toFixed(2),
+      floor(own, rate).toFixed(2),
     ],
   ];
 });

@@ -27,8 +27,8 @@ export interface Agreement {
   readonly rms: number;
   /** Tokens at which the same id is first. */
   readonly first: number;
-  /** The other ones, and by how much the truth has its first id before its second there. */
-  readonly others: readonly { readonly token: number; readonly margin: number }[];
+  /** The other ones: the truth's first logit there, and by how much it is before the second. */
+  readonly others: readonly { readonly token: number; readonly margin: number; readonly logit: number }[];
 }
 
 /** Two digests of logits of the same tokens. */
@@ -42,7 +42,7 @@ export function agreement(got: Float32Array, want: Float32Array): Agreement {
       Float32Array,
       Float32Array,
     ];
-    if (own[0] !== truth[0]) others.push({ token: t, margin: truth[2]! - truth[3]! });
+    if (own[0] !== truth[0]) others.push({ token: t, margin: truth[2]! - truth[3]!, logit: truth[2]! });
     for (let s = 4; s < entry; s++) {
       error += (own[s]! - truth[s]!) ** 2;
       size += truth[s]! ** 2;
