@@ -171,8 +171,9 @@ export function turned(
   replay = false,
 ): Operand {
   if (!rope && x.type === type) return x;
-  const y = { ...x, ref: temp(x.width, type, replay ? 'past' : 'token'), type };
-  const kernel = rope ? rotate(rope, headDim, y, x.type) : copy('token', y, x);
+  const { width, domain } = x;
+  const y: Operand = { ref: temp(width, type, replay ? 'past' : 'token'), width, type, domain };
+  const kernel = rope ? rotate(rope, headDim, y, x.type) : copy(domain, y, x);
   const together = rope ? featuresAThread(rope, headDim, type) : elementsAThread(y, x);
   emit(kernel, [x.ref, ...ropeRef(rope), y.ref], only(perElement(x, together)), replay);
   return y;

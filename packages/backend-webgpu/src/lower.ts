@@ -59,13 +59,10 @@ export function lower(graph: LayerGraph, shapeOf: WeightShape, traits: Traits): 
     if (node.op === 'input') inputs.push(namedInput(builder, node));
     if (node.op === 'output') outputs.push(namedOutput(node.name, operands[node.x]!));
   });
-  const values = new Set(
-    kept.flatMap(({ buffers }) => buffers.flatMap((ref) => (ref.kind === 'value' ? ref.value : []))),
-  );
   const replays = kept.some(({ replay }) => replay);
   const placed = place(kept);
   const refs = refsOf(kept, placed.slotOf);
-  return { ops: kept, ...placed, refs, inputs, outputs, values: [...values], replays, vocabulary };
+  return { ops: kept, ...placed, refs, inputs, outputs, replays, vocabulary };
 }
 
 /** Several nodes by one kernel, if the node at `index` begins or ends such a group. */

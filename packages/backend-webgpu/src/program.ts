@@ -58,8 +58,6 @@ export interface Program {
   /** Named values that the tape reads, and those it writes. */
   readonly inputs: readonly NamedValue[];
   readonly outputs: readonly NamedValue[];
-  /** Those among the buffers of the ops. */
-  readonly values: readonly NamedValue[];
   /** The buffers of the ops other than weights, each once. */
   readonly refs: readonly BufferRef[];
   /** Whether any op replays. */
@@ -86,7 +84,7 @@ export function refsOf(ops: readonly Op[], slotOf: Program['slotOf']): BufferRef
       case 'parts':
         return 'parts';
       case 'value':
-        return ref.value;
+        return `value ${ref.value.key}`;
     }
   };
   for (const ref of ops.flatMap(({ buffers }) => buffers)) if (ref.kind !== 'weight') refs.set(nameOf(ref), ref);

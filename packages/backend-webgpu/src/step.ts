@@ -109,15 +109,15 @@ export class WebgpuStep implements Step {
     const scratch = program.slots.map((slot, index) => {
       const { token, short, row } = view.capacity;
       const chunks = Math.max(view.capacity.chunk, past.capacity.chunk);
-      const bytes = [
+      const bytes = Math.max(
         token * slot.token,
         row * slot.row,
         short * slot.short,
         chunks * slot.chunk,
         past.capacity.token * slot.past,
         slot.once,
-      ];
-      return this.#host.scratch(index, Math.max(...bytes));
+      );
+      return this.#host.scratch(index, bytes);
     });
     const positions = Math.max(view.positions, past.positions);
     const resolve = (ref: BufferRef): GPUBuffer => {
@@ -135,7 +135,7 @@ export class WebgpuStep implements Step {
         case 'parts':
           return this.#host.parts(view.splits * ref.width * 4);
         case 'value':
-          return bound.get(ref.value)!;
+          return bound.get(ref.value.key)!;
       }
     };
     const buffers = program.refs.map(resolve);
@@ -210,8 +210,8 @@ export class WebgpuStep implements Step {
     this.#views.release();
   }
 
-  /** Buffers of a program's named values; makes those that it writes first. */
-  #bind(layer: string, { values, inputs, outputs }: Program): Map<NamedValue, GPUBuffer> {
+  /** Buffers of a program's named values by their keys; makes those that it writes first. */
+  #bind(layer: string, { inputs, outputs }: Program): Map<NamedValue['key'], GPUBuffer> {
     const byKey = new Map<string, GPUBuffer>();
     for (const input of inputs) {
       const value = this.#values.get(input.name);
@@ -231,7 +231,7 @@ export class WebgpuStep implements Step {
       this.#values.set(output.name, value);
       byKey.set(output.key, value.buffer.buffer);
     }
-    return new Map(values.map((value) => [value, byKey.get(value.key)!]));
+    return byKey;
   }
 
   /** A value of the step, which gets another type where it does not have this one. */

@@ -2,16 +2,8 @@ import type { Rope } from '@dsla/spec';
 import { elementwiseSize } from './elementwise.js';
 import { type Element, type Kernel, kernel, shortRow } from './kernel.js';
 import { eightFunctions } from './matrices.js';
-import {
-  eightAt,
-  eightLoad,
-  featuresAThread,
-  ropeBuffer,
-  ropeEights,
-  ropeFunctions,
-  turnEights,
-  turnedEightAt,
-} from './rope.js';
+import { eightAt, featuresAThread, ropeBuffer, ropeEights, ropeFunctions, turnEights, turnedEightAt } from './rope.js';
+import { loadType } from './vector-options.js';
 
 export interface Window {
   readonly size: number;
@@ -61,7 +53,7 @@ function appendEights(kvHeads: number, headDim: number, k: Element, rope?: Rope)
   return kernel({
     name: 'append',
     buffers: {
-      k: [eightLoad(k), 'read'],
+      k: [loadType(k), 'read'],
       v: ['vec4u', 'read'],
       ...(rope ? ropeEights : {}),
       info: ['u32', 'read'],

@@ -13,7 +13,8 @@ import {
   storeSums,
   upTo,
 } from './matrices.js';
-import { eightAt, eightLoad, featuresAThread, ropeEights, turnEights, turnedEightAt } from './rope.js';
+import { eightAt, featuresAThread, ropeEights, turnEights, turnedEightAt } from './rope.js';
+import { loadType } from './vector-options.js';
 
 const scorePitch = scorePitchOf(tileTokens);
 
@@ -25,8 +26,8 @@ export function featureTileable({ form, width }: DualShape): boolean {
 }
 
 /**
- * As `features` of dual-linear-attention.ts, in float16 (but x) by subgroup matrices: one workgroup a head and 64 tokens of the step,
- * whatever their rows; 16 tokens a subgroup, which in the end have four lanes each.
+ * As `features` of dual-linear-attention.ts, in float16 (but x) by subgroup matrices: one workgroup a head and 64 tokens of the
+ * step, whatever their rows; 16 tokens a subgroup, which in the end have four lanes each.
  */
 export function featureTiles(shape: DualShape, of: FeaturesOf, x: Element): Kernel {
   const { heads, form, width } = shape;
@@ -52,7 +53,7 @@ export function featureTiles(shape: DualShape, of: FeaturesOf, x: Element): Kern
   return kernel({
     name: `feature-tiles-${of}`,
     buffers: {
-      x: [eightLoad(x), 'read'],
+      x: [loadType(x), 'read'],
       w: ['vec4u', 'read'],
       ...(turns ? ropeEights : {}),
       ...(entering ? { ring: ['vec4u', 'read'] as const } : {}),

@@ -2,6 +2,7 @@ import type { Rope } from '@dsla/spec';
 import { elementwiseSize, type Shape } from './elementwise.js';
 import { type Element, type Kernel, kernel } from './kernel.js';
 import { eightFunctions } from './matrices.js';
+import { loadType } from './vector-options.js';
 
 /** WGSL of the feature that another one turns with. Without branches, as all here: a load in one waits for those before. */
 function partnerFunction({ rotaryDim }: Rope): string {
@@ -68,10 +69,7 @@ export interface Turning {
   readonly k: Element;
 }
 
-/** WGSL type of what eights are loaded as: one load of float16, or two of float32. */
-export const eightLoad = (x: Element): 'vec4u' | 'vec4f' => (x === 'f16' ? 'vec4u' : 'vec4f');
-
-/** WGSL of the eight features at `at` (in eights) of a buffer, in float16. */
+/** WGSL of the eight features at `at` (in eights) of a buffer in type x, in float16: one load of float16, or two of float32. */
 export function eightAt(name: string, x: Element, at: string): string {
   return x === 'f16' ? `${name}[${at}]` : `eight_of(${name}[2u * (${at})], ${name}[2u * (${at}) + 1u])`;
 }
@@ -110,7 +108,7 @@ function rotateEights(rope: Rope, headDim: number, width: number, x: Element): K
   const eights = width / 8;
   return kernel({
     name: 'rotate',
-    buffers: { x: [eightLoad(x), 'read'], ...ropeEights, y: ['vec4u', 'write'] },
+    buffers: { x: [loadType(x), 'read'], ...ropeEights, y: ['vec4u', 'write'] },
     module: turnEights(rope),
     size: elementwiseSize,
     main: `  let i = (group.y * groups.x + group.x) * ${elementwiseSize}u + lane;

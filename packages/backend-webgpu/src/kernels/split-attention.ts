@@ -3,7 +3,7 @@ import { eightFunctions } from './matrices.js';
 import { ropeEights, type Turning, turnFours, turnsByFours } from './rope.js';
 import type { AttentionShape } from './softmax-attention.js';
 import { countPart, cutsOf, joinModule, joinParts, storePart } from './split-join.js';
-import { foursOf, loadWidth, upTo } from './vector-options.js';
+import { foursOf, loadType, loadWidth, upTo } from './vector-options.js';
 
 // Attention of the tokens of short rows, split over the cache where it is long, so that a few queries fill the machine; the parts
 // are joined as split-join.ts says. Every subgroup goes through keys of its own and meets the others at the end: nothing but the
@@ -53,8 +53,9 @@ function cutOf({ headDim }: AttentionShape, type: Element, lanes: number, thread
 
 /**
  * y [tokens, heads*headDim]. q [tokens, heads*headDim], k and v [tokens, kvHeads*headDim] of the step, q and k of their own types,
- * which the cache [slots, kvHeads, tokens, headDim] of turned keys takes in: tokens of the step are read from k and v, those before from the cache.
- * parts [splits, partsWidth]: zeros before and after. One workgroup a split and group of heads, of which there are splitGroups.
+ * which the cache [slots, kvHeads, tokens, headDim] of turned keys takes in: tokens of the step are read from k and v, those before
+ * from the cache. parts [splits, partsWidth]: zeros before and after. One workgroup a split and group of heads, of which there are
+ * splitGroups.
  */
 export function splitAttention(
   shape: AttentionShape,
@@ -68,13 +69,13 @@ export function splitAttention(
   const { subgroups, team, columns, keys } = cut;
   const width = loadWidth[type];
   const vectors = headDim / width;
-  const load = loadOf(type);
+  const load = loadType(type);
   const together = upTo(headsTogether(shape));
   return kernel({
     name: 'split-attention',
     buffers: {
-      q: [loadOf(step.q), 'read'],
-      k: [loadOf(step.k), 'read'],
+      q: [loadType(step.q), 'read'],
+      k: [loadType(step.k), 'read'],
       v: [load, 'read'],
       ...(rope ? ropeEights : {}),
       info: ['u32', 'read'],
@@ -141,7 +142,6 @@ const halves = `  let whole_split = split_at(group.x);
   let split = vec4u(whole_split.x, whole_split.y + skipped, min(share, whole_split.z - skipped), 0u);
   let head_group = group.y / 2u;`;
 
-const loadOf = (type: Element): 'vec4u' | 'vec4f' => (type === 'f16' ? 'vec4u' : 'vec4f');
 const outOf = (type: Element): 'vec2u' | 'vec4f' => (type === 'f16' ? 'vec2u' : 'vec4f');
 
 /** WGSL of four numbers as the output has them. */

@@ -49,6 +49,9 @@ export interface VectorOptions {
 /** Features that a load of 16 bytes takes. */
 export const loadWidth: Readonly<Record<Format, number>> = { f32: 4, f16: 8, q8: 16, q4: 32 };
 
+/** WGSL type of a load of 16 bytes. */
+export const loadType = (type: Element): 'vec4u' | 'vec4f' => (type === 'f16' ? 'vec4u' : 'vec4f');
+
 /** WGSL of the index of a load of x: `width` features each, the first of item `i`. */
 export function firstOf(x: Part, i: string, width: number): string {
   const { stride = x.width, from = 0 } = x;
