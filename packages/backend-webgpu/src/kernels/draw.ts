@@ -1,5 +1,5 @@
 import type { Shape } from './elementwise.js';
-import { type Kernel, kernel, reductions } from './kernel.js';
+import { type Element, type Kernel, kernel, reductions } from './kernel.js';
 
 /** Probabilities are counted in units of 2^-30, so that sums do not depend on an order. */
 const unit = 2 ** 30;
@@ -21,13 +21,34 @@ const list = (count: number): number[] => [...Array(count).keys()];
  * time. One workgroup a row, of `size` threads: a power of two, 256 or more.
  */
 export function drawTokens({ width: vocabulary, type }: Shape, size: number): Kernel {
-  const share = Math.ceil(vocabulary / size);
-  const stretch = `var i = lane * ${share}u; i < min((lane + 1u) * ${share}u, ${vocabulary}u); i++`;
   return kernel({
     name: 'draw-tokens',
     // Halves by words of two, which every device can read.
     buffers: { logits: [type === 'f16' ? 'u32' : 'f32', 'read'], draws: ['vec4f', 'read'], ids: ['i32', 'write'] },
-    module: `${reductions(size)}
+    module: moduleOf(vocabulary, type, size),
+    size,
+    main: `  let row = group.x * ${vocabulary}u;
+  let draw = draws[group.x];
+  if (lane == 0u) {
+    atomicStore(&chosen, ${vocabulary}u);
+    atomicStore(&broken, 0u);
+  }
+  workgroupBarrier();
+${firstLargest(vocabulary, size)}
+  let top = max_all(own, lane);
+  if (draw.x == 0.0) {
+    if (own == top) { atomicMin(&chosen, first); }
+  } else {
+${sample(vocabulary, size)}
+  }
+  workgroupBarrier();
+  if (lane == 0u) { ids[group.x] = select(i32(min(atomicLoad(&chosen), ${vocabulary - 1}u)), -1, atomicLoad(&broken) == 1u); }`,
+  });
+}
+
+/** WGSL of the memory and of what `sample` looks thresholds up by. */
+function moduleOf(vocabulary: number, type: Element, size: number): string {
+  return `${reductions(size)}
 var<workgroup> bins: array<atomic<u32>, 256>;
 var<workgroup> sums: array<u32, ${size}>;
 var<workgroup> found: array<u32, 2>; // threshold so far, what is still wanted
@@ -84,16 +105,12 @@ fn threshold(row: u32, lane: u32, wanted: u32, least: u32, draw: vec4f, top: f32
 }
 fn mass(x: f32, draw: vec4f, top: f32, total: f32) -> u32 {
   return u32(${unit}.0 * exp((x - top) / draw.x) / total);
-}`,
-    size,
-    main: `  let row = group.x * ${vocabulary}u;
-  let draw = draws[group.x];
-  if (lane == 0u) {
-    atomicStore(&chosen, ${vocabulary}u);
-    atomicStore(&broken, 0u);
-  }
-  workgroupBarrier();
-  // A thread's first largest; beyond the end the last logit comes again.
+}`;
+}
+
+/** WGSL of a thread's largest logit and the first token that has it; also whether one is not a number. */
+function firstLargest(vocabulary: number, size: number): string {
+  return `  // A thread's first largest; beyond the end the last logit comes again.
   var own = -3e38;
   var first = ${vocabulary}u;
   for (var at = lane; at < ${vocabulary}u; at += ${loadsAtOnce * size}u) {
@@ -107,12 +124,14 @@ ${list(loadsAtOnce)
       .map((n) => `(bitcast<u32>(x${n}) & 0x7fffffffu) > 0x7f800000u`) // not a number
       .join(' || ')};
     if (wrong) { atomicStore(&broken, 1u); }
-  }
-  let top = max_all(own, lane);
-  if (draw.x == 0.0) {
-    if (own == top) { atomicMin(&chosen, first); }
-  } else {
-    var least = 0u;
+  }`;
+}
+
+/** WGSL that chooses a token of those that temperature, k and p leave. */
+function sample(vocabulary: number, size: number): string {
+  const share = Math.ceil(vocabulary / size);
+  const stretch = `var i = lane * ${share}u; i < min((lane + 1u) * ${share}u, ${vocabulary}u); i++`;
+  return `    var least = 0u;
     if (draw.y < ${vocabulary}.0) { least = threshold(row, lane, u32(draw.y), 0u, draw, top, 0.0); }
     var weight = 0.0;
     for (var i = lane; i < ${vocabulary}u; i += ${size}u) {
@@ -140,11 +159,7 @@ ${list(loadsAtOnce)
         }
         before += here;
       }
-    }
-  }
-  workgroupBarrier();
-  if (lane == 0u) { ids[group.x] = select(i32(min(atomicLoad(&chosen), ${vocabulary - 1}u)), -1, atomicLoad(&broken) == 1u); }`,
-  });
+    }`;
 }
 
 /** Token ids on the device into what a step's kernels read (see kernel.ts): out is the buffer of a view. */

@@ -49,21 +49,27 @@ ${eight.map((n) => `    sum += d${n};\n    if (${n}u <= left) { decay[(token.x +
   });
 }
 
+const four = [0, 1, 2, 3];
+const upTo = (count: number): number[] => [...Array(count).keys()];
+
+/** WGSL of L of a state at a token of the step, of a channel where gates are vectors. */
+function decayOf({ form }: DualShape): (i: number, token: string, c: string) => string {
+  const { kvHeads, headDim, gate } = form;
+  const gates = gateColumns(form);
+  return (i, token, c) =>
+    `decay[(${token}) * ${gates}u + ${gate === 'vector' ? `(${i * kvHeads}u + kv) * ${headDim}u + ${c}` : `${i * kvHeads}u + kv`}]`;
+}
+
 // Blocks of 16 by 16 of a tile, (row, column): below the diagonal, on it, above it, so that a subgroup has alike ones.
 const blockList = ['1, 0', '2, 0', '2, 1', '3, 0', '3, 1', '3, 2', '0, 0', '1, 1', '2, 2', '3, 3'];
 const emptyBlocks = ['0, 1', '0, 2', '0, 3', '1, 2', '1, 3', '2, 3'];
 
-/** scores [tokens, heads, 64]: A, one workgroup a tile and head, 4 by 4 entries a thread, a block of 16 by 16 in 16 threads. */
-export function chunkScores({ heads, form, width, type }: DualShape, mixPerHead: boolean): Kernel {
-  const { states, kvHeads, headDim, gate } = form;
-  const vector = gate === 'vector';
-  const gates = gateColumns(form);
-  const is = [...Array(states).keys()];
-  const four = [0, 1, 2, 3];
-  const logDecay = (i: number, token: string, c: string) =>
-    `decay[(first + ${token}) * ${gates}u + ${vector ? `(${i * kvHeads}u + kv) * ${headDim}u + ${c}` : `${i * kvHeads}u + kv`}]`;
-  // Off the diagonal both factors are at most 1 with the first row of the queries' 16 as reference; on it, pair by pair.
-  const vectorStep = is
+/**
+ * WGSL of a channel's part in 4 by 4 scores with vector gates. Off the diagonal both factors are at most 1 with the first row of
+ * the queries' 16 as reference; on it, pair by pair.
+ */
+function vectorStep(states: number): string {
+  return upTo(states)
     .map(
       (i) => `      {
 ${four.map((j) => `        let lq${j} = ls[${i * chunk * depth}u + (row + ${j}u) * ${depth}u + d];`).join('\n')}
@@ -79,7 +85,16 @@ ${four.map((j) => `          acc[${j}] += q${j} * keys_here * exp(min(lq${j} - v
       }`,
     )
     .join('\n');
-  const scalarFinish = `      weight = ${is.map((i) => `mixed${i} * exp(min(${logDecay(i, 't', '0u')} - ${logDecay(i, 's', '0u')}, 0.0))`).join('\n        + ')};`;
+}
+
+/** scores [tokens, heads, 64]: A, one workgroup a tile and head, 4 by 4 entries a thread, a block of 16 by 16 in 16 threads. */
+export function chunkScores(shape: DualShape, mixPerHead: boolean): Kernel {
+  const { heads, form, width, type } = shape;
+  const { states, kvHeads, gate } = form;
+  const vector = gate === 'vector';
+  const is = upTo(states);
+  const logDecay = decayOf(shape);
+  const scalarFinish = `      weight = ${is.map((i) => `mixed${i} * exp(min(${logDecay(i, 'first + t', '0u')} - ${logDecay(i, 'first + s', '0u')}, 0.0))`).join('\n        + ')};`;
   return kernel({
     name: 'chunk-scores',
     buffers: {
@@ -113,13 +128,13 @@ ${is.map((i) => `  let mixed${i} = gamma(head, ${i}u);`).join('\n')}
       let channel = min(c, ${width - 1}u);
       qs[e] = select(0.0, f32(phi_q[((first + t) * ${heads}u + head) * ${width}u + channel]), inside);
       ks[e] = select(0.0, f32(phi_k[((first + t) * ${kvHeads}u + kv) * ${width}u + channel]), inside);
-${vector ? is.map((i) => `      ls[${i * chunk * depth}u + e] = ${logDecay(i, 't', 'channel')};`).join('\n') : ''}
+${vector ? is.map((i) => `      ls[${i * chunk * depth}u + e] = ${logDecay(i, 'first + t', 'channel')};`).join('\n') : ''}
     }
     workgroupBarrier();
     for (var d = 0u; d < ${depth}u && block.x >= block.y; d++) {
 ${four.map((j) => `      let q${j} = qs[(row + ${j}u) * ${depth}u + d];`).join('\n')}
 ${four.map((j) => `      let k${j} = ks[(column + ${j}u) * ${depth}u + d];`).join('\n')}
-${vector ? vectorStep : four.map((j) => `      acc[${j}] += q${j} * vec4f(k0, k1, k2, k3);`).join('\n')}
+${vector ? vectorStep(states) : four.map((j) => `      acc[${j}] += q${j} * vec4f(k0, k1, k2, k3);`).join('\n')}
     }
     workgroupBarrier();
   }
@@ -140,17 +155,12 @@ ${vector ? '' : `      if (s <= t) {\n${scalarFinish}\n      }`}
  * From chunk to chunk, one workgroup a row, kv head and 16 columns of the state: sums [tokens, heads, columns]. Thread (part,
  * column) keeps channels part, part + 16, ... of its column of every state. `replay`: from zero, nothing read.
  */
-export function chunkWalk({ heads, form, width, type }: DualShape, mixPerHead: boolean, replay: boolean): Kernel {
-  const { states, kvHeads, headDim, gate } = form;
-  const vector = gate === 'vector';
+export function chunkWalk(shape: DualShape, mixPerHead: boolean, replay: boolean): Kernel {
+  const { form, width, type } = shape;
+  const { states, kvHeads, headDim } = form;
   const columns = columnsOf(form);
-  const gates = gateColumns(form);
-  const together = heads / kvHeads;
   const channels = Math.ceil(width / depth);
-  const is = [...Array(states).keys()];
-  const four = [0, 1, 2, 3];
-  const logDecay = (i: number, item: string, c: string) =>
-    `decay[(${item}) * ${gates}u + ${vector ? `(${i * kvHeads}u + kv) * ${headDim}u + ${c}` : `${i * kvHeads}u + kv`}]`;
+  const is = upTo(states);
   const cell = (i: number) =>
     `(((row.x * ${states}u + ${i}u) * ${kvHeads}u + kv) * ${width}u + c) * ${columns}u + column`;
   const ownChannels = (body: string) => `  for (var m = 0u; m < ${channels}u; m++) {
@@ -159,8 +169,75 @@ export function chunkWalk({ heads, form, width, type }: DualShape, mixPerHead: b
 ${body}
     }
   }`;
-  const copies = vector ? is : [0]; // with scalar gates one copy of the queries serves all states
-  const read = `    for (var h = 0u; h < ${together}u; h++) {
+  return kernel({
+    name: replay ? 'chunk-walk-replay' : 'chunk-walk',
+    buffers: {
+      ...(replay ? {} : { phi_q: [type, 'read'] as const }),
+      phi_k: [type, 'read'],
+      v: [type, 'read'],
+      decay: ['f32', 'read'],
+      ...(replay ? {} : { mix_logits: ['f32', 'read'] as const, scores: ['vec4f', 'read'] as const }),
+      states: ['f32', 'write'],
+      ...(replay ? {} : { sums: ['f32', 'write'] as const }),
+    },
+    module: `${replay ? '' : mixFunction(states, mixPerHead)}
+${
+  replay
+    ? ''
+    : `var<workgroup> qs: array<vec4f, ${copiesOf(shape).length * chunk * 4}>; // [copies, tokens, depth / 4]
+var<workgroup> block: array<f32, ${states * depth * columnBlock}>; // [states, depth, columns]`
+}
+var<workgroup> ks: array<vec4f, ${depth * stride}>; // [depth, tokens / 4]
+var<workgroup> vs: array<vec4f, ${columnBlock * stride}>; // [columns, tokens / 4]`,
+    size: 256,
+    main: `  let row = row_at(group.x);
+  if (row.w <= ${shortRow}u) { return; }
+  let kv = group.y;
+  let column = group.z * ${columnBlock}u + lane % ${columnBlock}u;
+  let part = lane / ${columnBlock}u;
+  let inside = column < ${columns}u;
+${is.map((i) => `  var state${i}: array<f32, ${channels}>;`).join('\n')}
+${replay ? '' : ownChannels(is.map((i) => `      state${i}[m] = states[${cell(i)}];`).join('\n'))}
+  for (var begin = 0u; begin < row.w; begin += ${chunk}u) {
+    let first = row.z + begin;
+    let count = min(${chunk}u, row.w - begin);
+    let end = first + count - 1u;
+    workgroupBarrier();
+    // Thread (four tokens, column).
+    {
+      var value = vec4f();
+      for (var n = 0u; n < 4u; n++) {
+        let s = part * 4u + n;
+        if (s >= count || !inside) { continue; }
+        if (column < ${headDim}u) { value[n] = f32(v[((first + s) * ${kvHeads}u + kv) * ${headDim}u + column]); }
+        else { value[n] = 1.0; }
+      }
+      vs[lane % ${columnBlock}u * ${stride}u + part] = value;
+    }
+    workgroupBarrier();
+${replay ? '' : readStates(shape)}
+${is.map((i) => moveState(shape, i)).join('\n')}
+  }
+${ownChannels(is.map((i) => `      states[${cell(i)}] = state${i}[m];`).join('\n'))}`,
+  });
+}
+
+/** States whose queries have a copy of their own: with scalar gates one serves all. */
+function copiesOf({ form }: DualShape): number[] {
+  return upTo(form.gate === 'vector' ? form.states : 1);
+}
+
+/** WGSL that reads the states for the queries of a chunk and adds what the chunk's own keys give. */
+function readStates(shape: DualShape): string {
+  const { heads, form, width } = shape;
+  const { states, kvHeads, gate } = form;
+  const vector = gate === 'vector';
+  const columns = columnsOf(form);
+  const together = heads / kvHeads;
+  const channels = Math.ceil(width / depth);
+  const [is, copies] = [upTo(states), copiesOf(shape)];
+  const logDecay = decayOf(shape);
+  return `    for (var h = 0u; h < ${together}u; h++) {
       let head = kv * ${together}u + h;
 ${is.map((i) => four.map((j) => `      var o${i}_${j} = 0.0;`).join('\n')).join('\n')}
       for (var m = 0u; m < ${channels}u; m++) {
@@ -204,56 +281,15 @@ ${four
   )
   .join('\n')}
     }`;
-  return kernel({
-    name: replay ? 'chunk-walk-replay' : 'chunk-walk',
-    buffers: {
-      ...(replay ? {} : { phi_q: [type, 'read'] as const }),
-      phi_k: [type, 'read'],
-      v: [type, 'read'],
-      decay: ['f32', 'read'],
-      ...(replay ? {} : { mix_logits: ['f32', 'read'] as const, scores: ['vec4f', 'read'] as const }),
-      states: ['f32', 'write'],
-      ...(replay ? {} : { sums: ['f32', 'write'] as const }),
-    },
-    module: `${replay ? '' : mixFunction(states, mixPerHead)}
-${
-  replay
-    ? ''
-    : `var<workgroup> qs: array<vec4f, ${copies.length * chunk * 4}>; // [copies, tokens, depth / 4]
-var<workgroup> block: array<f32, ${states * depth * columnBlock}>; // [states, depth, columns]`
 }
-var<workgroup> ks: array<vec4f, ${depth * stride}>; // [depth, tokens / 4]
-var<workgroup> vs: array<vec4f, ${columnBlock * stride}>; // [columns, tokens / 4]`,
-    size: 256,
-    main: `  let row = row_at(group.x);
-  if (row.w <= ${shortRow}u) { return; }
-  let kv = group.y;
-  let column = group.z * ${columnBlock}u + lane % ${columnBlock}u;
-  let part = lane / ${columnBlock}u;
-  let inside = column < ${columns}u;
-${is.map((i) => `  var state${i}: array<f32, ${channels}>;`).join('\n')}
-${replay ? '' : ownChannels(is.map((i) => `      state${i}[m] = states[${cell(i)}];`).join('\n'))}
-  for (var begin = 0u; begin < row.w; begin += ${chunk}u) {
-    let first = row.z + begin;
-    let count = min(${chunk}u, row.w - begin);
-    let end = first + count - 1u;
-    workgroupBarrier();
-    // Thread (four tokens, column).
-    {
-      var value = vec4f();
-      for (var n = 0u; n < 4u; n++) {
-        let s = part * 4u + n;
-        if (s >= count || !inside) { continue; }
-        if (column < ${headDim}u) { value[n] = f32(v[((first + s) * ${kvHeads}u + kv) * ${headDim}u + column]); }
-        else { value[n] = 1.0; }
-      }
-      vs[lane % ${columnBlock}u * ${stride}u + part] = value;
-    }
-    workgroupBarrier();
-${replay ? '' : read}
-${is
-  .map(
-    (i) => `    for (var m = 0u; m < ${channels}u; m++) {
+
+/** WGSL that moves a state from the start of a chunk to its end. */
+function moveState(shape: DualShape, i: number): string {
+  const { form, width } = shape;
+  const { kvHeads } = form;
+  const channels = Math.ceil(width / depth);
+  const logDecay = decayOf(shape);
+  return `    for (var m = 0u; m < ${channels}u; m++) {
       // Thread (four tokens, channel).
       {
         let c = m * ${depth}u + lane % ${depth}u;
@@ -274,10 +310,5 @@ ${is
       let own = min(m * ${depth}u + part, ${width - 1}u);
       state${i}[m] = state${i}[m] * exp(${logDecay(i, 'end', 'own')}) + sum;
       workgroupBarrier();
-    }`,
-  )
-  .join('\n')}
-  }
-${ownChannels(is.map((i) => `      states[${cell(i)}] = state${i}[m];`).join('\n'))}`,
-  });
+    }`;
 }
