@@ -63,6 +63,21 @@ export function convGroups({ width }: Shape): number {
   return Math.ceil(width / together / side);
 }
 
+/** The two fours of the channels of a thread. */
+const halves = [
+  { name: 'low', first: 0 },
+  { name: 'high', first: 4 },
+];
+
+/** WGSL of four channels' values as a vector. */
+const four = (of: (channel: number) => string, first: number) =>
+  `vec4f(${upTo(4)
+    .map((e) => of(first + e))
+    .join(', ')})`;
+
+/** Whether all taps of a channel are one load. */
+const tapsAtOnce = (taps: number): boolean => taps === 4;
+
 /** causalConv of long rows: [convGroups, tiles]. A thread goes through some tokens of a tile with its taps at hand. */
 export function convTiles(
   x: Shape,
@@ -74,34 +89,6 @@ export function convTiles(
   const { width } = x;
   const past = taps - 1;
   const eights = width / together;
-  const halves = [
-    { name: 'low', first: 0 },
-    { name: 'high', first: 4 },
-  ];
-  const four = (of: (channel: number) => string, first: number) =>
-    `vec4f(${upTo(4)
-      .map((e) => of(first + e))
-      .join(', ')})`;
-  const wide = taps === 4; // all taps of a channel by one load
-  const tap = (e: number, j: number) => (wide ? `taps${e}[${j}]` : `w[(channel + ${e}u) * ${taps}u + ${j}u]`);
-  const declared = [
-    ...upTo(wide ? together : 0).map((e) => `  let taps${e} = w[channel + ${e}u];`),
-    ...halves.flatMap(({ name, first }) => [
-      ...upTo(taps).map((j) => `  let w_${name}${j} = ${four((e) => tap(e, j), first)};`),
-      `  let b_${name} = ${bias ? four((e) => `bias[channel + ${e}u]`, first) : 'vec4f()'};`,
-      ...upTo(taps).map((j) => `  var x_${name}${j} = vec4f();`),
-    ]),
-  ];
-  const before = upTo(past).map(
-    (j) => `  if (begin + ${j}u >= ${past}u) {
-    let old = x[(row.z + begin + ${j}u - ${past}u) * ${eights}u + eight];
-    x_low${j} = low_of(old);
-    x_high${j} = high_of(old);
-  } else {
-    let at = row.x * ${slotStride(width, taps, state)}u + channel * ${past}u + begin + ${j}u;
-${halves.map(({ name, first }) => `    x_${name}${j} = ${four((e) => `f32(state[at + ${e * past}u])`, first)};`).join('\n')}
-  }`,
-  );
   const sum = (name: string) =>
     `b_${name} + ${upTo(taps)
       .map((j) => `w_${name}${j} * x_${name}${j}`)
@@ -116,7 +103,7 @@ ${halves.map(({ name, first }) => `    x_${name}${j} = ${four((e) => `f32(state[
     name: fn ? `conv-tiles-${fn}` : 'conv-tiles',
     buffers: {
       x: ['vec4u', 'read'],
-      w: [wide ? 'vec4f' : 'f32', 'read'],
+      w: [tapsAtOnce(taps) ? 'vec4f' : 'f32', 'read'],
       ...(bias && { bias: ['f32', 'read'] as const }),
       state: [state, 'read'],
       y: ['vec4u', 'write'],
@@ -130,8 +117,8 @@ ${halves.map(({ name, first }) => `    x_${name}${j} = ${four((e) => `f32(state[
   let end = min(begin + ${stretch}u, tile.y + tile.z);
   if (eight >= ${eights}u) { return; }
   let channel = eight * ${together}u;
-${declared.join('\n')}
-${before.join('\n')}
+${tapsOf(taps, bias)}
+${pastOf(x, taps, state)}
   for (var t = begin; t < end; t += ${ahead}u) {
 ${upTo(ahead)
   .map((u) => `    let own${u} = x[(row.z + min(t + ${u}u, end - 1u)) * ${eights}u + eight];`)
@@ -152,6 +139,38 @@ ${upTo(past)
   .join('\n')}
   }`,
   });
+}
+
+/** WGSL that loads taps and bias of a thread's channels, and declares what the taps meet. */
+function tapsOf(taps: number, bias: boolean): string {
+  const wide = tapsAtOnce(taps);
+  const tap = (e: number, j: number) => (wide ? `taps${e}[${j}]` : `w[(channel + ${e}u) * ${taps}u + ${j}u]`);
+  return [
+    ...upTo(wide ? together : 0).map((e) => `  let taps${e} = w[channel + ${e}u];`),
+    ...halves.flatMap(({ name, first }) => [
+      ...upTo(taps).map((j) => `  let w_${name}${j} = ${four((e) => tap(e, j), first)};`),
+      `  let b_${name} = ${bias ? four((e) => `bias[channel + ${e}u]`, first) : 'vec4f()'};`,
+      ...upTo(taps).map((j) => `  var x_${name}${j} = vec4f();`),
+    ]),
+  ].join('\n');
+}
+
+/** WGSL that finds what comes before a stretch: among the tokens of the row, or in the state. */
+function pastOf({ width }: Shape, taps: number, state: Element): string {
+  const past = taps - 1;
+  const eights = width / together;
+  return upTo(past)
+    .map(
+      (j) => `  if (begin + ${j}u >= ${past}u) {
+    let old = x[(row.z + begin + ${j}u - ${past}u) * ${eights}u + eight];
+    x_low${j} = low_of(old);
+    x_high${j} = high_of(old);
+  } else {
+    let at = row.x * ${slotStride(width, taps, state)}u + channel * ${past}u + begin + ${j}u;
+${halves.map(({ name, first }) => `    x_${name}${j} = ${four((e) => `f32(state[at + ${e * past}u])`, first)};`).join('\n')}
+  }`,
+    )
+    .join('\n');
 }
 
 /** causalConv and convState of rows of one token each, at once. */

@@ -63,9 +63,8 @@ export function linearMatrix(
   shape: MatrixShape = matrixShape,
 ): Kernel {
   const { items: rows, outputs: columns, subgroupItems, subgroupOutputs, ahead } = shape;
-  const { pitch, eights, lines, subgroups, loads, down, finished, sums, factors } = tileOf(shape, gate);
+  const { pitch, eights, lines, subgroups, loads, down, sums, factors } = tileOf(shape, gate);
   const side = columns / subgroupOutputs;
-  const finish = isWide(y) ? finishEights : finishOnes;
   const stage = rows >= columns ? 'xs' : 'ws'; // at last tiles of 16 by 16 of float32 for every subgroup, one of each factor
   const result = { domain, stage, y, bias, add, gate };
   const width = x.width / 8;
@@ -118,26 +117,7 @@ ${body}
   }
   workgroupBarrier();
   let mine = subgroup * ${256 * factors}u;
-${down
-  .map((r) => {
-    const tiles = finished.map((c) =>
-      finish(result, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`, c),
-    );
-    const staged = (c: number) =>
-      upTo(factors).map((f) => storeSums(stage, placeOf(f), `sum${r}_${c + f * finished.length}`, 16));
-    return `  {
-${tiles.map(({ before }) => before).join('\n')}
-${tiles
-  .map(
-    ({ after }, c) => `    ${staged(c).join('\n    ')}
-    workgroupBarrier();
-${after}
-    workgroupBarrier();`,
-  )
-  .join('\n')}
-  }`;
-  })
-  .join('\n')}`,
+${down.map((r) => finishRow(result, shape, r)).join('\n')}`,
   });
 }
 
@@ -261,6 +241,29 @@ interface Finished extends Options {
 function stagedFour({ stage, gate }: Finished, four: string): string {
   const of = (factor: number) => `bitcast<vec4f>(${stage}[${placeOf(factor)} / 4u + ${four}])`;
   return gate ? `(gate_four(${of(0)}) * ${of(1)})` : of(0);
+}
+
+/** WGSL that stages the tiles of a row of a subgroup one after the other, and writes them. */
+function finishRow(result: Finished, shape: MatrixShape, r: number): string {
+  const { y, stage, gate } = result;
+  const { finished, factors } = tileOf(shape, gate);
+  const finish = isWide(y) ? finishEights : finishOnes;
+  const tiles = finished.map((c) =>
+    finish(result, `item_base + row + ${16 * r}u`, `out_base + column + ${16 * c}u`, c),
+  );
+  const staged = (c: number) =>
+    upTo(factors).map((f) => storeSums(stage, placeOf(f), `sum${r}_${c + f * finished.length}`, 16));
+  return `  {
+${tiles.map(({ before }) => before).join('\n')}
+${tiles
+  .map(
+    ({ after }, c) => `    ${staged(c).join('\n    ')}
+    workgroupBarrier();
+${after}
+    workgroupBarrier();`,
+  )
+  .join('\n')}
+  }`;
 }
 
 /** Writes a tile number by number. */
