@@ -35,7 +35,7 @@ def report(test, kind, run):
         error, size = error + (got - want).pow(2).sum().item(), size + want.pow(2).sum().item()
         first, second = want.topk(2).values.T
         wrong = (got.argmax(-1) != want.argmax(-1)).nonzero().flatten().tolist()
-        others += [{"token": tokens + token, "margin": (first - second)[token].item()} for token in wrong]
+        others += [{"token": tokens + token, "margin": (first - second)[token].item(), "logit": first[token].item()} for token in wrong]
         tokens += len(ids)
     found = {"tokens": tokens, "rms": math.sqrt(error / size), "error": math.sqrt(error / tokens / want.shape[-1])}
     print(json.dumps({"test": test, "model": name, "type": kind, **found, "first": tokens - len(others), "others": others}), flush=True)

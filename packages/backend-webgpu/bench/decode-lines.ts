@@ -13,16 +13,20 @@ export interface Line {
   readonly milliseconds: Statistics;
   readonly host?: Statistics;
   readonly drawn?: Statistics;
-  readonly gpu?: {
-    readonly milliseconds: Statistics;
-    readonly dispatches: number;
-    readonly kernels: readonly {
-      readonly kernel: string;
-      readonly grid: readonly number[];
-      readonly count: number;
-      readonly microseconds: number;
-    }[];
-  };
+  readonly gpu?: DeviceTimes;
+}
+
+/** Of a step's dispatches, by the device's clock. */
+export interface DeviceTimes {
+  readonly milliseconds: Statistics;
+  readonly dispatches: number;
+  /** By how much a step is shorter without a kernel, a dispatch of it. */
+  readonly kernels: readonly {
+    readonly kernel: string;
+    readonly grid: readonly number[];
+    readonly count: number;
+    readonly microseconds: number;
+  }[];
 }
 
 export interface Peer {

@@ -1,6 +1,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { copyRate, fixed, floor, type Line, nameOf, type Peer } from './decode-lines.js';
+import { bullets, table } from './markdown.js';
 
 // docs/results/webgpu-decode.json to webgpu-decode.md beside it. With --step, what decode.bench.ts printed into --lines joins the
 // JSON first as a new step of the ladder, and what peers.py printed into --peers takes the place of the peers before.
@@ -64,10 +65,6 @@ if (options.step !== undefined) {
   all = { ...all, ladder: [...all.ladder, added], peers };
   writeFileSync(file, `${JSON.stringify(all, null, 1)}\n`);
 }
-
-const table = (head: readonly string[], rows: readonly (readonly (string | number)[])[]): string =>
-  [head, head.map(() => '---'), ...rows].map((row) => `| ${row.join(' | ')} |`).join('\n');
-const list = (lines: readonly string[]): string => lines.map((line) => `- ${line}`).join('\n');
 
 const rate = copyRate(all.peers);
 
@@ -173,11 +170,11 @@ ${table(['context', 'batch', 'PyTorch ms', 'sd', 'ours: token', 'ours / PyTorch'
 
 ## What was found
 
-${list(all.findings)}
+${bullets(all.findings)}
 
 ## Open
 
-${list(all.open)}
+${bullets(all.open)}
 
 ## Where the time of the last step goes
 
@@ -208,6 +205,6 @@ ${table(['product', 'outputs a team', 'subgroups a team', 'loads at once', 'µs'
 
 ## Commands
 
-${list(all.commands.map((line) => `\`${line}\``))}
+${bullets(all.commands.map((line) => `\`${line}\``))}
 `,
 );

@@ -12,6 +12,7 @@ import {
 import { bytesOf, type Format } from '../src/kernels/quantise.js';
 import type { WebgpuLayer } from '../src/layer.js';
 import type { Dispatch } from '../src/recording.js';
+import type { DeviceTimes } from './decode-lines.js';
 import { randomWeights, type Statistics, statistics, synthetic } from './synthetic.js';
 import { openTimed } from './timed.js';
 
@@ -154,18 +155,6 @@ async function timeDrawn(rowsOf: (round: number) => Row[], stores: Record<string
   await last?.ids;
   last?.step[Symbol.dispose]();
   return statistics(samples);
-}
-
-interface DeviceTimes {
-  readonly milliseconds: Statistics;
-  readonly dispatches: number;
-  /** By how much a step is shorter without a kernel, a dispatch of it. */
-  readonly kernels: readonly {
-    readonly kernel: string;
-    readonly grid: readonly number[];
-    readonly count: number;
-    readonly microseconds: number;
-  }[];
 }
 
 /** Of the latest step's dispatches. */

@@ -84,6 +84,11 @@ describe('results of many tokens', () => {
     expect(busy(output, 64)).toEqual(['linear-thin-64', 'rms-norm', 'linear-thin-64-gated', 'linear-thin-64']);
   });
 
+  it('are no more than products where they are queries and keys', () => {
+    const project = model.segments.find(({ versions }) => versions.default.name.endsWith('project'))!.versions.default;
+    expect(busy(project, 65)).toEqual(['rms-norm', 'linear-matrix', 'linear-matrix', 'linear-matrix']);
+  });
+
   it('have what float16 leaves of the norm added where they are logits, but for those of last tokens', () => {
     const apart = ['rms-norm', 'linear-matrix'];
     expect(busy(model.headAll, 65)).toEqual([...apart, 'rms-norm-rest', 'linear-matrix']);

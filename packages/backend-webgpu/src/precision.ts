@@ -3,7 +3,7 @@ import { type LayerGraph, type Node, operandsOf, type Value } from '@dsla/spec';
 // Which results are worth more digits than a float16 has.
 
 /** Why a result is float32 whatever the compute type. */
-export type Precise = 'stream' | 'turns' | 'logits';
+export type Precise = 'stream' | 'query-or-key' | 'logits';
 
 /**
  * Nodes whose results are float32: logits; the residual stream, to which every layer adds: values that nothing reads but
@@ -16,8 +16,8 @@ export function preciseNodes({ nodes }: LayerGraph): ReadonlyMap<Node, Precise> 
     const readers = readersOf(nodes, value);
     const streams = readers.every((reader) => ends.has(reader.op) || (links.has(reader.op) && precise.has(reader)));
     if (isLogits(readers)) precise.set(node, 'logits');
-    else if (makers.has(node.op) && readers.length > 0 && readers.every((reader) => turns(reader, value)))
-      precise.set(node, 'turns');
+    else if (makers.has(node.op) && readers.length > 0 && readers.every((reader) => asQueryOrKey(reader, value)))
+      precise.set(node, 'query-or-key');
     else if (links.has(node.op) && streams) precise.set(node, 'stream');
   }
   return precise;
@@ -31,8 +31,8 @@ function readersOf(nodes: readonly Node[], value: Value): Node[] {
   return nodes.filter((node) => operandsOf(node).includes(value));
 }
 
-/** Whether a node takes a value as queries or as keys, or hands it to a tape that does. */
-function turns(node: Node, value: Value): boolean {
+/** Whether a node takes a value as queries or as keys, or hands it, under the names that @dsla/models gives them, to a tape that does. */
+function asQueryOrKey(node: Node, value: Value): boolean {
   if (node.op === 'output') return node.name === 'q' || node.name === 'k';
   if (node.op !== 'softmaxAttention' && node.op !== 'dualLinearAttention') return false;
   const times = operandsOf(node).filter((operand) => operand === value).length;

@@ -16,7 +16,7 @@ export function ringFunction({ size, sinks }: Window): string {
 }
 
 /**
- * Keys (turned here; of type k) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens;
+ * Keys (of type `k`, turned here) and values of the new tokens into a cache [slots, kvHeads, tokens, headDim]; info[0] = tokens;
  * featuresAThread at a time.
  */
 export function append(kvHeads: number, headDim: number, type: Element, k: Element, rope?: Rope): Kernel {

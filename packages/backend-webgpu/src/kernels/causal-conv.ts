@@ -1,7 +1,16 @@
 import type { NodeOf } from '@dsla/spec';
 import { activationFunctions, activationName, elementwiseSize, type Shape } from './elementwise.js';
-import { type Element, type Kernel, type KernelParts, kernel, logFunctions, shortRow, tileTokens } from './kernel.js';
-import { eightFunctions, upTo } from './matrices.js';
+import {
+  type Element,
+  type Kernel,
+  type KernelParts,
+  kernel,
+  logFunctions,
+  shortRow,
+  tileTokens,
+  upTo,
+} from './kernel.js';
+import { eightFunctions } from './matrices.js';
 
 /** Elements from slot to slot: WebGPU copies and clears multiples of four bytes. */
 function slotStride(width: number, taps: number, state: Element): number {

@@ -1,5 +1,5 @@
 import type { Shape } from './elementwise.js';
-import { type Element, type Kernel, kernel, reductions } from './kernel.js';
+import { type Element, type Kernel, kernel, reductions, upTo } from './kernel.js';
 
 /** Probabilities are counted in units of 2^-30, so that sums do not depend on an order. */
 const unit = 2 ** 30;
@@ -10,8 +10,6 @@ const loadsAtOnce = 8;
 export function drawSize(most: number): number {
   return 2 ** Math.floor(Math.log2(Math.min(most, 1024)));
 }
-
-const list = (count: number): number[] => [...Array(count).keys()];
 
 /**
  * ids [rows]: a token a row from logits [rows, vocabulary]. draws [rows] of (temperature, k, p, uniform): temperature 0 takes
@@ -114,13 +112,13 @@ function firstLargest(vocabulary: number, size: number): string {
   var own = -3e38;
   var first = ${vocabulary}u;
   for (var at = lane; at < ${vocabulary}u; at += ${loadsAtOnce * size}u) {
-${list(loadsAtOnce)
+${upTo(loadsAtOnce)
   .map((n) => `    let i${n} = min(at + ${n * size}u, ${vocabulary - 1}u);\n    let x${n} = logit(row + i${n});`)
   .join('\n')}
-${list(loadsAtOnce)
+${upTo(loadsAtOnce)
   .map((n) => `    if (x${n} > own) { own = x${n}; first = i${n}; }`)
   .join('\n')}
-    let wrong = ${list(loadsAtOnce)
+    let wrong = ${upTo(loadsAtOnce)
       .map((n) => `(bitcast<u32>(x${n}) & 0x7fffffffu) > 0x7f800000u`) // not a number
       .join(' || ')};
     if (wrong) { atomicStore(&broken, 1u); }

@@ -1,10 +1,10 @@
 import { featureMemory, featuresOf, mapLoads } from './dual-features.js';
 import { type DualShape, entriesOf, gateColumns, ringOf } from './dual-linear-attention.js';
 import { gatesOf, numbersFrom, type Reading, readingOf, recordLayout, sharedOf } from './dual-record.js';
-import { float, type Kernel, type KernelParts, kernel, logFunctions, shortRow } from './kernel.js';
-import { upTo } from './matrices.js';
+import { float, type Kernel, type KernelParts, kernel, logFunctions, shortRow, upTo } from './kernel.js';
+
 import { ringAttention, ringMemory } from './ring-attention.js';
-import { ropeBuffer, ropeFunctions, type Turning } from './rope.js';
+import { type QueryKeyTypes, ropeBuffer, ropeFunctions } from './rope.js';
 
 // The tokens of short rows, one after the other, one workgroup a row and kv head; this is the definition, and decoding.
 // `dualArrive` takes a token in and leaves a record of what its states need: everything but the states themselves, which
@@ -12,10 +12,16 @@ import { ropeBuffer, ropeFunctions, type Turning } from './rope.js';
 
 /**
  * record [tokens, kvHeads, recordLayout().length] of q [tokens, heads*headDim], k and v [tokens, kvHeads*headDim] and the gate
- * logits; q and k of their own types. With an exact part the rings take the token in, and the one that it replaces enters the states. `replay`: a fold, of
- * past tokens without queries.
+ * logits; q and k of their own types. With an exact part the rings take the token in, and the one that it replaces enters the
+ * states. `replay`: a fold, of past tokens without queries.
  */
-export function dualArrive(shape: DualShape, scale: number, replay: boolean, step: Turning, threads = 256): Kernel {
+export function dualArrive(
+  shape: DualShape,
+  scale: number,
+  replay: boolean,
+  step: QueryKeyTypes,
+  threads = 256,
+): Kernel {
   const { form } = shape;
   const { rope, featureMap, exact } = form;
   const size = Math.min(512, threads);
@@ -59,7 +65,12 @@ ${parts.filter(Boolean).join('\n')}
   });
 }
 
-function buffersOf(shape: DualShape, replay: boolean, { load }: Reading, { q, k }: Turning): KernelParts['buffers'] {
+function buffersOf(
+  shape: DualShape,
+  replay: boolean,
+  { load }: Reading,
+  { q, k }: QueryKeyTypes,
+): KernelParts['buffers'] {
   const { form, type } = shape;
   const { featureMap, rope, exact } = form;
   return {

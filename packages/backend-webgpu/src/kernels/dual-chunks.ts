@@ -7,7 +7,7 @@ import {
   logDecayFunction,
   mixFunction,
 } from './dual-linear-attention.js';
-import { type Kernel, kernel, shortRow, tileTokens } from './kernel.js';
+import { type Kernel, kernel, shortRow, tileTokens, upTo } from './kernel.js';
 
 // The dual layer of long rows, in chunks of 64 tokens (Yang et al. 2023, arXiv 2312.06635, section 4): inside a chunk a masked
 // product of queries and keys, between chunks a state. With L the sum of log decays from the start of the chunk,
@@ -50,7 +50,6 @@ ${eight.map((n) => `    sum += d${n};\n    if (${n}u <= left) { decay[(token.x +
 }
 
 const four = [0, 1, 2, 3];
-const upTo = (count: number): number[] => [...Array(count).keys()];
 
 /** WGSL of L of a state at a token of the step, of a channel where gates are vectors. */
 function decayOf({ form }: DualShape): (i: number, token: string, c: string) => string {

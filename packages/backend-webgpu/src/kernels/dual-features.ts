@@ -1,6 +1,6 @@
 import type { DualShape } from './dual-linear-attention.js';
 import { readingOf, recordLayout, team } from './dual-record.js';
-import { upTo } from './matrices.js';
+import { upTo } from './kernel.js';
 
 // phi of a vector by a whole workgroup: a team of lanes has a row of the map, whose loads are on their way before the vector is
 // there.

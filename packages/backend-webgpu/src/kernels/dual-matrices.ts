@@ -1,16 +1,6 @@
 import { columnsOf, type DualShape, gateColumns } from './dual-linear-attention.js';
-import { chunkTokens, type Kernel, kernel, leastChunk, tileTokens } from './kernel.js';
-import {
-  eightFunctions,
-  halves,
-  load,
-  matrixTypes,
-  multiply,
-  pitchOf,
-  stageSize as size,
-  stage,
-  upTo,
-} from './matrices.js';
+import { chunkTokens, type Kernel, kernel, leastChunk, tileTokens, upTo } from './kernel.js';
+import { eightFunctions, halves, load, matrixTypes, multiply, pitchOf, stageSize as size, stage } from './matrices.js';
 
 // The dual layer of long rows by subgroup matrices in float16 (Yang et al. 2023, arXiv 2312.06635, section 4). A chunk is 256
 // tokens or more. With L the sum of log decays from the start of the chunk:

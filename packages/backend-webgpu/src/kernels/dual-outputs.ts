@@ -9,7 +9,7 @@ import {
   partsOf,
   stageValues,
 } from './dual-matrices.js';
-import { chunkTokens, float, type Kernel, kernel, tileTokens } from './kernel.js';
+import { chunkTokens, float, type Kernel, kernel, tileTokens, upTo } from './kernel.js';
 import {
   eightFunctions,
   fours,
@@ -22,7 +22,6 @@ import {
   stage,
   stageSize,
   storeSums,
-  upTo,
 } from './matrices.js';
 
 // What the queries of long rows read: the tokens of their chunk, and the states before it (see dual-matrices.ts).

@@ -1,5 +1,12 @@
-import { type DualShape, enteringToken, entriesOf, type FeaturesOf, ringOf, turning } from './dual-linear-attention.js';
-import { type Element, type Kernel, kernel, tileTokens } from './kernel.js';
+import {
+  type DualShape,
+  enteringToken,
+  entriesOf,
+  type FeaturesOf,
+  ringOf,
+  turnDirection,
+} from './dual-linear-attention.js';
+import { type Element, type Kernel, kernel, tileTokens, upTo } from './kernel.js';
 import {
   eightFunctions,
   halves,
@@ -11,7 +18,6 @@ import {
   stage,
   stageSize,
   storeSums,
-  upTo,
 } from './matrices.js';
 import { eightAt, featuresAThread, ropeEights, turnEights, turnedEightAt } from './rope.js';
 import { loadType } from './vector-options.js';
@@ -152,7 +158,7 @@ function sourceOf({ heads, form }: DualShape, of: FeaturesOf, x: Element): strin
   const count = of === 'query' ? heads : kvHeads;
   const eights = headDim / 8;
   const read = (from: string, type: Element, turned: boolean, position: string) => {
-    const direction = turning(form, turned);
+    const direction = turnDirection(form, turned);
     return direction ? turnedEightAt(from, type, 'base', position, direction) : eightAt(from, type, 'base + c / 8u');
   };
   const step = (position: string) => read('x', x, of === 'turned-key', position);

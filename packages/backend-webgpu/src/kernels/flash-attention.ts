@@ -1,4 +1,4 @@
-import { float, type Kernel, type KernelParts, kernel, tileTokens } from './kernel.js';
+import { float, type Kernel, type KernelParts, kernel, tileTokens, upTo } from './kernel.js';
 import {
   eightFunctions,
   fours,
@@ -10,7 +10,6 @@ import {
   pitchOf,
   scorePitchOf,
   storeSums,
-  upTo,
 } from './matrices.js';
 import type { AttentionShape } from './softmax-attention.js';
 

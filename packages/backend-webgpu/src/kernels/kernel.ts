@@ -126,6 +126,9 @@ ${tree('sum_all', 'partial[lane] + partial[lane + step]')}
 ${tree('max_all', 'max(partial[lane], partial[lane + step])')}`;
 }
 
+/** 0, 1, ... below n: what is written out so many times. */
+export const upTo = (n: number): number[] => [...Array(n).keys()];
+
 /** Number as a WGSL f32 literal. */
 export function float(x: number): string {
   const text = Math.fround(x).toPrecision(9);

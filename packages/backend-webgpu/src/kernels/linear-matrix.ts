@@ -1,7 +1,7 @@
 import { type Activation, activationFunctions, activationName, type Part, type Shape } from './elementwise.js';
-import { type Domain, type Grid, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
-import { eightFunctions, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
-import { firstOf, foursOf, type VectorPart } from './vector-options.js';
+import { type Domain, type Grid, itemAt, items, type Kernel, kernel, logFunctions, upTo } from './kernel.js';
+import { eightFunctions, halves, load, matrixTypes, multiply, pitchOf, storeSums } from './matrices.js';
+import { firstOf, foursOf, loadType, type VectorPart } from './vector-options.js';
 
 /** How a product is cut: tiles of a workgroup, features a round (32 or 64), tiles of a subgroup. */
 export interface MatrixShape {
@@ -208,7 +208,7 @@ function isWide(y: Shape): boolean {
 /** What a value is read and written as. */
 function typed(y: Shape, { type }: Shape): string {
   if (!isWide(y)) return type;
-  return type === 'f32' ? 'vec4f' : 'vec4u';
+  return loadType(type);
 }
 
 /** Where a subgroup stages a tile of a factor. */

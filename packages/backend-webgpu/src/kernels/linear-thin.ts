@@ -1,6 +1,6 @@
 import { activationFunctions, activationName, type Part } from './elementwise.js';
-import { type Domain, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
-import { fours, halves, load, matrixTypes, multiply, pitchOf, storeSums, upTo } from './matrices.js';
+import { type Domain, itemAt, items, type Kernel, kernel, logFunctions, upTo } from './kernel.js';
+import { fours, halves, load, matrixTypes, multiply, pitchOf, storeSums } from './matrices.js';
 import { firstOf, type VectorPart } from './vector-options.js';
 
 /**

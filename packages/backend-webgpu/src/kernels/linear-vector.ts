@@ -1,8 +1,8 @@
 import { activationFunctions, activationName, type Shape } from './elementwise.js';
-import { float, itemAt, items, type Kernel, kernel, logFunctions } from './kernel.js';
+import { float, itemAt, items, type Kernel, kernel, logFunctions, upTo } from './kernel.js';
 import { blockSize, type Format, isQuantised, scaleWord } from './quantise.js';
 import { addLoad, featuresOfLane, isWhole, laneModule, loadsOfLane } from './vector-lane.js';
-import { loadWidth, upTo, type VectorOptions, type VectorPart, type VectorShape } from './vector-options.js';
+import { loadType, loadWidth, type VectorOptions, type VectorPart, type VectorShape } from './vector-options.js';
 import { isStaged, stageFeatures, stageLoads, stageModule } from './vector-stage.js';
 
 /**
@@ -12,11 +12,10 @@ import { isStaged, stageFeatures, stageLoads, stageModule } from './vector-stage
  */
 export function linearVector(options: VectorOptions): Kernel {
   const { domain, x, format, parts, shape, eps } = options;
-  const wide = (type: Format) => (type === 'f32' ? 'vec4f' : 'vec4u');
   const buffers = parts.flatMap(({ x: own, y, bias, gate, add }, p) => [
-    ...(own ? [[`x${p}`, [wide(own.type), 'read']] as const] : []),
-    [`w${p}`, [wide(format), 'read']] as const,
-    ...(gate ? [[`u${p}`, [wide(format), 'read']] as const] : []),
+    ...(own ? [[`x${p}`, [loadType(own.type), 'read']] as const] : []),
+    [`w${p}`, [loadType(format), 'read']] as const,
+    ...(gate ? [[`u${p}`, [loadType(format), 'read']] as const] : []),
     ...(bias ? [[`bias${p}`, ['f32', 'read']] as const] : []),
     ...(add && add !== 'own' ? [[`z${p}`, [add.type, 'read']] as const] : []),
     [`y${p}`, [y.type, 'write']] as const,
@@ -39,7 +38,7 @@ export function linearVector(options: VectorOptions): Kernel {
   return kernel({
     name: ['linear-vector', shape.items, ...marks.filter(Boolean)].join('-'),
     buffers: {
-      ...(parts[0]!.x ? {} : { x: [wide(x.type), 'read'] as const }),
+      ...(parts[0]!.x ? {} : { x: [loadType(x.type), 'read'] as const }),
       ...(eps === undefined ? {} : { norm: ['vec4f', 'read'] as const }),
       ...Object.fromEntries(buffers),
     },
@@ -101,7 +100,7 @@ function product(options: VectorOptions, part: VectorPart, p: number, begin: num
   const item = (b: number) =>
     `${itemAt[domain]}(${count === 1 ? 'group.y' : `min(group.y * ${count}u + ${b}u, last)`}).${x.last ? 'w' : 'x'}`;
   const streams = streamsOf(options, part);
-  const type = format === 'f32' ? 'vec4f' : 'vec4u';
+  const type = loadType(format);
   const sums = upTo(ahead).flatMap((r) => factorsOf(part).flatMap((f) => batch.map((b) => `${f}${r}_sum${b}`)));
   const staged = isStaged(options);
   const thread = staged ? 'thread' : 'lane';

@@ -1,3 +1,5 @@
+import { upTo } from './kernel.js';
+
 // Subgroup matrices of 16x16x16, float16 to float32, by subgroups of 32 lanes, and the workgroup memory that feeds them.
 
 /** WGSL names of the operands and the sums of a product. */
@@ -85,9 +87,4 @@ export function loadSums(of: string, at: string, pitch: number): string {
 /** WGSL of sum += left * right. */
 export function multiply(sum: string, left: string, right: string): string {
   return `${sum} = subgroupMatrixMultiplyAccumulate(${left}, ${right}, ${sum});`;
-}
-
-/** Numbers from 0 to n - 1. */
-export function upTo(n: number): number[] {
-  return [...Array(n).keys()];
 }

@@ -1,7 +1,6 @@
 import { columnsOf, type DualShape, mixFunction } from './dual-linear-attention.js';
 import { gatesOf, recordLayout, sharedOf } from './dual-record.js';
-import { type Kernel, kernel, shortRow } from './kernel.js';
-import { upTo } from './matrices.js';
+import { type Kernel, kernel, shortRow, upTo } from './kernel.js';
 
 /** Lanes of a workgroup at most, and loads of a state that one has under way, all of them at once. */
 const [most, together] = [300, 4];

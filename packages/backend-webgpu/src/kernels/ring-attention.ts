@@ -1,7 +1,6 @@
 import { type DualShape, entriesOf } from './dual-linear-attention.js';
 import { type Reading, recordLayout, team } from './dual-record.js';
-import { float } from './kernel.js';
-import { upTo } from './matrices.js';
+import { float, upTo } from './kernel.js';
 
 /** WGSL of the workgroup memory of ringAttention and of a function that it uses. */
 export function ringMemory(size: number, queries: number, { words, numbers }: Reading): string {

@@ -64,7 +64,7 @@ fn turn_eight(own: vec4u, other: vec4u, c: u32, position: u32, direction: f32) -
 }
 
 /** Element types of queries and keys before they are turned. */
-export interface Turning {
+export interface QueryKeyTypes {
   readonly q: Element;
   readonly k: Element;
 }

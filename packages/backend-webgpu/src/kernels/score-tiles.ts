@@ -1,6 +1,6 @@
 import { type DualShape, mixFunction } from './dual-linear-attention.js';
 import { decayEight, decayedFunction, partsOf } from './dual-matrices.js';
-import { type Kernel, kernel, tileTokens } from './kernel.js';
+import { type Kernel, kernel, tileTokens, upTo } from './kernel.js';
 import {
   eightFunctions,
   fours,
@@ -12,7 +12,6 @@ import {
   stage,
   stageSize,
   storeSums,
-  upTo,
 } from './matrices.js';
 
 // A of a tile of 64 tokens with vector gates, in products of matrices. e^(L_t - L_s) must be split over the factors without a

@@ -1,6 +1,5 @@
 import { type Activation, activationFunctions, activationName, type Part } from './elementwise.js';
-import { type Element, float, type Kernel, kernel, logFunctions } from './kernel.js';
-import { upTo } from './matrices.js';
+import { type Element, float, type Kernel, kernel, logFunctions, upTo } from './kernel.js';
 
 // S <- exp(dt A) S + dt B x, y = C.S + D x (Gu and Dao 2023, arXiv 2312.00752, equation 2), A = -exp(log_a). One kernel goes
 // through all tokens of a row, whatever their number: the entries of a channel's state are shared out among lanes, which is

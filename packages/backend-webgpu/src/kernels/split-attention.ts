@@ -1,9 +1,9 @@
-import { type Element, float, type Kernel, kernel } from './kernel.js';
+import { type Element, float, type Kernel, kernel, upTo } from './kernel.js';
 import { eightFunctions } from './matrices.js';
-import { ropeEights, type Turning, turnFours, turnsByFours } from './rope.js';
+import { type QueryKeyTypes, ropeEights, turnFours, turnsByFours } from './rope.js';
 import type { AttentionShape } from './softmax-attention.js';
 import { countPart, cutsOf, joinModule, joinParts, storePart } from './split-join.js';
-import { foursOf, loadType, loadWidth, upTo } from './vector-options.js';
+import { foursOf, loadType, loadWidth } from './vector-options.js';
 
 // Attention of the tokens of short rows, split over the cache where it is long, so that a few queries fill the machine; the parts
 // are joined as split-join.ts says. Every subgroup goes through keys of its own and meets the others at the end: nothing but the
@@ -60,7 +60,7 @@ function cutOf({ headDim }: AttentionShape, type: Element, lanes: number, thread
 export function splitAttention(
   shape: AttentionShape,
   type: Element,
-  step: Turning,
+  step: QueryKeyTypes,
   lanes: number,
   threads = 256,
 ): Kernel {

@@ -1,6 +1,5 @@
-import { splitKeys } from './kernel.js';
+import { splitKeys, upTo } from './kernel.js';
 import type { AttentionShape } from './softmax-attention.js';
-import { upTo } from './vector-options.js';
 
 // Parts of attention, joined by the workgroup of a token and its heads that is the last to arrive, in the dispatch that makes them.
 //

@@ -6,8 +6,8 @@ import {
   keysOfBlock as keys,
   type TileSource,
 } from './flash-attention.js';
-import { type Kernel, tileTokens } from './kernel.js';
-import { upTo } from './matrices.js';
+import { type Kernel, tileTokens, upTo } from './kernel.js';
+
 import type { AttentionShape } from './softmax-attention.js';
 
 /** Head widths whose tiles fit the workgroup memory. */

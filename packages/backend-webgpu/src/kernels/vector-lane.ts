@@ -1,5 +1,6 @@
+import { upTo } from './kernel.js';
 import { type Format, isQuantised, type Quantised } from './quantise.js';
-import { firstOf, foursOf, loadWidth, upTo, type VectorOptions, type VectorPart } from './vector-options.js';
+import { firstOf, foursOf, loadWidth, type VectorOptions, type VectorPart } from './vector-options.js';
 
 // What a lane of a matrix-vector kernel (linear-vector.ts) keeps of x, and what it makes of a load of a matrix. Of quantised
 // matrices, the lane quantises its own features, with a float32 scale for every load: then a load takes products of four

@@ -50,7 +50,7 @@ export interface VectorOptions {
 export const loadWidth: Readonly<Record<Format, number>> = { f32: 4, f16: 8, q8: 16, q4: 32 };
 
 /** WGSL type of a load of 16 bytes. */
-export const loadType = (type: Element): 'vec4u' | 'vec4f' => (type === 'f16' ? 'vec4u' : 'vec4f');
+export const loadType = (type: Format): 'vec4u' | 'vec4f' => (type === 'f32' ? 'vec4f' : 'vec4u');
 
 /** WGSL of the index of a load of x: `width` features each, the first of item `i`. */
 export function firstOf(x: Part, i: string, width: number): string {
@@ -63,5 +63,3 @@ export function foursOf(type: Element, load: string): string[] {
   if (type === 'f32') return [load];
   return ['xy', 'zw'].map(([a, b]) => `vec4f(unpack2x16float(${load}.${a}), unpack2x16float(${load}.${b}))`);
 }
-
-export const upTo = (count: number): number[] => [...Array(count).keys()];

@@ -1,6 +1,7 @@
+import { upTo } from './kernel.js';
 import { isQuantised } from './quantise.js';
 import { beginOf, isWhole, loadsOfLane } from './vector-lane.js';
-import { firstOf, foursOf, loadWidth, upTo, type VectorOptions, type VectorPart } from './vector-options.js';
+import { firstOf, foursOf, loadWidth, type VectorOptions, type VectorPart } from './vector-options.js';
 
 // How the teams of a workgroup of a matrix-vector kernel (linear-vector.ts) quantise x together, each lane neighbouring numbers:
 // its loads of x and of the norm's weights are whole lines, and once a workgroup, where lanes that take their own features read

@@ -1,4 +1,4 @@
-import { float, type Kernel, kernel, tileTokens } from './kernel.js';
+import { float, type Kernel, kernel, tileTokens, upTo } from './kernel.js';
 import {
   eightFunctions,
   halves,
@@ -9,7 +9,6 @@ import {
   pitchOf,
   scorePitchOf,
   storeSums,
-  upTo,
 } from './matrices.js';
 import type { AttentionShape } from './softmax-attention.js';
 
