@@ -86,23 +86,27 @@ const prefill = (tokens: number) => prefillAt(tokens, 0);
 const peers = [...all.prefill.peers, ...all.prefill.recorded] as Peer[];
 const shown = (x: number | undefined, digits: number): string => x?.toFixed(digits) ?? '';
 
-/** Some layers before and after gate and up were one product. */
-const gated = table(
-  ['test', 'shape', 'layers', 'tokens', 'rows', 'code', 'median ms', 'sd', 'n'],
-  (all.gated.lines as (Run & { readonly shape: string; readonly layers: number; readonly code: string })[]).map(
-    ({ test, shape, layers, tokens, batch, code, milliseconds: { median, sd, n } }) => [
-      test,
-      shape,
-      layers,
-      tokens,
-      batch,
-      code,
-      median.toFixed(2),
-      sd.toFixed(2),
-      n,
-    ],
-  ),
-);
+/** Forms of the code one after the other in one call. */
+interface Comparison {
+  readonly title: string;
+  readonly text: string;
+  readonly commands: readonly string[];
+  readonly lines: readonly (Run & { readonly shape: string; readonly layers: number; readonly code: string })[];
+}
+const comparisons = (all.compared as Comparison[]).map(({ title, text, lines }) => {
+  const rows = lines.map(({ test, shape, layers, tokens, batch, code, milliseconds: { median, sd, n } }) => [
+    test,
+    shape,
+    layers,
+    tokens,
+    batch,
+    code,
+    median.toFixed(2),
+    sd.toFixed(2),
+    n,
+  ]);
+  return `### ${title}\n\n${text}\n\n${table(['test', 'shape', 'layers', 'tokens', 'rows', 'code', 'median ms', 'sd', 'n'], rows)}`;
+});
 
 /** Our prefills beside those of others; levels beside level 0 of the same run. */
 const beside = table(
@@ -214,11 +218,11 @@ ${beside}
 
 ${bullets(all.prefill.notes)}
 
-## Gate and up in one product
+## Forms of the code side by side
 
-8d9a469 has them apart, with a pass over both; 460d600 also adds what float16 leaves of the norm to logits of all tokens. Each code in turn, in one call. Tokens: of a prefill, or the context of every row; a decode step from one token on the host to the next.
+Each in turn, in one call. Tokens: of a prefill, or the context of every row; a decode step from one token on the host to the next, or of its dispatches alone by the device's clock.
 
-${gated}
+${comparisons.join('\n\n')}
 
 ## Prefill of Zamba-7B's shape at ${all.zamba.code}
 
@@ -262,6 +266,6 @@ ${kernels(all.after.kernels)}
 
 ## Commands
 
-${commands([...all.prefill.commands, ...all.gated.commands, ...all.zamba.commands, ...all.correct.commands, ...all.earlier.commands])}
+${commands([...all.prefill.commands, ...(all.compared as Comparison[]).flatMap(({ commands }) => commands), ...all.zamba.commands, ...all.correct.commands, ...all.earlier.commands])}
 `,
 );
