@@ -31,7 +31,7 @@ function readersOf(nodes: readonly Node[], value: Value): Node[] {
   return nodes.filter((node) => operandsOf(node).includes(value));
 }
 
-/** Whether a node takes a value as queries or as keys, or hands it, under the names that @dsla/models gives them, to a tape that does. */
+/** Whether a node takes a value as queries or as keys, or hands it to a tape that does, by the names that @dsla/models gives. */
 function asQueryOrKey(node: Node, value: Value): boolean {
   if (node.op === 'output') return node.name === 'q' || node.name === 'k';
   if (node.op !== 'softmaxAttention' && node.op !== 'dualLinearAttention') return false;

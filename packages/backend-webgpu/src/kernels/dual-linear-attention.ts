@@ -112,7 +112,7 @@ ${enteringToken(form)}
   });
 }
 
-/** WGSL of the direction in which keys or queries turn on their way into a state; none where they are as it takes them. */
+/** WGSL of the direction in which queries or keys turn on their way into a state; none where they are as it takes them. */
 export function turnDirection({ rope, ropeInState }: DualForm, turned: boolean): string | undefined {
   if (!rope || ropeInState === turned) return undefined;
   return ropeInState ? '1.0' : '-1.0';
@@ -124,7 +124,7 @@ const featureSize = 64;
 export type FeaturesOf = 'query' | 'key' | 'turned-key';
 
 /**
- * phi [tokens, heads, 2F] of x [tokens, heads*headDim], of type `x`, weight [heads, F, headDim]. `of`: the queries, or the keys that
+ * phi [tokens, heads, 2F] of x [tokens, heads*headDim] of type `x`, weight [heads, F, headDim]. `of`: the queries, or the keys that
  * enter (with an exact part also from the ring of turned keys; 0 where none enters).
  */
 export function features({ heads, form, width, type }: DualShape, of: FeaturesOf, x: Element): Kernel {
